@@ -1,0 +1,157 @@
+"""An image file's bytes to RGB pixels, or a refusal that says why.
+
+Everything is checked before it is paid for: the file's size, its first bytes, the header's dimensions, then a full
+decode. EXIF rotation is applied, transparency is laid on white, the first frame of an animation is taken, and all of
+that is reported in `ImageInfo`. It knows nothing of models but the size of their pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from captioner.errors import ImageBroken, ImageFormatUnknown, ImageMissing, ImageTooLarge, ImageTooSmall
+from captioner.wire import MAX_IMAGE_BYTES, ImageInfo
+
+MIN_SIDE_PX = 8
+MAX_SIDE_PX = 16_384
+MAX_PIXELS = 100_000_000  # 300 MB while it is decoded
+
+READ = "JPEG, PNG, WebP, GIF, BMP and TIFF are read"
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"II+\x00": "TIFF",
+    b"MM\x00+": "TIFF",
+}
+_ORIENTATION = 0x0112
+_BASE64 = 4 / 3 * 80 / 76  # the longest base64 text for a byte, with line ends
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The pixels a model wants: the whole image resized straight to (height, width), as in its training."""
+
+    height: int  # px
+    width: int  # px
+    resample: Literal["bicubic", "lanczos", "bilinear"]
+
+
+def check_file_size(size: int) -> None:
+    """Raises ImageMissing for 0 bytes, ImageTooLarge over the limit of 20 MiB."""
+    if size == 0:
+        raise ImageMissing("the image is empty (0 bytes)")
+    if size > MAX_IMAGE_BYTES:
+        raise ImageTooLarge(f"{size / 2**20:.1f} MiB; the limit is {MAX_IMAGE_BYTES >> 20} MiB")
+
+
+def load_pixels(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], ImageInfo]:
+    """`data` (a file's bytes, base64 text or a data URL) to RGB pixels, (height, width, 3), and what was done.
+
+    Raises a child of ImageRefused.
+    """
+    image, info = decode(unwrap(data))
+    resized = image.resize((spec.width, spec.height), Image.Resampling[spec.resample.upper()])
+    return np.asarray(resized, dtype=np.uint8), info
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that the first bytes announce, by Pillow's name; None if it is none of ours."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def unwrap(data: bytes) -> bytes:
+    """The file inside `data`: JSON doors cannot carry bytes, so base64 text and data URLs are opened here."""
+    if sniff(data) is not None:
+        check_file_size(len(data))
+        return data
+    check_file_size(int(len(data) / _BASE64))
+    text = data.strip()
+    if not text:
+        raise ImageMissing("the image is empty")
+    if text[:5].lower() == b"data:":
+        head, comma, text = text.partition(b",")
+        if not comma or not head.lower().endswith(b";base64"):
+            raise ImageFormatUnknown(f"a data URL must hold base64; this one begins {_start(head)}")
+    try:
+        file = base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error:
+        return data
+    return file if sniff(file) is not None or data[:5].lower() == b"data:" else data
+
+
+def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
+    """A file's bytes to an upright RGB image; raises a child of ImageRefused."""
+    check_file_size(len(data))
+    announced = sniff(data)
+    if announced is None:
+        raise ImageFormatUnknown(f"the file begins {_start(data)}, which is no format we know; {READ}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images; the limits here are stricter
+            with Image.open(io.BytesIO(data), formats=[announced]) as image:
+                _check_dimensions(*image.size)
+                image.load()
+                return _upright_rgb(image)
+    except (ImageTooLarge, ImageTooSmall, ImageFormatUnknown):
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
+        reason = str(error).replace("<_io.BytesIO object at ", "<") if str(error) else type(error).__name__
+        if "cannot identify" in reason:
+            reason = "its header cannot be read"
+        raise ImageBroken(f"the {announced} file of {len(data)} bytes cannot be decoded: {reason}") from error
+
+
+def _check_dimensions(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE_PX:
+        raise ImageTooSmall(f"{width}x{height} px; each side must be at least {MIN_SIDE_PX} px")
+    if max(width, height) > MAX_SIDE_PX:
+        raise ImageTooLarge(f"{width}x{height} px; each side must be at most {MAX_SIDE_PX} px")
+    if width * height > MAX_PIXELS:
+        megapixels = width * height / 1e6
+        raise ImageTooLarge(f"{width}x{height} px is {megapixels:.0f} MP; the limit is {MAX_PIXELS // 10**6} MP")
+
+
+def _upright_rgb(image: Image.Image) -> tuple[Image.Image, ImageInfo]:
+    file_format = image.format or ""
+    frames = getattr(image, "n_frames", 1)
+    rotated = _orientation(image) in range(2, 9)
+    if rotated:
+        image = ImageOps.exif_transpose(image)
+    alpha = image.has_transparency_data
+    if alpha:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    elif image.mode.startswith("I;16"):  # convert() would cut everything above 255 to white
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ImageFormatUnknown(f"pixels of 32 bits a channel (mode {image.mode}) are not read; save it with 8 or 16")
+    rgb = image.convert("RGB")
+    return rgb, ImageInfo(file_format, rgb.width, rgb.height, frames, rotated, alpha)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block is no reason to refuse whole pixels
+        return 1
+
+
+def _start(data: bytes) -> str:
+    return repr(data[:12])[1:]

@@ -1,0 +1,56 @@
+"""Styles, lengths and extras to the exact prompt. Styles are data: each model's table travels in its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from captioner.errors import ParameterUnsupported
+
+V = TypeVar("V")
+NAME = "{name}"  # where a template takes the name of the person or character
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """What one model was taught to answer to.
+
+    `styles` maps style → length → prompt, `extras` maps an extra's name to the sentence it adds.
+    """
+
+    styles: dict[str, dict[str, str]]
+    default_style: str
+    default_length: str
+    extras: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def takes_name(self) -> bool:
+        """Whether any prompt has a place for a name."""
+        templates = [prompt for lengths in self.styles.values() for prompt in lengths.values()]
+        return any(NAME in template for template in [*templates, *self.extras.values()])
+
+    def render(
+        self, style: str | None, length: str | None, extras: tuple[str, ...] = (), name: str | None = None
+    ) -> str:
+        """The prompt, exactly as the model gets it. None takes the model's default.
+
+        Raises ParameterUnsupported naming what this model does not know and what it does.
+        """
+        lengths = _known("style", style or self.default_style, self.styles)
+        if length is None:
+            length = self.default_length if self.default_length in lengths else next(iter(lengths))
+        sentences = [_known("length", length, lengths)]
+        sentences += [_known("extra", extra, self.extras) for extra in extras]
+        prompt = " ".join(sentences)
+        if name is None:
+            return prompt
+        if NAME not in prompt:
+            raise ParameterUnsupported(f"name is {name!r}; this model's prompt has no place for a name")
+        return prompt.replace(NAME, name)
+
+
+def _known(what: str, key: str, table: dict[str, V]) -> V:
+    if key not in table:
+        known = f"it knows {', '.join(table)}" if table else "it knows none"
+        raise ParameterUnsupported(f"{what} {key!r} is not one this model was made for; {known}")
+    return table[key]
