@@ -1,0 +1,50 @@
+"""The numbers the server shows of itself. Triton's own measure only the hand-off to a decoupled model."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from captioner.engine.engine import Load
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A Prometheus metric."""
+
+    name: str
+    kind: Literal["COUNTER", "GAUGE"]
+    doc: str
+
+
+RUNNING = Metric("captioner_running", "GAUGE", "Captions being decoded")
+WAITING = Metric("captioner_waiting", "GAUGE", "Requests admitted and not yet decoding")
+SLOTS = Metric("captioner_slots", "GAUGE", "Captions that can be decoded at once")
+TOKENS = Metric("captioner_tokens_total", "COUNTER", "Tokens decoded")
+CAPTIONS = Metric("captioner_captions_total", "COUNTER", "Captions finished")
+CANCELLED = Metric("captioner_cancelled_total", "COUNTER", "Requests cancelled by their client")
+REFUSED = Metric("captioner_refused_total", "COUNTER", "Requests answered with an error")
+CACHE_HITS = Metric("captioner_cache_hits_total", "COUNTER", "Requests whose image features were already known")
+TTFT = Metric("captioner_time_to_first_token_ms_total", "COUNTER", "Sum of times to first token, in ms")
+ALL = (RUNNING, WAITING, SLOTS, TOKENS, CAPTIONS, CANCELLED, REFUSED, CACHE_HITS, TTFT)
+
+
+class Counters:
+    """Counts kept here and shown later: telling Triton of each costs a round trip between processes."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys((metric.name for metric in ALL), 0.0)
+        self._lock = threading.Lock()
+
+    def add(self, metric: Metric, amount: float = 1.0) -> None:
+        """Counts up."""
+        with self._lock:
+            self._counts[metric.name] += amount
+
+    def values(self, load: Load) -> dict[str, float]:
+        """Every metric's value of this moment, by name."""
+        with self._lock:
+            values = dict(self._counts)
+        engine = {RUNNING: load.running, WAITING: load.waiting, SLOTS: load.slots, TOKENS: load.tokens}
+        return values | {metric.name: float(value) for metric, value in engine.items()}
