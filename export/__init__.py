@@ -1,0 +1,1 @@
+"""A model's published files to a version of the Triton model repository: `python -m export MODEL`."""

@@ -1,0 +1,65 @@
+"""Version folders of the model repository: staged beside their place, renamed into it whole.
+
+The `captioner` folder goes last. Its manifest holds the hash of every file, so a process that dies between two renames
+leaves a version that refuses to load by name instead of one that mixes two exports.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from captioner.manifest import NAME as MANIFEST
+from captioner.manifest import Manifest, sha256
+from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
+
+PUBLISHED = (VISION_ENCODER, PREPROCESS, CAPTIONER)  # in the order of their renames
+COMMITTED = ("model.py", ".gitkeep")  # what every version folder takes over from version 1
+
+
+def published(repository: Path) -> dict[int, Manifest]:
+    """Every complete version by number."""
+    folders = [path for path in (repository / CAPTIONER).iterdir() if path.name.isdigit()]
+    return {int(path.name): Manifest.load(path) for path in sorted(folders) if (path / MANIFEST).is_file()}
+
+
+def next_version(repository: Path) -> int:
+    """1 in a repository as it was cloned, then one more than the newest."""
+    return max(published(repository), default=0) + 1
+
+
+def stage(repository: Path, version: int) -> dict[str, Path]:
+    """Empty folders to export into, by Triton model, holding only what is committed."""
+    staged = {}
+    for model in PUBLISHED:
+        folder = repository / model / f".{version}-staged"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in COMMITTED:
+            if (repository / model / "1" / name).is_file():
+                shutil.copy2(repository / model / "1" / name, folder)
+        staged[model] = folder
+    return staged
+
+
+def hashes(staged: dict[str, Path]) -> dict[str, str]:
+    """The sha256 of every exported file, by "<triton model>/<file>"."""
+    return {
+        f"{model}/{path.relative_to(folder).as_posix()}": sha256(path)
+        for model, folder in staged.items()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (*COMMITTED, MANIFEST)
+    }
+
+
+def publish(staged: dict[str, Path], version: int) -> None:
+    """Renames the staged folders into place."""
+    for model in PUBLISHED:
+        folder = staged[model]
+        target = folder.parent / str(version)
+        replaced = folder.parent / f".{version}-replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # version 1 as it was cloned
+            target.rename(replaced)
+        folder.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)

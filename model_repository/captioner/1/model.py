@@ -1,0 +1,114 @@
+"""Triton model `captioner`, the entry. It only translates between Triton and captioner.service."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from captioner import metrics, wire
+from captioner.errors import CaptionerError, from_wire
+from captioner.features import Encoded
+from captioner.service import CaptionRequest
+from captioner.settings import Settings
+from captioner.startup import load_service
+
+
+class TritonPythonModel:
+    """Decoupled: `execute` hands every request over and returns; answers follow from the service's own threads."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the published decoder onto this instance's device."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = Settings.parse({key: value["string_value"] for key, value in parameters.items()})
+        folder, version = Path(args["model_repository"]), args["model_version"]
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self.service = load_service(folder, version, gpu, settings, encode, Gauges().show)
+
+    def execute(self, requests: list[Any]) -> None:
+        """image, prompt [1] and parameters → any number of caption and details [1]."""
+        for request in requests:
+            reply = TritonReply(request)
+            try:
+                self.service.handle(read(request), reply)
+            except Exception as error:  # one unreadable request never silences its neighbours
+                known = isinstance(error, CaptionerError)
+                reply.fail(error if known else CaptionerError(f"{type(error).__name__}: {error}"))
+
+    def finalize(self) -> None:
+        """Answers everyone who is still waiting, then ends."""
+        self.service.close()
+
+
+def read(request: Any) -> CaptionRequest:
+    """Copies what is needed; Triton takes the tensors back when `execute` returns."""
+    image = first(pb_utils.get_input_tensor_by_name(request, wire.IMAGE.name))
+    prompt = first(pb_utils.get_input_tensor_by_name(request, wire.PROMPT.name))
+    parameters = json.loads(request.parameters() or "{}")
+    over_grpc = "user-agent" in parameters  # forwarded from gRPC's metadata only, see captioner/triton_process.py
+    return CaptionRequest(image, prompt, parameters, over_grpc)
+
+
+def first(tensor: Any) -> bytes | None:
+    """The one element of a BYTES tensor; None where the optional input was left out."""
+    return None if tensor is None else bytes(tensor.as_numpy().reshape(-1)[0])
+
+
+def encode(image: bytes) -> Encoded:
+    """The hop to image_encoder; blocks, and raises the refusal that preprocess answered."""
+    request = pb_utils.InferenceRequest(
+        model_name=wire.IMAGE_ENCODER,
+        requested_output_names=[wire.FEATURES.name, wire.IMAGE_INFO.name],
+        inputs=[pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))],
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    response = request.exec()
+    if response.has_error():
+        raise from_wire(response.error().message())
+    features = pb_utils.get_output_tensor_by_name(response, wire.FEATURES.name).as_numpy()[0].copy()
+    info = first(pb_utils.get_output_tensor_by_name(response, wire.IMAGE_INFO.name))
+    return Encoded(features, wire.ImageInfo(**json.loads(info or b"{}")))
+
+
+class TritonReply:
+    """captioner.sender.Reply over Triton's response sender."""
+
+    def __init__(self, request: Any) -> None:
+        self.sender = request.get_response_sender()
+
+    def send(self, caption: str, details: str, final: bool) -> None:
+        texts = {wire.CAPTION.name: caption, wire.DETAILS.name: details}
+        tensors = [pb_utils.Tensor(k, np.array([v.encode()], dtype=np.object_)) for k, v in texts.items()]
+        self.sender.send(pb_utils.InferenceResponse(tensors), flags=final_flag(final))
+
+    def fail(self, error: CaptionerError) -> None:
+        wrapped = pb_utils.TritonError(error.wire(), getattr(pb_utils.TritonError, error.status))
+        self.sender.send(pb_utils.InferenceResponse(error=wrapped), flags=final_flag(True))
+
+    def is_cancelled(self) -> bool:
+        return bool(self.sender.is_cancelled())
+
+
+def final_flag(final: bool) -> int:
+    """pb_utils has its constants only once this module is imported."""
+    return int(pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if final else 0
+
+
+class Gauges:
+    """Shows captioner.metrics on Triton's own /metrics."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, float] = {}
+        self.families = [
+            pb_utils.MetricFamily(name=m.name, description=m.doc, kind=getattr(pb_utils.MetricFamily, m.kind))
+            for m in metrics.ALL
+        ]
+        self.metrics = {m.name: family.Metric(labels={}) for m, family in zip(metrics.ALL, self.families, strict=True)}
+
+    def show(self, values: dict[str, float]) -> None:
+        for metric in metrics.ALL:
+            before, now = self.shown.get(metric.name, 0.0), values[metric.name]
+            if now != before:
+                self.metrics[metric.name].increment(now - before)
+                self.shown[metric.name] = now
