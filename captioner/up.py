@@ -20,7 +20,13 @@ PROBE_STALL_SECONDS = 20.0
 
 
 def up(
-    repository: Path, *, http_port: int, grpc_port: int, metrics_port: int, page_port: int, model: str | None = None
+    repository: Path,
+    *,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    page_port: int,
+    model: str | None = None,
 ) -> int:
     """Runs until a signal and returns the exit code. Raises StartupRefused with one sentence."""
     started = time.monotonic()

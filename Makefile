@@ -1,0 +1,29 @@
+# One command per habit; continuous integration runs the same.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: run test check export bench environment clean
+
+run: environment  ## server and page; options: make run ARGS="--page-port 7861"
+	@$(BIN)/captioner up $(ARGS)
+
+test: environment check  ## everything that must hold
+	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: environment  ## style and types
+	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
+
+export: environment  ## publish a model: make export ARGS="MODEL --revision COMMIT"
+	@$(BIN)/python -m export $(ARGS)
+
+bench: environment  ## captions per second and time to first token
+	@$(BIN)/python -m benchmarks.load $(ARGS)
+
+environment:
+	@$(PYTHON) scripts/environment.py --venv $(VENV)
+
+clean:  ## the environment and everything that was built; published models stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
