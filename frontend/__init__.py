@@ -1,0 +1,1 @@
+"""The page people use: a browser's view of `captioner.client`, and nothing else."""
