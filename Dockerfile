@@ -1,0 +1,48 @@
+# Two images of one source: `server` on NVIDIA's Triton image, `frontend` on plain Python. docker-compose.yml builds both.
+
+# The release whose native ONNX Runtime backend serves the encoder; 26.04 is the oldest in which a dead Python model
+# makes the server unready. Its Python is 3.12.
+ARG TRITON_TAG=26.07-py3
+ARG PYTHON_TAG=3.12-slim
+
+FROM python:${PYTHON_TAG} AS wheel
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY captioner captioner
+COPY export export
+COPY frontend frontend
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG} AS server
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/huggingface \
+    MODEL_REPOSITORY=/models
+COPY constraints.txt /tmp/
+# onnxruntime is for the export, which compares the graph with the original; Triton serves it with a backend of its own.
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        "captioner[server,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
+COPY model_repository /opt/captioner/model_repository
+COPY deploy/serve.sh /opt/captioner/serve.sh
+# A named volume takes over the owner of the folder that it is mounted on.
+RUN install -d -o 1000 -g 1000 /models /huggingface
+USER 1000:1000
+EXPOSE 8000 8001 8002
+VOLUME ["/models", "/huggingface"]
+# A port that answers proves nothing: only a caption does.
+HEALTHCHECK --interval=30s --timeout=20s --start-period=15m --retries=3 \
+    CMD ["captioner", "probe", "--server", "127.0.0.1:8001", "--timeout-s", "15"]
+ENTRYPOINT ["/bin/sh", "/opt/captioner/serve.sh"]
+
+FROM python:${PYTHON_TAG} AS frontend
+ENV PYTHONUNBUFFERED=1 HOME=/tmp
+COPY constraints.txt /tmp/
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        "captioner[frontend] @ file://$(echo /wheels/captioner-*.whl)"
+USER 1000:1000
+EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=5s --start-period=1m --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=4)"]
+ENTRYPOINT ["python", "-m", "frontend", "--host", "0.0.0.0"]

@@ -1,0 +1,29 @@
+#!/bin/sh
+# In the server's container: the model published, then Triton in place of this shell.
+# CAPTIONER_MODEL, CAPTIONER_REVISION: another model than the published or embedded one. MODEL_REPOSITORY: a volume.
+set -eu
+
+# This image's configs and code; the versions published beside them stay.
+cp -rT /opt/captioner/model_repository "$MODEL_REPOSITORY"
+python3 -m export --repository "$MODEL_REPOSITORY" \
+    ${CAPTIONER_REVISION:+--revision "$CAPTIONER_REVISION"} ${CAPTIONER_MODEL:+"$CAPTIONER_MODEL"}
+
+# Doors for administrators stay shut: their key is drawn and told to nobody.
+key=$(cat /proc/sys/kernel/random/uuid)
+shut="shared-memory,model-repository,trace,logging:captioner-admin=$key"
+
+exec tritonserver \
+    --model-repository="$MODEL_REPOSITORY" \
+    --model-control-mode=explicit \
+    --load-model=captioner \
+    --load-model=image_encoder \
+    --load-model=preprocess \
+    --load-model=vision_encoder \
+    --exit-on-error=true \
+    --disable-auto-complete-config \
+    --http-thread-count=4 \
+    --http-restricted-api="$shut" \
+    --grpc-restricted-protocol="$shut" \
+    --grpc-header-forward-pattern='^user-agent$' \
+    --exit-timeout-secs=30 \
+    "$@"
