@@ -28,7 +28,6 @@ from captioner.errors import CaptionerError, RequestCancelled, ServerUnreachable
 from captioner.image import check_file_size
 from captioner.wire import Details, ModelCard
 
-
 ImageSource = bytes | str | PathLike[str]
 T = TypeVar("T")
 
@@ -52,6 +51,7 @@ class AsyncCaptionStream:
         self._call = call
         self._stall_timeout_s = stall_timeout_s
         self._address = address
+        self._cancelled = False
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -68,14 +68,19 @@ class AsyncCaptionStream:
 
     async def _read(self) -> dict[str, str] | None:
         """The next response's texts by output name, None at the end of the stream."""
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes in the same turn as the result.
+        read = asyncio.ensure_future(self._call.read())
         try:
-            response = await asyncio.wait_for(self._call.read(), self._stall_timeout_s)
-        except asyncio.TimeoutError:
-            self.cancel()
-            raise StreamStalled(
-                f"{self._address} sent nothing for {self._stall_timeout_s:g} s; the request was given up"
-            ) from None
+            done, _ = await asyncio.wait({read}, timeout=self._stall_timeout_s)
+            if not done:
+                self.cancel()
+                raise StreamStalled(
+                    f"{self._address} sent nothing for {self._stall_timeout_s:g} s; the request was given up"
+                )
+            response = read.result()
         except asyncio.CancelledError:
+            if self._cancelled:  # by its owner, who is to be told; a cancelled task is to end
+                raise RequestCancelled("the caption was cancelled") from None
             self.cancel()
             raise
         except grpc.RpcError as error:
@@ -92,6 +97,7 @@ class AsyncCaptionStream:
 
     def cancel(self) -> None:
         """Ends the decoding on the server; calling it after the end does nothing."""
+        self._cancelled = True
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -174,9 +180,7 @@ class AsyncClient:
         await self.close()
 
 
-def infer_request(
-    inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]
-) -> pb.ModelInferRequest:
+def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]) -> pb.ModelInferRequest:
     """The request in Triton's protocol; None leaves an input or parameter out.
 
     Raises ParameterUnknown or ParameterInvalid before anything travels.

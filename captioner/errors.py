@@ -20,7 +20,8 @@ class CaptionerError(Exception):
     by_code: ClassVar[dict[str, type[CaptionerError]]] = {}
 
     def __init_subclass__(cls) -> None:
-        CaptionerError.by_code[cls.code] = cls
+        if CaptionerError.by_code.setdefault(cls.code, cls) is not cls:
+            raise TypeError(f"{cls.__name__} and {CaptionerError.by_code[cls.code].__name__} share the code {cls.code}")
 
     def wire(self) -> str:
         """The text that travels: `CODE: sentence`."""
@@ -143,13 +144,15 @@ class StartupRefused(CaptionerError):
     code = "STARTUP_REFUSED"
 
 
-_WIRE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): (.*)", re.DOTALL)
+CaptionerError.by_code[CaptionerError.code] = CaptionerError
+
+_CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 
 
 def from_wire(message: str) -> CaptionerError:
     """The error that `message` names; Triton may have put words of its own in front of the code."""
-    for match in _WIRE.finditer(message):
+    for match in _CODE.finditer(message):
         error = CaptionerError.by_code.get(match[1])
         if error is not None:
-            return error(match[2].strip())
+            return error(message[match.end() :].strip())
     return CaptionerError(message.strip())

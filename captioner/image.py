@@ -10,13 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from captioner.errors import ImageBroken, ImageFormatUnknown, ImageMissing, ImageTooLarge, ImageTooSmall
 from captioner.wire import MAX_IMAGE_BYTES, ImageInfo
@@ -37,7 +39,16 @@ _MAGIC = {
     b"II+\x00": "TIFF",
     b"MM\x00+": "TIFF",
 }
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # the EXIF tag; its values other than 1:
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _BASE64 = 4 / 3 * 80 / 76  # the longest base64 text for a byte, with line ends
 
 
@@ -80,7 +91,7 @@ def unwrap(data: bytes) -> bytes:
     if sniff(data) is not None:
         check_file_size(len(data))
         return data
-    check_file_size(int(len(data) / _BASE64))
+    check_file_size(math.ceil(len(data) / _BASE64))
     text = data.strip()
     if not text:
         raise ImageMissing("the image is empty")
@@ -106,13 +117,18 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
             warnings.simplefilter("ignore")  # Pillow warns of large images; the limits here are stricter
             with Image.open(io.BytesIO(data), formats=[announced]) as image:
                 _check_dimensions(*image.size)
+                # Pillow turns a TIFF upright while it loads, and forgets that it did.
+                turned = announced == "TIFF" and _orientation(image) in _UPRIGHT
                 image.load()
-                return _upright_rgb(image)
+                return _upright_rgb(image, turned)
     except (ImageTooLarge, ImageTooSmall, ImageFormatUnknown):
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours is asked
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        raise ImageTooLarge(f"{pixels / 1e6:.0f} MP; the limit is {MAX_PIXELS // 10**6} MP") from None
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
-        reason = str(error).replace("<_io.BytesIO object at ", "<") if str(error) else type(error).__name__
-        if "cannot identify" in reason:
+        reason = str(error) or type(error).__name__
+        if " object at 0x" in reason:  # Pillow names the file object when it cannot identify the file
             reason = "its header cannot be read"
         raise ImageBroken(f"the {announced} file of {len(data)} bytes cannot be decoded: {reason}") from error
 
@@ -127,23 +143,33 @@ def _check_dimensions(width: int, height: int) -> None:
         raise ImageTooLarge(f"{width}x{height} px is {megapixels:.0f} MP; the limit is {MAX_PIXELS // 10**6} MP")
 
 
-def _upright_rgb(image: Image.Image) -> tuple[Image.Image, ImageInfo]:
+def _upright_rgb(image: Image.Image, turned: bool) -> tuple[Image.Image, ImageInfo]:
     file_format = image.format or ""
     frames = getattr(image, "n_frames", 1)
-    rotated = _orientation(image) in range(2, 9)
-    if rotated:
-        image = ImageOps.exif_transpose(image)
+    orientation = _orientation(image)
+    rotated = turned or orientation in _UPRIGHT
+    if image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    elif image.mode in ("I", "F"):
+        raise ImageFormatUnknown(f"pixels of 32 bits a channel (mode {image.mode}) are not read; save it with 8 or 16")
     alpha = image.has_transparency_data
     if alpha:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
-    elif image.mode.startswith("I;16"):  # convert() would cut everything above 255 to white
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ImageFormatUnknown(f"pixels of 32 bits a channel (mode {image.mode}) are not read; save it with 8 or 16")
     rgb = image.convert("RGB")
+    if orientation in _UPRIGHT:  # ImageOps.exif_transpose fails where any other tag is odd
+        rgb = rgb.transpose(_UPRIGHT[orientation])
     return rgb, ImageInfo(file_format, rgb.width, rgb.height, frames, rotated, alpha)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits to 8; Pillow's own convert() cuts everything above 255 to white."""
+    grey = np.asarray(image)
+    eight = Image.fromarray((grey.astype(np.uint32) // 257).astype(np.uint8))
+    if "transparency" in image.info:  # the grey that is to be seen through
+        eight.putalpha(Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return eight
 
 
 def _orientation(image: Image.Image) -> int:

@@ -42,24 +42,28 @@ class Manifest:
         """Reads `folder/manifest.json`; ArtefactBroken names what is missing or unknown."""
         path = folder / NAME
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text("utf-8"))  # a server's locale may be any
         except FileNotFoundError:
             raise ArtefactBroken(f"{path} is missing: nothing is published there yet (make export)") from None
         except ValueError as error:
             raise ArtefactBroken(f"{path} is no JSON: {error}") from None
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != expected:
-            odd = expected.symmetric_difference(values)
-            raise ArtefactBroken(f"{path} and this version of captioner differ in {', '.join(sorted(odd))}; export again")
-        values["image"] = ImageSpec(**values["image"])
-        values["prompts"] = PromptTable(**values["prompts"])
-        values["start_ids"] = tuple(values["start_ids"])
-        values["stop_ids"] = tuple(values["stop_ids"])
+        odd = {field.name for field in fields(cls)}.symmetric_difference(values if isinstance(values, dict) else ())
+        if odd:
+            raise ArtefactBroken(
+                f"{path} and this version of captioner differ in {', '.join(sorted(odd))}; export again"
+            )
+        try:
+            values["image"] = ImageSpec(**values["image"])
+            values["prompts"] = PromptTable(**values["prompts"])
+            values["start_ids"] = tuple(values["start_ids"])
+            values["stop_ids"] = tuple(values["stop_ids"])
+        except TypeError as error:
+            raise ArtefactBroken(f"{path} does not fit this version of captioner: {error}; export again") from None
         return cls(**values)
 
     def save(self, folder: Path) -> None:
         """Writes `folder/manifest.json`."""
-        (folder / NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        (folder / NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def verify(self, repository: Path, version: str) -> None:
         """Hashes every published file of `version`; ArtefactBroken names the first that is not the exported one."""
@@ -70,7 +74,9 @@ class Manifest:
                 raise ArtefactBroken(f"{path} is missing; export again")
             found = sha256(path)
             if found != expected:
-                raise ArtefactBroken(f"{path} has sha256 {found[:12]}…, the manifest says {expected[:12]}…; export again")
+                raise ArtefactBroken(
+                    f"{path} has sha256 {found[:12]}…, the manifest says {expected[:12]}…; export again"
+                )
 
 
 def sha256(path: Path) -> str:

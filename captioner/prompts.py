@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,7 +37,7 @@ class PromptTable:
 
         Raises ParameterUnsupported naming what this model does not know and what it does.
         """
-        lengths = _known("style", style or self.default_style, self.styles)
+        lengths = _known("style", self.default_style if style is None else style, self.styles)
         if length is None:
             length = self.default_length if self.default_length in lengths else next(iter(lengths))
         sentences = [_known("length", length, lengths)]
@@ -45,12 +46,12 @@ class PromptTable:
         if name is None:
             return prompt
         if NAME not in prompt:
-            raise ParameterUnsupported(f"name is {name!r}; this model's prompt has no place for a name")
+            raise ParameterUnsupported(f"name is {reprlib.repr(name)}; this model's prompt has no place for a name")
         return prompt.replace(NAME, name)
 
 
 def _known(what: str, key: str, table: dict[str, V]) -> V:
     if key not in table:
         known = f"it knows {', '.join(table)}" if table else "it knows none"
-        raise ParameterUnsupported(f"{what} {key!r} is not one this model was made for; {known}")
+        raise ParameterUnsupported(f"{what} {reprlib.repr(key)} is not one this model was made for; {known}")
     return table[key]

@@ -38,6 +38,7 @@ class Outbox:
         self.reply = reply
         self._post = post
         self._lock = threading.Lock()
+        self._talking = threading.Lock()
         self._posted = False
         self._token_ids: list[int] = []
         self._close: Callable[[str], None] | None = None
@@ -65,6 +66,11 @@ class Outbox:
         """There will be no (more) caption."""
         self._close_with(lambda _: self.reply.fail(error))
 
+    def is_cancelled(self) -> bool:
+        """Whether the client has left; never asked after the final response, when Triton has freed the request."""
+        with self._talking:
+            return not self._closed and self.reply.is_cancelled()
+
     def _close_with(self, close: Callable[[str], None]) -> None:
         with self._lock:
             if self._close is None:
@@ -87,17 +93,25 @@ class Outbox:
             self._posted = more
             if more:
                 self._post(self)
-        if self._closed:
-            return
-        self._closed = close is not None
-        if self._text is not None:
-            self._unsent += self._text.push(ids, final=close is not None)
-        if close is not None:
-            close(self._unsent)
-        elif self._streaming and self._unsent:
-            self.reply.send(self._unsent, "", False)
-            self._unsent = ""
         self._sent = self._sent or bool(ids)
+        with self._talking:
+            if not self._closed:
+                self._tell(ids, close)
+
+    def _tell(self, ids: list[int], close: Callable[[str], None] | None) -> None:
+        self._closed = close is not None
+        try:
+            if self._text is not None:
+                self._unsent += self._text.push(ids, final=self._closed)
+            if close is not None:
+                close(self._unsent)
+            elif self._streaming and self._unsent:
+                self.reply.send(self._unsent, "", False)
+                self._unsent = ""
+        except Exception as error:  # whatever failed, the client must hear of an end
+            log.exception("an answer could not be sent")
+            self._closed = True
+            self.reply.fail(CaptionerError(f"{type(error).__name__}: {error}"))
 
 
 class Sender:
@@ -118,7 +132,13 @@ class Sender:
         self._thread.join()
 
     def _run(self) -> None:
-        while (outbox := self._ready.get()) is not None:
+        while True:
+            outbox = self._ready.get()
+            if outbox is None:
+                if self._ready.empty():
+                    return
+                self._ready.put(None)  # an outbox that had more to say stands behind the end
+                continue
             try:
                 outbox.flush()
             except Exception:  # one client's broken pipe must not silence the others

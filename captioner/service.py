@@ -35,7 +35,7 @@ from captioner.manifest import Manifest
 from captioner.sender import Outbox, Reply, Sender
 from captioner.settings import Settings
 from captioner.text import TextStream
-from captioner.wire import CaptionParameters, Details, ModelCard, Timings, parse_parameters, to_json
+from captioner.wire import CaptionParameters, Details, Ending, ModelCard, Timings, parse_parameters, to_json
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +130,8 @@ class CaptionService:
 
     def close(self) -> None:
         """Lets every admitted request end and be answered, then stops all threads."""
-        self._workers.shutdown(wait=True)
-        self._engine.close()
+        self._engine.close()  # waits for the admitted, those on a worker among them
+        self._workers.shutdown()
         self._sender.close()
         self._closed.set()
         self._poller.join()
@@ -196,13 +196,13 @@ class CaptionService:
             expected = (self._manifest.feature_tokens, self._manifest.feature_width)
             if encoded.features.shape != expected:
                 raise ArtefactBroken(f"the image encoder gave features {encoded.features.shape}; expected {expected}")
+            sequence.features = torch.from_numpy(encoded.features)
         except BaseException as error:
             self._engine.withdraw()
             self._jobs.discard(job)
             self._refuse(job.outbox, error)
             return
         self._counters.add(metrics.CACHE_HITS, hit)
-        sequence.features = torch.from_numpy(encoded.features)
         sequence.on_token = lambda token_id: self._on_token(job, token_id)
         sequence.on_finish = lambda reason: self._on_finish(job, reason, encoded, hit)
         self._engine.submit(sequence)
@@ -232,7 +232,7 @@ class CaptionService:
             details = self._details(job, reason, encoded, hit)
             job.outbox.finish(lambda: to_json(details))
 
-    def _details(self, job: Job, reason: FinishReason, encoded: Encoded, hit: bool) -> Details:
+    def _details(self, job: Job, reason: Ending, encoded: Encoded, hit: bool) -> Details:
         sequence, now = job.sequence, time.monotonic()
         encode_s = job.encode_ended - job.encode_started
         queue_s = job.encode_started - job.arrived + sequence.started - job.encode_ended
@@ -274,7 +274,7 @@ class CaptionService:
         while not self._closed.wait(self._poll_s):
             try:
                 for job in list(self._jobs):
-                    if not job.sequence.cancelled and job.outbox.reply.is_cancelled():
+                    if not job.sequence.cancelled and job.outbox.is_cancelled():
                         job.sequence.cancelled = True
                 self._show(self._counters.values(self._engine.load()))
             except Exception:  # a request that ends while it is asked about must not end the asking

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from captioner.errors import StartupRefused
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,6 @@ class Settings:
         for name, text in texts.items():
             if name not in known:
                 raise StartupRefused(f"{name!r} is no setting; the settings are {', '.join(known)}")
-            if not text.lstrip("-").isdigit():
+            if not _WHOLE_NUMBER.fullmatch(text):
                 raise StartupRefused(f"{name} is {text!r}; it must be a whole number")
         return cls(**{name: int(text) for name, text in texts.items()})

@@ -7,7 +7,7 @@ command line and the page. It knows nothing of Triton or of any model.
 from __future__ import annotations
 
 import json
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -84,14 +84,15 @@ class Parameter:
 
     def check(self, value: object) -> str | int | float | bool:
         """`value` in this parameter's type, or ParameterInvalid naming the value and the range."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if self.kind is float and number:
-            value = float(value)  # type: ignore[arg-type]  # JSON writes 1.0 as 1
-        if type(value) is not self.kind:
-            raise ParameterInvalid(f"{self.name} is {value!r}; it must be {self.range}")
-        if isinstance(value, int | float) and self.minimum is not None and self.maximum is not None:
-            if not (math.isfinite(value) and self.minimum <= value <= self.maximum):
-                raise ParameterInvalid(f"{self.name} is {value}; it must be {self.range}")
+        if self.kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)  # JSON writes 1.0 as 1
+        fits = type(value) is self.kind
+        if fits and self.minimum is not None and self.maximum is not None:
+            fits = self.minimum <= value <= self.maximum  # type: ignore[operator]  # NaN is in no range
+        if fits and isinstance(value, str):  # JSON can write half a character, which no tokenizer reads
+            fits = not any("\ud800" <= character <= "\udfff" for character in value)
+        if not fits:
+            raise ParameterInvalid(f"{self.name} is {reprlib.repr(value)}; it must be {self.range}")
         return value  # type: ignore[return-value]
 
 
@@ -144,7 +145,7 @@ def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
             continue
         parameter = PARAMETERS.get(name)
         if parameter is None:
-            raise ParameterUnknown(f"{name!r} is no parameter; the parameters are {', '.join(PARAMETERS)}")
+            raise ParameterUnknown(f"{reprlib.repr(name)} is no parameter; the parameters are {', '.join(PARAMETERS)}")
         checked[name] = parameter.check(value)
     if "extras" in checked:
         checked["extras"] = _extras(checked["extras"])
@@ -183,6 +184,9 @@ class Timings:
     total: float
 
 
+Ending = Literal["stop", "length", "deadline"]  # of itself, at max_tokens, at deadline_ms
+
+
 @dataclass(frozen=True)
 class Details:
     """How a caption came to be: enough to make it again."""
@@ -197,7 +201,7 @@ class Details:
     top_p: float
     top_k: int
     repetition_penalty: float
-    finish_reason: Literal["stop", "length", "deadline"]
+    finish_reason: Ending
     tokens: int
     confidence: float | None  # calibrated probability; None where the model carries no calibration
     mean_logprob: float  # nats a token; not a probability of being right

@@ -15,7 +15,9 @@ def main() -> int:
     """Exports and publishes; 0, or 2 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument(
-        "model", nargs="?", help=f"a folder or a Hugging Face id; left out: what is published, else {EMBEDDED}"
+        "model",
+        nargs="?",
+        help=f"a folder or a Hugging Face id; left out: what is published, else {EMBEDDED}",
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")

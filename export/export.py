@@ -38,7 +38,9 @@ def export(found: hub.Found, repository: Path, say: Callable[[str], None]) -> in
     staged = publish.stage(repository, version)
     say("exporting the vision encoder to ONNX")
     with torch.inference_mode(False):
-        onnx_path = export_vision_encoder(source, staged[VISION_ENCODER], {"model": found.name, "revision": found.revision})
+        onnx_path = export_vision_encoder(
+            source, staged[VISION_ENCODER], {"model": found.name, "revision": found.revision}
+        )
     say("writing the decoder and the tokenizer")
     export_decoder(source, staged[CAPTIONER])
     say("comparing with the original")
@@ -64,9 +66,7 @@ def _prompts(source: Source) -> list[list[int]]:
     return [[*source.start_ids, *source.tokenizer.encode(text, add_special_tokens=False)] for text in texts]
 
 
-def _manifest(
-    source: Source, family: str, found: hub.Found, onnx_path: Path, files: dict[str, str]
-) -> Manifest:
+def _manifest(source: Source, family: str, found: hub.Found, onnx_path: Path, files: dict[str, str]) -> Manifest:
     blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8).numpy()
     _, tokens, width = onnx_features(onnx_path, blank).shape
     return Manifest(

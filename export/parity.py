@@ -67,7 +67,8 @@ def _patterns(height: int, width: int) -> NDArray[np.uint8]:
     noise = random.integers(0, 256, (height, width, 3))
     patches = np.kron(random.integers(0, 256, (8, 8, 3)), np.ones((height // 8 + 1, width // 8 + 1, 1)))
     gradient = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
-    return np.stack([noise, patches[:height, :width], gradient]).astype(np.uint8)
+    pictures: NDArray[np.uint8] = np.stack([noise, patches[:height, :width], gradient]).astype(np.uint8)
+    return pictures
 
 
 def _greedy_torch(source: Source, features: torch.Tensor, prompt: list[int], limit: int) -> list[int]:

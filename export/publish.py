@@ -6,9 +6,11 @@ leaves a version that refuses to load by name instead of one that mixes two expo
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
+from captioner.errors import ArtefactBroken
 from captioner.manifest import NAME as MANIFEST
 from captioner.manifest import Manifest, sha256
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
@@ -18,14 +20,24 @@ COMMITTED = ("model.py", ".gitkeep")  # what every version folder takes over fro
 
 
 def published(repository: Path) -> dict[int, Manifest]:
-    """Every complete version by number."""
-    folders = [path for path in (repository / CAPTIONER).iterdir() if path.name.isdigit()]
-    return {int(path.name): Manifest.load(path) for path in sorted(folders) if (path / MANIFEST).is_file()}
+    """Every complete version by number; those of another manifest format are left out."""
+    versions = {}
+    for version in _versions(repository):
+        with contextlib.suppress(ArtefactBroken):
+            versions[version] = Manifest.load(repository / CAPTIONER / str(version))
+    return versions
 
 
 def next_version(repository: Path) -> int:
     """1 in a repository as it was cloned, then one more than the newest."""
-    return max(published(repository), default=0) + 1
+    return max(_versions(repository), default=0) + 1
+
+
+def _versions(repository: Path) -> list[int]:
+    model = repository / CAPTIONER
+    if not model.is_dir():
+        raise ArtefactBroken(f"{repository} is no model repository: it has no folder {CAPTIONER}")
+    return [int(path.parent.name) for path in model.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
 
 
 def stage(repository: Path, version: int) -> dict[str, Path]:

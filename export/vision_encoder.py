@@ -47,7 +47,10 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
             verbose=False,
         )
     model = onnx.load(path, load_external_data=False)
-    for value, axes in ((model.graph.input[0], ("height", "width")), (model.graph.output[0], ("tokens", "feature"))):
+    for value, axes in (
+        (model.graph.input[0], ("height", "width")),
+        (model.graph.output[0], ("tokens", "feature")),
+    ):
         dims = value.type.tensor_type.shape.dim
         if not dims[0].dim_param:
             raise ModelUnsupported(f"{value.name} was exported with a fixed batch of {dims[0].dim_value}")
@@ -56,8 +59,7 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
             dim.dim_param = axis
     del model.graph.value_info[:]  # sizes that the symbolic declarations would contradict
     onnx.helper.set_model_props(model, metadata)
-    if model.ir_version > MAX_IR_VERSION:
-        model.ir_version = MAX_IR_VERSION
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     onnx.save(model, path)
     return path
 

@@ -81,9 +81,7 @@ class Engine:
     def load(self) -> Load:
         """Counts of this moment."""
         with self._changed:
-            return Load(
-                len(self._scheduler.running), self._scheduler.waiting, self._scheduler.slots, self._tokens
-            )
+            return Load(len(self._scheduler.running), self._scheduler.waiting, self._scheduler.slots, self._tokens)
 
     def close(self) -> None:
         """Refuses new requests, decodes the admitted ones to their end, and returns."""
@@ -95,23 +93,23 @@ class Engine:
 
     def step(self) -> None:
         """One round: who must leave leaves, who waits joins, every running caption gets one token."""
-        self._drop()
-        self._join()
         running = self._scheduler.running
-        if not running:
-            return
         try:
-            logits = self._decoder.decode(
-                [sequence.token_ids[-1] for sequence in running], [sequence.length for sequence in running]
-            )
-            tokens = pick(logits, running)
+            self._drop()
+            self._join()
+            if running:
+                self._decode(list(running))
         except Exception as error:  # a failed step fails its captions, never the engine
             log.exception("a decode step of %d captions failed", len(running))
-            for sequence in list(running):
+            for sequence in reversed(list(running)):  # the last first: no row need be moved by a broken decoder
                 sequence.error = error
                 self._leave(sequence, "failed")
-            return
-        for sequence, token in zip(list(running), tokens, strict=True):
+
+    def _decode(self, running: list[Sequence]) -> None:
+        logits = self._decoder.decode(
+            [sequence.token_ids[-1] for sequence in running], [sequence.length for sequence in running]
+        )
+        for sequence, token in zip(running, pick(logits, running), strict=True):
             self._take(sequence, token)
 
     def _drop(self) -> None:
@@ -161,11 +159,13 @@ class Engine:
     def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
         with self._changed:
             move = self._scheduler.leave(sequence)
-        if move is not None:
-            moved = self._scheduler.running[move.target]
-            # One position more: this step may have written it before its token was taken.
-            self._decoder.move(move.source, move.target, moved.length + 1)
-        sequence.on_finish(reason)
+        try:
+            if move is not None:
+                moved = self._scheduler.running[move.target]
+                # One position more: this step may have written it before its token was taken.
+                self._decoder.move(move.source, move.target, moved.length + 1)
+        finally:
+            sequence.on_finish(reason)
 
     def _run(self) -> None:
         while True:

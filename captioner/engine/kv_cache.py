@@ -1,7 +1,7 @@
 """Key/value caches of fixed slots behind transformers' own cache interface.
 
-A row belongs to one caption. Each row is written at its own position, so captions of any age share a step; what a
-row held before is never read, because the mask ends at the row's own position.
+A row belongs to one caption and is cleared for it. Each row is written at its own position, so captions of any age
+share a step; the mask ends at the row's own position.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ class Window:
 class SlotLayer(CacheLayerMixin):
     """Self-attention of one layer: keys and values (slots, heads, context, head size)."""
 
-    def __init__(self, window: Window, slots: int, heads: int, context: int, head_size: int, like: torch.Tensor) -> None:
-        super().__init__()
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(
+        self, window: Window, slots: int, heads: int, context: int, head_size: int, like: torch.Tensor
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
         self.keys = like.new_zeros(slots, heads, context, head_size)
         self.values = torch.zeros_like(self.keys)
@@ -56,6 +61,16 @@ class SlotLayer(CacheLayerMixin):
         """Positions a row can hold."""
         return self.keys.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def clear(self, row: int) -> None:
+        """Forgets a row's last caption. Where that ended in NaN, no mask would hide it: 0 · NaN is NaN."""
+        self.keys[row].zero_()
+        self.values[row].zero_()
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of a row over another row."""
         self.keys[target, :, :length] = self.keys[source, :, :length]
@@ -69,7 +84,7 @@ class CrossLayer(CacheLayerMixin):
         self._keys = like.new_zeros(slots, heads, tokens, head_size)
         self._values = torch.zeros_like(self._keys)
         self.window = window
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     @property
@@ -113,7 +128,12 @@ class CrossLayer(CacheLayerMixin):
         """Image tokens."""
         return self._keys.shape[2]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies a whole row over another; an image has no shorter part."""
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def move(self, source: int, target: int) -> None:
+        """Copies a row over another row."""
         self._keys[target] = self._keys[source]
         self._values[target] = self._values[source]

@@ -21,7 +21,8 @@ def processors(sampling: Sampling) -> LogitsProcessorList:
         chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature > 0:
         if sampling.temperature != 1.0:
-            chain.append(TemperatureLogitsWarper(sampling.temperature))
+            # Below this, logits overflow and no token can be drawn; the likeliest already has all the probability.
+            chain.append(TemperatureLogitsWarper(max(sampling.temperature, 1e-30)))
         if sampling.top_k > 0:
             chain.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1.0:
@@ -45,8 +46,10 @@ def pick(logits_NV: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
 def _pick_row(logits_1V: torch.Tensor, sequence: Sequence) -> int:
     sampling = sequence.sampling
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1.0:
+        return int(logits_1V.argmax())
     written = torch.tensor([sequence.prompt_ids + sequence.token_ids], device=logits_1V.device)
-    scores = processors(sampling)(written, logits_1V.clone())
+    scores = processors(sampling)(written, logits_1V.clone())  # type: ignore[arg-type]  # asks for LongTensor, which nothing makes
     if sampling.temperature == 0:
         return int(scores.argmax())
     if sequence.generator is None:

@@ -13,5 +13,7 @@ FAMILIES: dict[str, type[Family]] = {kind.model_type: kind for kind in (ConceptE
 def family(model_type: str) -> type[Family]:
     """The family registered under a config.json's `model_type`; ModelUnsupported lists the known."""
     if model_type not in FAMILIES:
-        raise ModelUnsupported(f"model_type {model_type!r} has no family; the families are {', '.join(sorted(FAMILIES))}")
+        raise ModelUnsupported(
+            f"model_type {model_type!r} has no family; the families are {', '.join(sorted(FAMILIES))}"
+        )
     return FAMILIES[model_type]

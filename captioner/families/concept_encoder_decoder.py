@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -56,9 +57,10 @@ class ConceptEncoderDecoder(Family):
         return CrossAttentionDecoder(folder, manifest, slots, device)
 
 
-def _decoder(folder: Path, config: dict[str, object]) -> GPT2LMHeadModel:
+def _decoder(folder: Path, config: dict[str, Any]) -> GPT2LMHeadModel:
     decoder = GPT2LMHeadModel(GPT2Config(**config))
     weights = load_file(folder / "model.safetensors")
     state = {k.removeprefix(DECODER): v.float() for k, v in weights.items() if k.startswith(DECODER)}
     decoder.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})  # tied, so stored once
-    return decoder.eval()
+    decoder.eval()
+    return decoder

@@ -29,15 +29,17 @@ class CrossAttentionDecoder(Decoder):
         layers = range(config.num_hidden_layers)
         text = (self.window, slots, heads, manifest.context_tokens, head_size, like)
         image = (self.window, slots, heads, manifest.feature_tokens, head_size, like)
-        self.cache = EncoderDecoderCache(
-            Cache(layers=[SlotLayer(*text) for _ in layers]), Cache(layers=[CrossLayer(*image) for _ in layers])
-        )
+        self.text_layers = [SlotLayer(*text) for _ in layers]
+        self.image_layers = [CrossLayer(*image) for _ in layers]
+        self.cache = EncoderDecoderCache(Cache(layers=list(self.text_layers)), Cache(layers=list(self.image_layers)))
         # GPT-2 asks only whether there are any, once their keys are cached.
         self.no_features = torch.empty(slots, manifest.feature_tokens, 0, device=device)
 
     @torch.inference_mode()
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> torch.Tensor:
         """See Decoder.prefill."""
+        for layer in self.text_layers:
+            layer.clear(row)
         queries = len(prompt_ids)
         positions = torch.arange(queries, device=self.device)[None]  # (1, queries)
         mask = positions[0, None, :] <= positions[0, :, None]  # (queries, keys)
@@ -71,7 +73,7 @@ class CrossAttentionDecoder(Decoder):
         """The last query's logits, (B, vocabulary). Features are given once, at prefill."""
         self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, mask_B1QK.shape[-1]
         known = features_BTD is None
-        self.cache.is_updated = dict.fromkeys(range(len(self.cache.self_attention_cache.layers)), known)
+        self.cache.is_updated = dict.fromkeys(range(len(self.text_layers)), known)
         output = self.model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
@@ -86,13 +88,11 @@ class CrossAttentionDecoder(Decoder):
 
     def move(self, source: int, target: int, length: int) -> None:
         """See Decoder.move."""
-        for cache in (self.cache.self_attention_cache, self.cache.cross_attention_cache):
-            for layer in cache.layers:
-                layer.move(source, target, length)
+        for text, image in zip(self.text_layers, self.image_layers, strict=True):
+            text.move(source, target, length)
+            image.move(source, target)
 
     @property
     def cache_bytes(self) -> int:
         """See Decoder.cache_bytes."""
-        text = [layer.keys for layer in self.cache.self_attention_cache.layers]
-        image = [layer._keys for layer in self.cache.cross_attention_cache.layers]
-        return sum(2 * keys.nbytes for keys in [*text, *image])
+        return sum(layer.nbytes for layer in self.text_layers) + sum(layer.nbytes for layer in self.image_layers)

@@ -26,6 +26,9 @@ RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {1: "lanczos", 
 class NormalisedEncoder(torch.nn.Module):
     """uint8 pixels to features: the processor's normalisation, the encoder, and the step to the decoder's width."""
 
+    factor: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, model: VisionEncoderDecoderModel, processor: dict[str, Any]) -> None:
         super().__init__()
         self.encoder = model.encoder
@@ -57,8 +60,13 @@ class VisionEncoderDecoder(Family):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         generation = model.generation_config
-        start = model.config.decoder_start_token_id
-        stop = generation.eos_token_id if generation.eos_token_id is not None else model.config.decoder.eos_token_id
+        start, stop = generation.decoder_start_token_id, generation.eos_token_id
+        if start is None:
+            start = getattr(model.config, "decoder_start_token_id", None)
+        if stop is None:
+            stop = model.config.decoder.eos_token_id
+        if start is None or stop is None:
+            raise ModelUnsupported(f"decoder_start_token_id is {start} and eos_token_id {stop}; both must be token ids")
         return Source(
             license=license_of(folder),
             vision_encoder=NormalisedEncoder(model, processor).eval(),

@@ -1,0 +1,61 @@
+"""The embedded model on a real tritonserver, for every test that wants one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from captioner.hub import EMBEDDED
+from captioner.server import TritonServer
+from captioner.wire import MODELS
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Served:
+    """Addresses, each HOST:PORT."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+
+def metric(served: Served, name: str) -> float:
+    """A metric's value as the server shows it now."""
+    with urllib.request.urlopen(f"http://{served.metrics}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+    assert found, f"{name} is not shown"
+    return float(found[1])
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed model repository with the embedded model exported into it."""
+    repository = tmp_path_factory.mktemp("repository") / "model_repository"
+    committed = ("config.pbtxt", "model.py", ".gitkeep")
+    for source in sorted((ROOT / "model_repository").rglob("*")):
+        if source.name in committed and source.parent.name in (*MODELS, "1"):
+            target = repository / source.relative_to(ROOT / "model_repository")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    export = [sys.executable, "-m", "export", EMBEDDED, "--repository", str(repository)]
+    subprocess.run(export, check=True, cwd=ROOT, timeout=300)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def served(repository: Path) -> Iterator[Served]:
+    """The embedded model, served as `captioner up` does it."""
+    log_path = repository.parent / "server.log"
+    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log_path) as server:
+        yield Served(server.grpc_address, server.http_address, server.metrics_address)

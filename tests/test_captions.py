@@ -1,0 +1,285 @@
+"""The whole path on a real tritonserver with the embedded model: the same caption through every door."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from itertools import islice
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+
+from benchmarks.images import EXAMPLES, crops
+from captioner import errors
+from captioner.client import AsyncClient, Client
+from tests.served import Served, metric
+
+pytestmark = pytest.mark.triton
+
+PHOTO = EXAMPLES / "cat.jpg"
+
+
+@pytest.fixture
+def client(served: Served) -> Any:
+    with Client(served.grpc) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def greedy(served: Served) -> str:
+    """What the command line says of the photo."""
+    command = [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc, str(PHOTO)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def generate(served: Served, verb: str, body: dict[str, object]) -> tuple[int, str]:
+    """POST to Triton's own HTTP door: status and body."""
+    request = urllib.request.Request(
+        f"http://{served.http}/v2/models/captioner/{verb}", json.dumps(body).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def raw_stream(served: Served, data: bytes, **parameters: Any) -> list[tuple[Any, Any]]:
+    """Every (result, error) of one request through plain tritonclient, the empty final one included."""
+    answers: Queue[tuple[Any, Any]] = Queue()
+    client = tritonclient.grpc.InferenceServerClient(served.grpc)
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    image = tritonclient.grpc.InferInput("image", [1], "BYTES")
+    image.set_data_from_numpy(np.array([data], dtype=np.object_))
+    client.async_stream_infer("captioner", [image], parameters=parameters, enable_empty_final_response=True)
+    received = []
+    while True:
+        received.append(answers.get(timeout=60))
+        result, error = received[-1]
+        if error is not None or result.get_response().parameters["triton_final_response"].bool_param:
+            break
+    time.sleep(0.2)  # nothing may follow the final response
+    assert answers.empty(), "a response came after the final one"
+    client.stop_stream()
+    client.close()
+    return received
+
+
+def text(result: Any, name: str = "caption") -> str:
+    value: str = result.as_numpy(name)[0].decode()
+    return value
+
+
+def test_the_caption_is_a_sentence_about_something(greedy: str) -> None:
+    assert len(greedy.split()) >= 4, greedy
+
+
+def test_every_door_gives_the_same_greedy_caption(served: Served, client: Client, greedy: str) -> None:
+    encoded = base64.b64encode(PHOTO.read_bytes()).decode()
+    assert client.caption(PHOTO).text == greedy
+    assert client.caption(PHOTO.read_bytes()).text == greedy
+    assert "".join(client.stream(PHOTO)) == greedy
+    assert "".join(text(r) for r, _ in raw_stream(served, PHOTO.read_bytes())) == greedy
+    status, body = generate(served, "generate", {"image": encoded})
+    assert (status, json.loads(body)["caption"]) == (200, greedy)
+    status, body = generate(served, "generate", {"image": f"data:image/jpeg;base64,{encoded}"})
+    assert (status, json.loads(body)["caption"]) == (200, greedy)
+    status, body = generate(served, "generate_stream", {"image": encoded, "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line]
+    assert "".join(event["caption"] for event in events) == greedy
+    assert len(events) > 2, "generate_stream sent the caption in one piece"
+
+
+def test_a_grpc_stream_brings_text_as_it_is_written_and_details_at_the_end(served: Served) -> None:
+    results = [result for result, error in raw_stream(served, PHOTO.read_bytes())]
+    assert len(results) > 3
+    assert all(text(result, "details") == "" for result in results[:-1])
+    details = json.loads(text(results[-1], "details"))
+    assert details["finish_reason"] == "stop"
+    assert details["image"]["format"] == "JPEG"
+    assert details["prompt"] == "<|medium|>"
+    assert details["timings_ms"]["first_token"] <= details["timings_ms"]["total"]
+
+
+def test_the_three_lengths_differ_in_the_order_of_their_names(client: Client) -> None:
+    words = {name: len(client.caption(PHOTO, length=name).text.split()) for name in ("short", "medium", "long")}
+    assert words["short"] < words["medium"] < words["long"], words
+
+
+def test_a_seed_repeats_its_caption_and_another_seed_does_not(client: Client) -> None:
+    captions = [client.caption(PHOTO, temperature=1.2, seed=seed, length="long") for seed in (1, 1, 2)]
+    assert captions[0].text == captions[1].text
+    assert captions[0].text != captions[2].text
+    assert captions[2].details.seed == 2
+
+
+def test_a_drawn_seed_is_reported_and_repeats_the_caption(client: Client) -> None:
+    drawn = client.caption(PHOTO, temperature=1.0)
+    assert client.caption(PHOTO, temperature=1.0, seed=drawn.details.seed).text == drawn.text
+
+
+def test_a_prompt_is_continued(client: Client) -> None:
+    caption = client.caption(PHOTO, prompt="A close view of")
+    assert caption.text.startswith("A close view of ")
+    assert caption.details.prompt == "A close view of"
+
+
+def test_sixteen_at_once_get_the_captions_they_get_alone(served: Served) -> None:
+    images = list(islice(crops(seed=1), 16))
+
+    async def caption_all() -> tuple[list[str], list[str]]:
+        async with AsyncClient(served.grpc) as client:
+            alone = [(await client.caption(image)).text for image in images]
+            together = await asyncio.gather(*(client.caption(image, stream=True) for image in images))
+            return alone, [caption.text for caption in together]
+
+    alone, together = asyncio.run(caption_all())
+    assert together == alone
+    assert len(set(alone)) > 4, "the images are too much alike to show a mix-up"
+
+
+def test_cancelling_ends_the_decoding_within_a_step_and_100_ms(served: Served, client: Client) -> None:
+    steps, cancelled = [], metric(served, "captioner_cancelled_total")
+    for attempt in range(5):
+        with client.stream(PHOTO, length="long", temperature=2.0, seed=attempt, max_tokens=80) as stream:
+            next(stream)
+        began = time.perf_counter()
+        while metric(served, "captioner_running") > 0:
+            assert time.perf_counter() - began < 5, "the caption is still being decoded"
+        steps.append(time.perf_counter() - began)
+    before = metric(served, "captioner_tokens_total")
+    time.sleep(0.3)
+    assert metric(served, "captioner_tokens_total") == before
+    assert metric(served, "captioner_cancelled_total") > cancelled
+    step_ms = 25  # of a busy machine; the gauge itself is shown every 50 ms
+    assert sorted(steps)[2] * 1000 < 100 + step_ms + 50, steps
+
+
+BAD = {
+    "IMAGE_MISSING": b"",
+    "IMAGE_FORMAT_UNKNOWN": b"%PDF-1.7 not an image at all",
+    "IMAGE_BROKEN": PHOTO.read_bytes()[:2000],
+    "IMAGE_TOO_LARGE": b"\xff\xd8\xff" + bytes(20 * 2**20),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_a_bad_file_is_refused_by_code_and_the_next_photo_is_captioned(
+    served: Served, client: Client, greedy: str, code: str
+) -> None:
+    _, error = raw_stream(served, BAD[code])[-1]
+    assert error is not None and errors.from_wire(error.message()).code == code
+    status, body = generate(served, "generate", {"image": base64.b64encode(BAD[code]).decode()})
+    assert status == 400 and errors.from_wire(json.loads(body)["error"]).code == code
+    assert client.caption(PHOTO).text == greedy
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        ({"style": "haiku"}, "PARAMETER_UNSUPPORTED"),
+        ({"length": "endless"}, "PARAMETER_UNSUPPORTED"),
+        ({"temperature": 2.5}, "PARAMETER_INVALID"),
+        ({"max_tokens": 0}, "PARAMETER_INVALID"),
+        ({"max_tokens": 2000}, "PARAMETER_INVALID"),
+        ({"colour": "red"}, "PARAMETER_UNKNOWN"),
+        ({"seed": "seven"}, "PARAMETER_INVALID"),
+        ({"extras": "[1]"}, "PARAMETER_INVALID"),
+        ({"name": "Mia"}, "PARAMETER_UNSUPPORTED"),
+        ({"deadline_ms": 1}, "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_code_and_the_next_photo_is_captioned(
+    served: Served, client: Client, greedy: str, parameters: dict[str, Any], code: str
+) -> None:
+    _, error = raw_stream(served, PHOTO.read_bytes(), **parameters)[-1]
+    assert error is not None and errors.from_wire(error.message()).code == code
+    image = base64.b64encode(PHOTO.read_bytes()).decode()
+    status, body = generate(served, "generate", {"image": image} | parameters)
+    assert status in (400, 503) and errors.from_wire(json.loads(body)["error"]).code == code
+    assert client.caption(PHOTO).text == greedy
+
+
+def test_a_request_without_an_image_is_refused(served: Served) -> None:
+    status, body = generate(served, "generate", {"stream": False})
+    assert status == 400 and "IMAGE_MISSING" in body
+
+
+def test_a_prompt_that_is_no_utf8_is_refused_and_not_lost(served: Served) -> None:
+    client = tritonclient.grpc.InferenceServerClient(served.grpc)
+    answers: Queue[tuple[Any, Any]] = Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    inputs = []
+    for name, value in (("image", PHOTO.read_bytes()), ("prompt", b"\xff\xfe")):
+        tensor = tritonclient.grpc.InferInput(name, [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([value], dtype=np.object_))
+        inputs.append(tensor)
+    client.async_stream_infer("captioner", inputs)
+    _, error = answers.get(timeout=30)
+    client.stop_stream()
+    assert error is not None and "PARAMETER_INVALID" in error.message()
+
+
+def test_features_are_to_be_had_by_name(served: Served) -> None:
+    client = tritonclient.http.InferenceServerClient(served.http)
+    image = tritonclient.http.InferInput("image", [2, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[PHOTO.read_bytes()], [(EXAMPLES / "coffee.jpg").read_bytes()]], dtype=object))
+    features = client.infer("image_encoder", [image]).as_numpy("features")
+    assert features is not None and features.shape[0] == 2
+    assert not np.allclose(features[0], features[1])
+    client.close()
+
+
+def test_one_refused_image_of_a_burst_spoils_no_other(served: Served, greedy: str) -> None:
+    async def burst() -> list[Any]:
+        async with AsyncClient(served.grpc) as client:
+            images = [PHOTO.read_bytes(), PHOTO.read_bytes()[:1000]] * 8
+            return await asyncio.gather(*(client.caption(image) for image in images), return_exceptions=True)
+
+    answers = asyncio.run(burst())
+    assert [str(answer) for answer in answers[::2]] == [greedy] * 8
+    assert all(isinstance(answer, errors.ImageBroken) for answer in answers[1::2])
+
+
+def test_more_requests_than_places_are_refused_at_once_and_the_rest_is_served(served: Served) -> None:
+    async def flood() -> list[Any]:
+        async with AsyncClient(served.grpc) as client:
+            images = islice(crops(seed=2, size_px=64), 120)
+            return await asyncio.gather(*(client.caption(image) for image in images), return_exceptions=True)
+
+    answers = asyncio.run(flood())
+    refused = [answer for answer in answers if isinstance(answer, errors.ServerBusy)]
+    assert 1 <= len(refused) <= 120 - 80, "80 places: 16 slots and 64 waiting"
+    assert all(answer in refused or str(answer) for answer in answers)
+    assert not [answer for answer in answers if isinstance(answer, Exception) and answer not in refused]
+
+
+def test_the_probe_captions(served: Served) -> None:
+    command = [sys.executable, "-m", "captioner.cli", "probe", "--server", served.grpc]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with Client("127.0.0.1:9") as client, pytest.raises(errors.ServerUnreachable, match=r"127\.0\.0\.1:9"):
+        client.caption(PHOTO)
+
+
+def test_the_command_line_captions_what_it_can_and_says_what_it_cannot(served: Served, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.webp"
+    broken.write_bytes(b"RIFF\x00\x00\x00\x00WEBPVP8 ")
+    command = [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc]
+    done = subprocess.run([*command, str(broken), str(PHOTO)], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{PHOTO}: ") and done.stdout.count("\n") == 1
+    assert f"{broken}: IMAGE_BROKEN: " in done.stderr

@@ -1,0 +1,66 @@
+"""The command line's options are the wire's parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captioner import __version__, wire
+from captioner.cli import main, parser
+
+PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]
+SAMPLE = {str: "text", int: "7", float: "0.5"}
+
+
+def test_every_parameter_of_the_wire_is_an_option_of_its_type() -> None:
+    words = ["caption", "a.jpg"]
+    for parameter in PARAMETERS:
+        words += ["--" + parameter.name.replace("_", "-"), SAMPLE[parameter.kind]]
+    arguments = parser().parse_args(words)
+    for parameter in PARAMETERS:
+        assert getattr(arguments, parameter.name) == parameter.kind(SAMPLE[parameter.kind])
+
+
+def test_what_is_not_asked_for_is_left_to_the_server() -> None:
+    arguments = parser().parse_args(["caption", "a.jpg"])
+    assert all(getattr(arguments, parameter.name) is None for parameter in PARAMETERS)
+    assert arguments.prompt is None
+    assert arguments.server == f"127.0.0.1:{wire.GRPC_PORT}"
+
+
+def test_several_files_are_captioned_by_one_command() -> None:
+    assert parser().parse_args(["caption", "a.jpg", "b.png"]).files == [Path("a.jpg"), Path("b.png")]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["caption"], ["sing"], ["caption", "a.jpg", "--seed", "one"], ["up", "--http-port", "x"]]
+)
+def test_a_command_that_makes_no_sense_ends_with_the_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: captioner" in capsys.readouterr().err
+
+
+def test_help_shows_every_range(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["caption", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for parameter in PARAMETERS:
+        assert parameter.range in shown, parameter.name
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"captioner {__version__}\n"
+
+
+def test_the_ports_of_up_are_those_of_the_wire() -> None:
+    arguments = parser().parse_args(["up"])
+    ports = (arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.page_port)
+    assert ports == (wire.HTTP_PORT, wire.GRPC_PORT, wire.METRICS_PORT, wire.PAGE_PORT)
+    assert (arguments.repository / "captioner" / "config.pbtxt").is_file()

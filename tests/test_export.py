@@ -1,0 +1,305 @@
+"""A tiny captioner through the real exporter into a copy of the model repository."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import VisionEncoderDecoderModel
+
+from captioner import wire
+from captioner.errors import ArtefactBroken, ModelUnsupported
+from captioner.families import family
+from captioner.families.base import Source
+from captioner.hub import find
+from captioner.image import ImageSpec
+from captioner.manifest import NAME, Manifest
+from export import __main__ as command
+from export import export as exporting
+from export import parity, publish
+from export.vision_encoder import onnx_features
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = {
+    "vision_encoder/model.onnx",
+    "captioner/tokenizer.json",
+    "captioner/decoder/config.json",
+    "captioner/decoder/generation_config.json",
+    "captioner/decoder/model.safetensors",
+}
+
+
+def empty_repository(folder: Path) -> Path:
+    """The committed part of model_repository, without what may have been published there."""
+    for model in (ROOT / "model_repository").iterdir():
+        version = folder / model.name / "1"
+        version.mkdir(parents=True)
+        shutil.copy2(model / "config.pbtxt", folder / model.name)
+        for name in publish.COMMITTED:
+            if (model / "1" / name).is_file():
+                shutil.copy2(model / "1" / name, version)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    tiny.save_vision_encoder_decoder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository into which the model was exported once; tests that change it take a copy."""
+    repository = empty_repository(tmp_path_factory.mktemp("exported"))
+    said: list[str] = []
+    assert exporting.export(find(str(model)), repository, said.append) == 1
+    assert said[-1].startswith("published version 1")
+    return repository
+
+
+@pytest.fixture
+def repository(exported: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(exported, tmp_path / "repository")
+
+
+@pytest.fixture
+def manifest(exported: Path) -> Manifest:
+    return Manifest.load(exported / "captioner" / "1")
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Iterator[None]:
+    """The graph comes from the first export: tracing it again takes most of an export's time."""
+
+    def copy(source: Source, folder: Path, metadata: dict[str, str]) -> Path:
+        return Path(shutil.copy2(exported / "vision_encoder" / "1" / "model.onnx", folder))
+
+    monkeypatch.setattr(exporting, "export_vision_encoder", copy)
+    return iter(())
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
+    return command.main()
+
+
+def test_the_manifest_says_what_was_exported(manifest: Manifest, model: Path) -> None:
+    assert (manifest.family, manifest.model, manifest.license) == ("vision-encoder-decoder", "tiny", "mit")
+    assert manifest.revision == find(str(model)).revision
+    assert manifest.image == ImageSpec(32, 32, "bicubic")
+    assert (manifest.feature_tokens, manifest.feature_width) == (17, tiny.FEATURE_WIDTH)
+    assert (manifest.start_ids, manifest.stop_ids, manifest.context_tokens) == ((0,), (1,), tiny.CONTEXT)
+
+
+def test_every_published_file_is_hashed_and_every_version_folder_has_the_manifest(exported: Path) -> None:
+    manifests = {name: Manifest.load(exported / name / "1") for name in publish.PUBLISHED}
+    assert set(manifests["captioner"].files) == PUBLISHED
+    assert len({json.dumps(m.files) for m in manifests.values()}) == 1
+    manifests["captioner"].verify(exported, "1")
+    published = {
+        str(path.relative_to(exported)).replace("/1/", "/")
+        for path in exported.rglob("*")
+        if path.is_file() and "/1/" in str(path) and path.name not in (*publish.COMMITTED, NAME)
+    }
+    assert published == PUBLISHED
+
+
+def test_the_version_folders_keep_their_models_code(exported: Path) -> None:
+    for name in ("captioner", "preprocess"):
+        assert (exported / name / "1" / "model.py").read_bytes() == (
+            ROOT / "model_repository" / name / "1" / "model.py"
+        ).read_bytes()
+    assert not [path for path in exported.glob("*/.*") if path.is_dir()], "nothing staged or replaced is left"
+
+
+def test_published_files_can_be_read_by_another_user(exported: Path) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in exported.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_graph_gives_the_originals_features_at_any_batch(exported: Path, model: Path, batch: int) -> None:
+    source = family("vision-encoder-decoder").load(model)
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = source.vision_encoder(torch.from_numpy(pixels)).numpy()
+    found = onnx_features(exported / "vision_encoder" / "1" / "model.onnx", pixels)
+    assert found.shape == expected.shape
+    assert float(np.abs(found - expected).max()) <= 1e-5 * float(np.abs(expected).max())
+
+
+def test_the_graph_is_what_the_native_backend_loads(exported: Path, model: Path) -> None:
+    graph = onnx.load(exported / "vision_encoder" / "1" / "model.onnx")
+    onnx.checker.check_model(graph)
+    for value, tensor in ((graph.graph.input[0], wire.PIXELS), (graph.graph.output[0], wire.FEATURES)):
+        assert value.name == tensor.name
+        dims = value.type.tensor_type.shape.dim
+        assert [-1 if dim.dim_param else dim.dim_value for dim in dims] == [-1, *tensor.dims]
+    assert graph.ir_version <= 10
+    assert {entry.key: entry.value for entry in graph.metadata_props}["revision"] == find(str(model)).revision
+
+
+def test_greedy_tokens_are_those_of_generate(exported: Path, model: Path, manifest: Manifest) -> None:
+    original = VisionEncoderDecoderModel.from_pretrained(model).eval()
+    source = family("vision-encoder-decoder").load(model)
+    decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, 2, torch.device("cpu"))
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    features = onnx_features(exported / "vision_encoder" / "1" / "model.onnx", pixels)
+    encoder: Any = source.vision_encoder
+    normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * encoder.factor + encoder.shift
+    texts = []
+    for image in range(4):
+        expected = original.generate(
+            pixel_values=normalised[image : image + 1], max_new_tokens=16, do_sample=False, num_beams=1
+        )[0].tolist()
+        tokens = [0]
+        logits = decoder.prefill(0, torch.from_numpy(features[image]), [0])
+        for position in range(1, 17):
+            tokens.append(int(logits.argmax()))
+            if tokens[-1] == 1:
+                break
+            logits = decoder.decode(tokens[-1:], [position])[0]
+        assert tokens == expected
+        texts.append(tokens)
+    assert len({tuple(tokens) for tokens in texts}) == 4, "the image must matter"
+
+
+@pytest.mark.parametrize("file", sorted(PUBLISHED))
+def test_an_altered_file_is_refused_by_name(repository: Path, manifest: Manifest, file: str) -> None:
+    folder, _, name = file.partition("/")
+    path = repository / folder / "1" / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtefactBroken, match=name):
+        manifest.verify(repository, "1")
+
+
+def test_exporting_the_published_model_again_does_nothing(
+    repository: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    for arguments in ([model], []):
+        assert run(monkeypatch, *arguments, "--repository", repository) == 0
+        assert "is published as version 1" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_another_model_becomes_the_next_version_and_the_first_stays(
+    repository: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "extra.json").write_text("{}")
+    assert run(monkeypatch, other, "--repository", repository) == 0
+    versions = publish.published(repository)
+    assert {number: found.model for number, found in versions.items()} == {1: "tiny", 2: "other"}
+    for number, found in versions.items():
+        found.verify(repository, str(number))
+    assert (repository / "captioner" / "2" / "model.py").is_file()
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_version_that_was_left_half_made_is_cleaned_by_the_next_export(repository: Path, model: Path) -> None:
+    for name in publish.PUBLISHED:  # staged, and even half renamed: everything but the captioner
+        for left in (".2-staged", ".2-replaced", "2"):
+            if (name, left) != ("captioner", "2"):
+                (repository / name / left).mkdir()
+                (repository / name / left / "model.onnx").write_text("half")
+    assert exporting.export(find(str(model)), repository, lambda _: None) == 2
+    Manifest.load(repository / "captioner" / "2").verify(repository, "2")
+    assert not [path for path in repository.glob("*/.*") if path.is_dir()]
+
+
+def test_an_export_that_fails_leaves_the_published_version_alone(
+    repository: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ArtefactBroken("greedy tokens differ")
+
+    monkeypatch.setattr(exporting, "check_parity", fail)
+    monkeypatch.setattr(
+        exporting,
+        "export_vision_encoder",
+        lambda source, folder, metadata: shutil.copy2(repository / "vision_encoder" / "1" / "model.onnx", folder),
+    )
+    with pytest.raises(ArtefactBroken):
+        exporting.export(find(str(model)), repository, lambda _: None)
+    assert list(publish.published(repository)) == [1]
+    Manifest.load(repository / "captioner" / "1").verify(repository, "1")
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_manifest_of_an_older_format_does_not_bar_a_new_export(repository: Path, model: Path) -> None:
+    (repository / "captioner" / "1" / NAME).write_text("{}")
+    assert exporting.export(find(str(model)), repository, lambda _: None) == 2
+
+
+def test_weights_that_differ_are_not_published(exported: Path, model: Path, manifest: Manifest) -> None:
+    source = family("vision-encoder-decoder").load(model)
+    decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, 1, torch.device("cpu"))
+    graph = exported / "vision_encoder" / "1" / "model.onnx"
+    found = parity.check_parity(source, graph, decoder, [[0]])
+    assert found.feature_difference < 1e-5
+    assert found.tokens > 20
+    with torch.no_grad():
+        for weight in source.decoder.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    with pytest.raises(ArtefactBroken, match="greedy tokens differ"):
+        parity.check_parity(source, graph, decoder, [[0]])
+    with torch.no_grad():
+        next(source.vision_encoder.parameters()).mul_(2)
+    with pytest.raises(ArtefactBroken, match="features differ by"):
+        parity.check_parity(source, graph, decoder, [[0]])
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [({"model_type": "blip"}, "concept-encoder-decoder, vision-encoder-decoder"), ({}, "no model_type")],
+)
+def test_a_model_that_no_family_knows_is_one_sentence(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, str],
+    named: str,
+) -> None:
+    folder = tmp_path / "unknown"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert run(monkeypatch, folder, "--repository", repository) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("MODEL_UNSUPPORTED: ")
+    assert named in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelUnsupported, match=r"no \.safetensors"):
+        find(str(tmp_path))
+
+
+def test_a_place_that_is_no_repository_is_one_sentence(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, model, "--repository", tmp_path / "nowhere") == 2
+    assert "nowhere is no model repository" in capsys.readouterr().err
+
+
+def test_other_weights_are_another_revision(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "tiny")
+    assert find(str(copy)).revision == find(str(model)).revision
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert find(str(copy)).revision != find(str(model)).revision

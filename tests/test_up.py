@@ -1,0 +1,80 @@
+"""`captioner up`: one command to a page that captions, one Ctrl-C to nothing."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from captioner.client import Client
+from tests.served import Served
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [door.getsockname()[1] for door in held]
+    for door in held:
+        door.close()
+    return ports
+
+
+def up(repository: Path, ports: list[int]) -> subprocess.Popen[str]:
+    options = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics", "page"), ports, strict=True)]
+    command = [sys.executable, "-m", "captioner.cli", "up", f"--repository={repository}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def processes_with(text: str) -> list[str]:
+    listed = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command:
+            listed.append(command)
+    return listed
+
+
+def test_one_command_serves_the_page_and_ctrl_c_leaves_nothing(served: Served, repository: Path) -> None:
+    ports, before = free_ports(4), set(Path("/dev/shm").iterdir())
+    process = up(repository, ports)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "ready:" in line:
+            break
+    address = f"http://127.0.0.1:{ports[3]}"
+    assert address in said[-1], "".join(said)
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in said)
+    with urllib.request.urlopen(address, timeout=30) as page:
+        assert page.status == 200
+    with Client(f"127.0.0.1:{ports[1]}") as client:
+        assert client.describe().model
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert not processes_with(f"--http-port={ports[0]}") and not processes_with(f"--port {ports[3]}")
+    left = set(Path("/dev/shm").iterdir()) - before
+    assert not [path for path in left if path.name.startswith("captioner-")]
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "HTTP"), (1, "gRPC"), (2, "metrics"), (3, "page")])
+def test_a_taken_port_is_one_sentence(repository: Path, index: int, name: str) -> None:
+    ports = free_ports(4)
+    with socket.create_server(("127.0.0.1", ports[index])):
+        process = up(repository, ports)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.strip() == (
+        f"STARTUP_REFUSED: port {ports[index]} ({name}) is taken; choose another with --{name.lower()}-port"
+    )

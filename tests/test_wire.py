@@ -1,0 +1,180 @@
+"""Request parameters: what is let in, what is refused, and by which name."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.errors import ParameterInvalid, ParameterRefused, ParameterUnknown
+from captioner.wire import (
+    PARAMETERS,
+    CaptionParameters,
+    Details,
+    ImageInfo,
+    ModelCard,
+    Parameter,
+    Timings,
+    parse_parameters,
+    to_json,
+)
+
+NUMBERS = [parameter for parameter in PARAMETERS.values() if parameter.minimum is not None]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def named(parameter: Parameter) -> str:
+    return parameter.name
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(ParameterInvalid) as caught:
+        parse_parameters(values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("parameter", NUMBERS, ids=named)
+def test_both_ends_of_a_range_are_inside_it(parameter: Parameter) -> None:
+    for edge in (parameter.minimum, parameter.maximum):
+        value = parameter.kind(edge)  # type: ignore[arg-type]
+        assert getattr(parse_parameters({parameter.name: value}), parameter.name) == value
+
+
+@pytest.mark.parametrize("parameter", NUMBERS, ids=named)
+def test_the_next_value_beyond_a_range_is_refused_with_name_value_and_range(parameter: Parameter) -> None:
+    assert parameter.minimum is not None
+    assert parameter.maximum is not None
+    below: float = math.nextafter(parameter.minimum, -math.inf)
+    above: float = math.nextafter(parameter.maximum, math.inf)
+    if parameter.kind is int:
+        below, above = int(parameter.minimum) - 1, int(parameter.maximum) + 1
+    for value in (below, above):
+        sentence = refusal(**{parameter.name: value})
+        assert parameter.name in sentence
+        assert repr(value) in sentence
+        assert f"{parameter.minimum:g}" in sentence
+        assert f"{parameter.maximum:g}" in sentence
+
+
+@pytest.mark.parametrize("parameter", NUMBERS, ids=named)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, False, "1", None, [1], 10**400])
+def test_what_is_no_number_or_no_finite_one_is_refused(parameter: Parameter, value: object) -> None:
+    assert parameter.name in refusal(**{parameter.name: value})
+
+
+def test_a_whole_number_does_for_a_float_and_a_float_does_not_for_a_whole_number() -> None:
+    assert parse_parameters({"temperature": 1}).temperature == 1.0
+    assert type(parse_parameters({"temperature": 1}).temperature) is float
+    assert "max_tokens is 3.0" in refusal(max_tokens=3.0)
+
+
+@pytest.mark.parametrize("name", ["stream", "describe"])
+@pytest.mark.parametrize("value", [0, 1, "true", None])
+def test_only_true_and_false_are_booleans(name: str, value: object) -> None:
+    assert "true or false" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["style", "length", "name", "extras"])
+@pytest.mark.parametrize("value", [1, True, None, ["a"], b"a", "half a character \ud83d"])
+def test_only_text_is_text(name: str, value: object) -> None:
+    assert name in refusal(**{name: value})
+
+
+def test_an_unknown_parameter_is_refused_with_all_the_known_names() -> None:
+    with pytest.raises(ParameterUnknown) as caught:
+        parse_parameters({"temprature": 1.0})
+    assert "'temprature'" in str(caught.value)
+    assert all(name in str(caught.value) for name in PARAMETERS)
+
+
+def test_the_parameters_that_triton_adds_are_passed_over() -> None:
+    added = {"user-agent": "grpc", "triton_enable_empty_final_response": True, "binary_data_output": True, "id": "7"}
+    assert parse_parameters(added) == CaptionParameters()
+
+
+def test_an_absent_parameter_has_the_default_that_the_table_shows() -> None:
+    nothing = parse_parameters({})
+    shown = {name: parameter.default for name, parameter in PARAMETERS.items()}
+    assert {name: getattr(nothing, name) or None for name in shown} == {k: v or None for k, v in shown.items()}
+
+
+def test_extras_are_a_json_list_of_texts() -> None:
+    assert parse_parameters({"extras": '["camera", "fog"]'}).extras == ("camera", "fog")
+    assert parse_parameters({"extras": "[]"}).extras == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "camera",
+        '"camera"',
+        "{}",
+        "null",
+        "[1]",
+        '[["camera"]]',
+        '["camera"',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[NaN]",
+    ],
+    ids=range(11),
+)
+def test_other_extras_are_refused_in_a_short_sentence(text: str) -> None:
+    sentence = refusal(extras=text)
+    assert "JSON list" in sentence
+    assert len(sentence) < 300
+
+
+@pytest.mark.parametrize("name", ["x" * 10**6, "max_tokens"])
+def test_a_refusal_does_not_send_a_megabyte_back(name: str) -> None:
+    with pytest.raises(ParameterRefused) as caught:
+        parse_parameters({name: "y" * 10**6})
+    assert len(str(caught.value)) < 500
+
+
+@given(st.dictionaries(st.sampled_from([*PARAMETERS, "user-agent", "other"]), JSON))
+def test_any_json_object_is_taken_or_refused_by_a_refusal_of_parameters(values: dict[str, Any]) -> None:
+    try:
+        checked = parse_parameters(values)
+    except ParameterRefused:
+        return
+    for name, value in values.items():
+        if name in PARAMETERS and name != "extras":
+            assert getattr(checked, name) == value, "nothing is changed on the way"
+
+
+INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    number=st.integers(0, 2**53),
+    sure=st.none() | st.floats(0, 1),
+)
+def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float | None) -> None:
+    details = Details(
+        model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, temperature=0.5, top_p=1.0,
+        top_k=0, repetition_penalty=1.1, finish_reason="length", tokens=7, confidence=sure, mean_logprob=-1.25,
+        image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
+    )  # fmt: skip
+    assert Details.from_json(to_json(details)) == details
+    assert "\n" not in to_json(details), "server-sent events end a message at a line"
+
+
+def test_a_model_card_comes_back_as_it_was_sent() -> None:
+    card = ModelCard(
+        model="m", revision="r", version="1", license="mit", styles={"plain": ["short"]}, extras=["camera"],
+        takes_name=False, default_style="plain", default_length="short", max_tokens=9, device="cpu",
+        prompts={"plain": {"short": "<|short|>"}},
+    )  # fmt: skip
+    assert ModelCard.from_json(to_json(card)) == card
+    assert json.loads(to_json(card))["styles"] == {"plain": ["short"]}
