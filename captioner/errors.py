@@ -149,6 +149,11 @@ CaptionerError.by_code[CaptionerError.code] = CaptionerError
 _CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 
 
+def typed(error: BaseException) -> CaptionerError:
+    """`error` itself if it is one of ours, otherwise an INTERNAL one that names it."""
+    return error if isinstance(error, CaptionerError) else CaptionerError(f"{type(error).__name__}: {error}")
+
+
 def from_wire(message: str) -> CaptionerError:
     """The error that `message` names; Triton may have put words of its own in front of the code."""
     for match in _CODE.finditer(message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,3 +49,18 @@ class Counters:
             values = dict(self._counts)
         engine = {RUNNING: load.running, WAITING: load.waiting, SLOTS: load.slots, TOKENS: load.tokens}
         return values | {metric.name: float(value) for metric, value in engine.items()}
+
+
+class Changes:
+    """Passes on what changed since the last time; `increment` takes the difference, by metric name."""
+
+    def __init__(self, increment: Mapping[str, Callable[[float], None]]) -> None:
+        self._increment = increment
+        self._shown = dict.fromkeys(increment, 0.0)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """`values` of every metric, now."""
+        for name, now in values.items():
+            if now != self._shown[name]:
+                self._increment[name](now - self._shown[name])
+                self._shown[name] = now

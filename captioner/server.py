@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import socket
@@ -146,7 +147,7 @@ class TritonServer:
             raise CaptionerError(f"model {model!r} cannot be {verb}ed: the server does not run")
         status, body = self._process.request("POST", f"/v2/repository/models/{model}/{verb}", "{}", timeout)
         if status != 200:
-            raise CaptionerError(f"model {model!r} cannot be {verb}ed: {body.decode(errors='replace')}")
+            raise CaptionerError(f"model {model!r} cannot be {verb}ed: {json.loads(body)['error']}")
 
     def _launch(self) -> None:
         self._process = TritonProcess(self._options)
@@ -161,6 +162,8 @@ class TritonServer:
                     fault = self._restart(fault)
         except StartupRefused as failure:
             self._failure = failure
+        except Exception as error:  # of a callback, or a full disk: unwatched is as bad as dead
+            self._failure = StartupRefused(f"the server is no longer watched: {error!r}; its log: {self.log_path}")
         finally:
             self._ended.set()
 

@@ -29,6 +29,7 @@ from captioner.errors import (
     PromptTooLong,
     RequestCancelled,
     ServerStopping,
+    typed,
 )
 from captioner.features import Encoded, FeatureCache
 from captioner.manifest import Manifest
@@ -266,8 +267,7 @@ class CaptionService:
             self._counters.add(metrics.REFUSED)
         if not isinstance(error, CaptionerError):
             log.error("a request failed", exc_info=error)
-            error = CaptionerError(f"{type(error).__name__}: {error}")
-        outbox.fail(error)
+        outbox.fail(typed(error))
 
     def _poll(self) -> None:
         """Asks for cancels in turn and shows the metrics; both are round trips, so neither is the decoder's work."""

@@ -26,8 +26,7 @@ SINGLE_FILE_LIMIT_BYTES = 3 * 2**29  # protobuf ends at 2 GiB; above this, weigh
 def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]) -> Path:
     """Writes `folder/model.onnx` with `metadata` in it and returns its path.
 
-    Dimensions other than the batch are declared symbolic: the native backend refuses a config of −1 in front of a
-    fixed dimension. Raises ModelUnsupported when the graph is not what the wire says.
+    Raises ModelUnsupported when the graph is not what the wire says.
     """
     path = folder / "model.onnx"
     pixels = torch.zeros(EXPORT_BATCH, source.image.height, source.image.width, 3, dtype=torch.uint8)
@@ -47,21 +46,44 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
             verbose=False,
         )
     model = onnx.load(path, load_external_data=False)
-    for value, axes in (
-        (model.graph.input[0], ("height", "width")),
-        (model.graph.output[0], ("tokens", "feature")),
-    ):
+    _leave_sizes_open(model.graph)
+    onnx.helper.set_model_props(model, metadata)
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    onnx.save(model, path)
+    return path
+
+
+def _leave_sizes_open(graph: onnx.GraphProto) -> None:
+    """Makes every dimension of the input and the output symbolic, for one config must fit every version.
+
+    Declaring it is enough for the input. For the output ONNX Runtime would infer the sizes anew, so the features pass
+    through a slice of all of them whose ends are known at run time only.
+    """
+    for value, axes in ((graph.input[0], ("height", "width")), (graph.output[0], ("tokens", "feature"))):
         dims = value.type.tensor_type.shape.dim
         if not dims[0].dim_param:
             raise ModelUnsupported(f"{value.name} was exported with a fixed batch of {dims[0].dim_value}")
         dims[0].dim_param = "batch"
         for dim, axis in zip(dims[1:3], axes, strict=True):
             dim.dim_param = axis
-    del model.graph.value_info[:]  # sizes that the symbolic declarations would contradict
-    onnx.helper.set_model_props(model, metadata)
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    onnx.save(model, path)
-    return path
+    del graph.value_info[:]  # sizes that the symbolic declarations would contradict
+    inner = "features_of_fixed_size"
+    for node in graph.node:
+        node.input[:] = [inner if name == wire.FEATURES.name else name for name in node.input]
+        node.output[:] = [inner if name == wire.FEATURES.name else name for name in node.output]
+    constants = {"slice_starts": [0, 0], "slice_axes": [1, 2], "slice_reach": [2**20, 2**20]}
+    graph.initializer.extend(
+        onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [2], values) for name, values in constants.items()
+    )
+    graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", [wire.PIXELS.name], ["image_size"], start=1, end=3),
+            onnx.helper.make_node("Mul", ["image_size", "slice_reach"], ["slice_ends"]),
+            onnx.helper.make_node(
+                "Slice", [inner, "slice_starts", "slice_ends", "slice_axes"], [wire.FEATURES.name]
+            ),
+        ]
+    )
 
 
 def onnx_features(path: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,5 +1,5 @@
-// What Gradio's image input leaves out: pasting anywhere, files whose type the browser does not know (the server says
-// what it cannot read), and a word in place of a preview that cannot be shown.
+// What Gradio leaves out: pasting anywhere, files whose type the browser does not know (the server says what it cannot
+// read), a word in place of a preview that cannot be shown, and names for those who hear the page.
 (() => {
   const input = () => document.querySelector("#image input[type=file]");
   const isImage = (file) => file.type.startsWith("image/");
@@ -41,6 +41,9 @@
     document.addEventListener(name, (event) => {
       if (event.target.matches?.("#image img")) {
         document.querySelector("#image").classList.toggle("unseen", unseen);
+      } else if (event.target.matches?.(".gallery-item img")) { // an example: by now everything is there
+        event.target.alt = `Example ${event.target.src.split("/").pop()}`;
+        document.querySelector("#caption textarea").ariaLabel = "Caption";
       }
     }, true);
   }

@@ -84,7 +84,7 @@ def test_the_tree_is_the_tree() -> None:
     assert not missing
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     shown = {line.split("/")[0] for line in tree.splitlines() if not line.startswith(" ")}
-    assert folders - shown <= {"build", "scripts", "captioner.egg-info", "dist"}
+    assert folders - shown <= {"build", "captioner.egg-info", "dist"}
 
 
 def test_links_into_the_repository_lead_somewhere() -> None:

@@ -241,6 +241,13 @@ def test_a_probe_that_fails_twice_in_a_row_restarts_the_server(tmp_path: Path, s
     assert reasons == ["the probe failed 2 times in a row"]
 
 
+def test_a_probe_that_raises_is_told_to_whoever_waits(tmp_path: Path, start_triton: Start) -> None:
+    write_model(tmp_path, "toy")
+    server = start_triton(tmp_path, models=("toy",), probe=lambda: 1 // 0 == 1, probe_seconds=0.1)
+    with pytest.raises(StartupRefused, match="no longer watched: ZeroDivisionError"):
+        server.wait(10)
+
+
 @pytest.mark.slow
 def test_restarts_that_do_not_help_end_with_a_sentence(tmp_path: Path, start_triton: Start) -> None:
     dying = "import os, threading\nthreading.Timer(1, os._exit, [1]).start()\n" + TOY_MODEL
@@ -262,7 +269,9 @@ def test_a_model_can_be_reloaded_and_unloaded_and_that_is_no_death(tmp_path: Pat
     server.unload("toy")
     time.sleep(2)
     assert server.restarts == 0
-    with pytest.raises(CaptionerError, match=r"model 'absent' cannot be loaded: .*failed to poll"):
+    with pytest.raises(
+        CaptionerError, match=r"model 'absent' cannot be loaded: failed to load 'absent', failed to poll"
+    ):
         server.load("absent")
 
 

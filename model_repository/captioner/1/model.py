@@ -8,7 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import metrics, wire
-from captioner.errors import CaptionerError, from_wire
+from captioner.errors import CaptionerError, from_wire, typed
 from captioner.features import Encoded
 from captioner.service import CaptionRequest
 from captioner.settings import Settings
@@ -24,7 +24,9 @@ class TritonPythonModel:
         settings = Settings.parse({key: value["string_value"] for key, value in parameters.items()})
         folder, version = Path(args["model_repository"]), args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        self.service = load_service(folder, version, gpu, settings, encode, Gauges().show)
+        self.metrics = {metric.name: metric_on_triton(metric) for metric in metrics.ALL}
+        show = metrics.Changes({name: shown.increment for name, (_, shown) in self.metrics.items()}).show
+        self.service = load_service(folder, version, gpu, settings, encode, show)
 
     def execute(self, requests: list[Any]) -> None:
         """image, prompt [1] and parameters → any number of caption and details [1]."""
@@ -33,8 +35,7 @@ class TritonPythonModel:
             try:
                 self.service.handle(read(request), reply)
             except Exception as error:  # one unreadable request never silences its neighbours
-                known = isinstance(error, CaptionerError)
-                reply.fail(error if known else CaptionerError(f"{type(error).__name__}: {error}"))
+                reply.fail(typed(error))
 
     def finalize(self) -> None:
         """Answers everyone who is still waiting, then ends."""
@@ -80,35 +81,20 @@ class TritonReply:
     def send(self, caption: str, details: str, final: bool) -> None:
         texts = {wire.CAPTION.name: caption, wire.DETAILS.name: details}
         tensors = [pb_utils.Tensor(k, np.array([v.encode()], dtype=np.object_)) for k, v in texts.items()]
-        self.sender.send(pb_utils.InferenceResponse(tensors), flags=final_flag(final))
+        self.sender.send(
+            pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        )
 
     def fail(self, error: CaptionerError) -> None:
         wrapped = pb_utils.TritonError(error.wire(), getattr(pb_utils.TritonError, error.status))
-        self.sender.send(pb_utils.InferenceResponse(error=wrapped), flags=final_flag(True))
+        self.sender.send(pb_utils.InferenceResponse(error=wrapped), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
         return bool(self.sender.is_cancelled())
 
 
-def final_flag(final: bool) -> int:
-    """pb_utils has its constants only once this module is imported."""
-    return int(pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL) if final else 0
-
-
-class Gauges:
-    """Shows captioner.metrics on Triton's own /metrics."""
-
-    def __init__(self) -> None:
-        self.shown: dict[str, float] = {}
-        self.families = [
-            pb_utils.MetricFamily(name=m.name, description=m.doc, kind=getattr(pb_utils.MetricFamily, m.kind))
-            for m in metrics.ALL
-        ]
-        self.metrics = {m.name: family.Metric(labels={}) for m, family in zip(metrics.ALL, self.families, strict=True)}
-
-    def show(self, values: dict[str, float]) -> None:
-        for metric in metrics.ALL:
-            before, now = self.shown.get(metric.name, 0.0), values[metric.name]
-            if now != before:
-                self.metrics[metric.name].increment(now - before)
-                self.shown[metric.name] = now
+def metric_on_triton(metric: metrics.Metric) -> Any:
+    """The metric on Triton's own /metrics, without labels: the devices' instances add up."""
+    kind = getattr(pb_utils.MetricFamily, metric.kind)
+    family = pb_utils.MetricFamily(name=metric.name, description=metric.doc, kind=kind)
+    return family, family.Metric(labels={})  # both must live

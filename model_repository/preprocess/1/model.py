@@ -8,7 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import wire
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, typed
 from captioner.image import load_pixels
 from captioner.manifest import Manifest
 
@@ -33,9 +33,9 @@ class TritonPythonModel:
         except Exception as error:
             if not isinstance(error, CaptionerError):
                 log.exception("an image failed")
-                error = CaptionerError(f"{type(error).__name__}: {error}")
-            code = getattr(pb_utils.TritonError, error.status)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire(), code))
+            refusal = typed(error)
+            code = getattr(pb_utils.TritonError, refusal.status)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(refusal.wire(), code))
         infos = np.array([[wire.to_json(info)] for _, info in loaded], dtype=np.object_)
         return pb_utils.InferenceResponse(
             [
