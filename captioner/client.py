@@ -146,9 +146,11 @@ class AsyncClient:
         """What the server captions with: model, revision, styles, lengths, limits."""
         stream = await self._start({}, {"describe": True})
         outputs = await stream._read()
-        stream.cancel()
         if outputs is None:
             raise CaptionerError(f"{self.address} ended the stream without an answer")
+        # To its end, not cancelled: Triton 2.51 can crash when a cancel meets the last response.
+        while await stream._read() is not None:
+            pass
         return ModelCard.from_json(outputs[wire.DETAILS.name])
 
     async def close(self) -> None:
