@@ -135,7 +135,10 @@ def make(venv: Path) -> None:
     if not same_python(python):
         run(f"creating {venv}", [sys.executable, "-m", "venv", "--clear", str(venv)], log_path, begin)
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    install += ["--constraint", str(constraints()), "--editable", f"{ROOT}[{EXTRAS}]"]
+    install += ["--constraint", str(constraints())]
+    # Resolving takes the pip that Python 3.11 brings three times as long (measured: 160 s and 49 s).
+    run("updating pip", [*install, "--upgrade", "pip"], log_path, begin)
+    install += ["--editable", f"{ROOT}[{EXTRAS}]"]
     run("installing packages, some minutes the first time", install, log_path, begin)
     say(f"environment ready in {venv}", begin)
 
