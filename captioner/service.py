@@ -198,6 +198,8 @@ class CaptionService:
             if encoded.features.shape != expected:
                 raise ArtefactBroken(f"the image encoder gave features {encoded.features.shape}; expected {expected}")
             sequence.features = torch.from_numpy(encoded.features)
+            if not sequence.features.isfinite().all():  # one row of NaN would fail every caption drawn beside it
+                raise ArtefactBroken("the image encoder gave features that are not finite numbers")
         except BaseException as error:
             self._engine.withdraw()
             self._jobs.discard(job)

@@ -79,9 +79,7 @@ def _leave_sizes_open(graph: onnx.GraphProto) -> None:
         [
             onnx.helper.make_node("Shape", [wire.PIXELS.name], ["image_size"], start=1, end=3),
             onnx.helper.make_node("Mul", ["image_size", "slice_reach"], ["slice_ends"]),
-            onnx.helper.make_node(
-                "Slice", [inner, "slice_starts", "slice_ends", "slice_axes"], [wire.FEATURES.name]
-            ),
+            onnx.helper.make_node("Slice", [inner, "slice_starts", "slice_ends", "slice_axes"], [wire.FEATURES.name]),
         ]
     )
 

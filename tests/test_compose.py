@@ -109,6 +109,17 @@ def test_what_is_installed_and_run_in_the_images_exists() -> None:
         assert (ROOT / module / "__main__.py").is_file()
 
 
+def test_the_wheel_in_the_images_holds_what_is_no_python() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    patterns = dict(
+        re.findall(r"^(\w+) = (\[.*\])$", project.partition("[tool.setuptools.package-data]")[2], re.MULTILINE)
+    )
+    for package in ("captioner", "frontend"):
+        packed = {path for pattern in yaml.safe_load(patterns[package]) for path in (ROOT / package).glob(pattern)}
+        there = {path for path in (ROOT / package).rglob("*.*") if path.suffix not in (".py", ".pyc", ".pyi")}
+        assert there <= packed, sorted(there - packed)
+
+
 def test_the_image_keeps_the_native_onnx_runtime_backend() -> None:
     assert "/opt/tritonserver" not in DOCKERFILE + SERVE, "our stand-in must not come over Triton's own backend"
 

@@ -47,6 +47,8 @@ class Encoder:
             raise ZeroDivisionError("a bug")
         if image == b"shape":
             return Encoded(np.zeros((3, 7), dtype=np.float32), INFO)
+        if image == b"nan":
+            return Encoded(np.full((tiny.FEATURE_TOKENS, tiny.FEATURE_WIDTH), np.nan, dtype=np.float32), INFO)
         if image == b"type":
             return Encoded(np.full((tiny.FEATURE_TOKENS, tiny.FEATURE_WIDTH), None), INFO)
         return Encoded(tiny.features(int(image)).numpy(), INFO)
@@ -191,6 +193,7 @@ def test_a_name_stands_in_the_prompt(service: CaptionService) -> None:
         ({"image": b"broken"}, "IMAGE_BROKEN", "ends too early"),
         ({"image": b"shape"}, "ARTEFACT_BROKEN", "(3, 7)"),
         ({"image": b"type"}, "INTERNAL", "TypeError"),
+        ({"image": b"nan"}, "ARTEFACT_BROKEN", "not finite"),
         ({"image": b"bug"}, "INTERNAL", "ZeroDivisionError: a bug"),
         ({"style": "poem"}, "PARAMETER_UNSUPPORTED", "plain, named"),
         ({"length": "endless"}, "PARAMETER_UNSUPPORTED", "short, long"),

@@ -22,11 +22,10 @@ class TritonPythonModel:
         """Loads the published decoder onto this instance's device."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = Settings.parse({key: value["string_value"] for key, value in parameters.items()})
-        folder, version = Path(args["model_repository"]), args["model_version"]
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self.metrics = {metric.name: metric_on_triton(metric) for metric in metrics.ALL}
         show = metrics.Changes({name: shown.increment for name, (_, shown) in self.metrics.items()}).show
-        self.service = load_service(folder, version, gpu, settings, encode, show)
+        self.service = load_service(Path(args["model_repository"]), args["model_version"], gpu, settings, encode, show)
 
     def execute(self, requests: list[Any]) -> None:
         """image, prompt [1] and parameters → any number of caption and details [1]."""
