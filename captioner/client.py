@@ -30,6 +30,8 @@ from captioner.wire import Details, ModelCard
 
 ImageSource = bytes | str | PathLike[str]
 T = TypeVar("T")
+# By default a channel asks a server that was away for a minute only half a minute after it came back.
+RECONNECT = [("grpc.initial_reconnect_backoff_ms", 250), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class AsyncClient:
     ) -> AsyncCaptionStream:
         request = infer_request(inputs, parameters)
         if self._channel is None:  # made inside the running loop, which grpc.aio binds it to
-            self._channel = grpc.aio.insecure_channel(self.address)
+            self._channel = grpc.aio.insecure_channel(self.address, options=RECONNECT)
         call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer()
         try:
             await call.write(request)

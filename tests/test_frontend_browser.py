@@ -1,147 +1,395 @@
-"""The page in a real browser, on the real server: what a person does and sees."""
+"""The page in headless Chromium, in front of the real server."""
 
 from __future__ import annotations
 
-import signal
+import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from benchmarks.images import EXAMPLES
 from captioner.client import Client
-from tests.served import ROOT, Served, metric
+from frontend.app import EXAMPLES
+from tests.served import Served, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
-PHOTO = EXAMPLES / "cat.jpg"
-BROWSER = "/usr/bin/chromium"
-# Without these, Chromium looks for hosts of its own at every start.
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-SHOWN_MS = 30_000
+PHOTO = next(path for path in EXAMPLES if path.name == "cat.jpg")
+QUIET = (  # without these Chromium looks for hosts of its own
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+FILE, START, STOP = "#image input[type=file]", "#start", "#stop"
+CAPTION, DETAILS, PROBLEM, SERVER = "#caption textarea", "#details", "#problem", "#server"
+
+Open = Callable[..., Page]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="module")
-def address(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's own, served as `captioner up` does it."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port = door.getsockname()[1]
-    command = [sys.executable, "-m", "frontend", "--server", served.grpc, "--port", str(port)]
-    log = tmp_path_factory.mktemp("page") / "page.log"
-    with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out) as process:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while True:
-            try:
+def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """`served_page(server)`: the address of a page for that server, run as `captioner up` runs it."""
+    processes = []
+
+    def start(server: str) -> str:
+        port = free_port()
+        command = [sys.executable, "-m", "frontend", "--server", server, "--port", str(port)]
+        folder = tmp_path_factory.mktemp("page")
+        process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)})
+        processes.append(process)
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            with suppress(OSError):
                 urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield url
-        process.send_signal(signal.SIGTERM)
+                return url
+            assert process.poll() is None, "the page ended"
+            time.sleep(0.1)
+        raise AssertionError("the page did not open within a minute")
+
+    yield start
+    for process in processes:
+        process.terminate()
         process.wait(20)
 
 
-@pytest.fixture
-def page(address: str) -> Iterator[Page]:
-    """A fresh tab, wide; it must ask nobody but the page's server and complain of nothing."""
-    foreign: list[str] = []
-    complaints: list[str] = []
+@pytest.fixture(scope="module")
+def url(served: Served, served_page: Callable[[str], str]) -> str:
+    return served_page(served.grpc)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else foreign.append(r.url))
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(address)
-        expect(page.locator("#length")).to_be_visible(timeout=SHOWN_MS)
-        yield page
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=QUIET)
+        yield browser
         browser.close()
-    assert not foreign, foreign
-    assert not complaints, complaints
 
 
-def upload(page: Page, file: Path) -> None:
-    page.locator("#image input[type=file]").first.set_input_files(file)
-    expect(page.locator("#image img").first).to_be_visible(timeout=SHOWN_MS)
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """`open_page(url, **context)`: a tab of its own. No tab may ask another host or report an error."""
+    pages, faults = [], []
+
+    def open_page(url: str, **context: object) -> Page:
+        page = browser.new_context(**context).new_page()  # type: ignore[arg-type]
+        pages.append(page)
+        page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else faults.append(r.url))
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector(f"{SERVER} .server")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.context.close()
+    assert not faults
 
 
-def caption_of(page: Page) -> str:
-    return page.locator("#caption textarea").input_value()
+@pytest.fixture
+def page(open_page: Open, url: str) -> Page:
+    return open_page(url)
 
 
-def wait_for_the_end(page: Page) -> None:
-    expect(page.locator("#details dl, #problem [role=alert]").first).to_be_visible(timeout=SHOWN_MS)
+def choose(page: Page, image: Path) -> None:
+    """Puts a file into the page and waits until it is there."""
+    with page.expect_response(lambda response: "/upload" in response.url):
+        page.set_input_files(FILE, image)
+    page.wait_for_selector("#image button[aria-label='Remove Image']")
 
 
-def test_an_upload_is_captioned_as_every_other_door_captions_it(page: Page, served: Served) -> None:
+def caption(page: Page) -> str:
+    """Presses Caption and waits for the end of it."""
+    ended = f"{DETAILS} .facts, {PROBLEM} .problem"
+    before = page.query_selector(ended)
+    page.click(START)
+    if before is not None:
+        before.wait_for_element_state("hidden")
+    page.wait_for_selector(ended)
+    expect(page.locator(START)).to_be_enabled()
+    return page.input_value(CAPTION)
+
+
+def test_an_upload_gets_the_greedy_caption_of_the_client_and_its_details(page: Page, served: Served) -> None:
     with Client(served.grpc) as client:
-        expected = client.caption(PHOTO)
-    upload(page, PHOTO)
-    page.locator("#start").click()
-    wait_for_the_end(page)
-    assert caption_of(page) == expected.text
-    assert expected.details.model in page.locator("#details").inner_text()
+        greedy = client.caption(PHOTO)
+    choose(page, PHOTO)
+    assert caption(page) == greedy.text
+    facts = page.inner_text(DETAILS)
+    assert greedy.details.model in facts
+    assert greedy.details.revision[:7] in facts
+    assert re.search(r"tokens\s+" + str(greedy.details.tokens), facts)
 
 
-def test_the_text_grows_while_it_is_written(page: Page) -> None:
-    upload(page, PHOTO)
-    page.get_by_label("long").check()
-    page.locator("#start").click()
-    seen: list[str] = []
-    while page.locator("#details dl").count() == 0:
-        text = caption_of(page)
-        if text and text not in seen:
-            seen.append(text)
-    assert len(seen) >= 3, seen
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+def test_the_text_appears_as_it_is_written(page: Page) -> None:
+    choose(page, PHOTO)
+    page.evaluate(
+        """() => {
+            window.seen = new Set();
+            const look = () => {
+                window.seen.add(document.querySelector("#caption textarea").value);
+                requestAnimationFrame(look);
+            };
+            look();
+        }"""
+    )
+    page.get_by_text("Advanced").click()
+    page.fill("#temperature textarea, #temperature input", "2")
+    page.fill("#max_tokens textarea, #max_tokens input", "80")
+    final = caption(page)
+    seen = sorted(page.evaluate("[...window.seen]"), key=len)
+    assert len(seen) > 4, seen
+    assert all(final.startswith(text) for text in seen)
 
 
-def test_stop_ends_the_decoding_and_keeps_what_was_written(page: Page, served: Served) -> None:
-    upload(page, PHOTO)
-    page.get_by_role("button", name="Advanced").click()
-    page.locator("#temperature input, #temperature textarea").first.fill("2")
-    page.locator("#max_tokens input, #max_tokens textarea").first.fill("90")
-    page.locator("#start").click()
-    page.wait_for_function("document.querySelector('#caption textarea').value.length > 0")
-    page.locator("#stop").click()
-    expect(page.locator("#details")).to_contain_text("Stopped", timeout=SHOWN_MS)
-    time.sleep(0.5)
-    assert metric(served, "captioner_running") == 0
-    kept = caption_of(page)
-    time.sleep(0.5)
-    assert kept and caption_of(page) == kept
+def test_the_lengths_of_the_card_are_offered_and_sent(page: Page, served: Served) -> None:
+    with Client(served.grpc) as client:
+        card = client.describe()
+        lengths = card.styles[card.default_style]
+        longest = client.caption(PHOTO, length=lengths[-1])
+    assert page.locator("#length label:has(input)").all_inner_texts() == lengths
+    choose(page, PHOTO)
+    page.locator("#length label:has(input)").last.click()
+    page.get_by_text("Advanced").click()
+    expect(page.locator("#prompt textarea")).to_have_value(card.prompts[card.default_style][lengths[-1]])
+    assert caption(page) == longest.text
 
 
-def test_a_broken_file_gets_the_servers_refusal_and_the_next_photo_its_caption(page: Page, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(PHOTO.read_bytes()[:3000])
-    page.locator("#image input[type=file]").first.set_input_files(broken)
-    page.wait_for_timeout(1500)
-    page.locator("#start").click()
-    expect(page.locator("#problem")).to_contain_text("IMAGE_BROKEN", timeout=SHOWN_MS)
-    assert caption_of(page) == ""
-    page.reload()
-    expect(page.locator("#length")).to_be_visible(timeout=SHOWN_MS)
-    upload(page, PHOTO)
-    page.locator("#start").click()
-    wait_for_the_end(page)
-    assert caption_of(page)
+def test_an_edited_prompt_is_sent_as_it_is(page: Page, served: Served) -> None:
+    with Client(served.grpc) as client:
+        prompted = client.caption(PHOTO, prompt="A close view of")
+    choose(page, PHOTO)
+    page.get_by_text("Advanced").click()
+    page.fill("#prompt textarea", "A close view of")
+    assert caption(page) == prompted.text
+
+
+BAD = {
+    "IMAGE_BROKEN": ("broken.webp", b"RIFF\x40\x00\x00\x00WEBPVP8 " + bytes(64)),
+    "IMAGE_FORMAT_UNKNOWN": ("notes.txt", b"not an image at all"),
+    "IMAGE_MISSING": ("empty.jpg", b""),
+    "IMAGE_TOO_LARGE": ("large.jpg", b"\xff\xd8\xff" + bytes(20 * 2**20)),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_a_bad_file_is_refused_in_words_and_the_next_photo_is_captioned(page: Page, code: str, tmp_path: Path) -> None:
+    name, data = BAD[code]
+    (tmp_path / name).write_bytes(data)
+    choose(page, tmp_path / name)
+    assert caption(page) == ""
+    refusal = page.locator(f"{PROBLEM} .problem")
+    expect(refusal.locator("code")).to_have_text(code)
+    expect(refusal.locator("strong")).to_be_visible()
+    choose(page, PHOTO)
+    expect(refusal).to_have_count(0)
+    assert caption(page)
 
 
 def test_no_image_is_said_in_words(page: Page) -> None:
-    page.locator("#start").click()
-    expect(page.locator("#problem")).to_contain_text("IMAGE_MISSING", timeout=SHOWN_MS)
+    assert caption(page) == ""
+    expect(page.locator(f"{PROBLEM} code")).to_have_text("IMAGE_MISSING")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_narrow_screen_needs_no_sideways_scrolling(page: Page, dark: bool) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
-    page.emulate_media(color_scheme="dark" if dark else "light")
+def test_a_photo_whose_name_tells_nothing_is_captioned(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(PHOTO.read_bytes())
+    choose(page, tmp_path / "photo")
+    assert caption(page)
+
+
+def test_a_setting_out_of_range_is_refused_in_words_and_no_markup(page: Page) -> None:
+    choose(page, PHOTO)
+    page.get_by_text("Advanced").click()
+    for text in ("3", "<img src=x onerror=alert(1)>${alert(2)}{{x}}"):
+        page.fill("#temperature textarea, #temperature input", text)
+        page.click(START)
+        expect(page.locator(f"{PROBLEM} .problem")).to_contain_text(text)
+        expect(page.locator(f"{PROBLEM} code")).to_have_text("PARAMETER_INVALID")
+        assert page.locator(f"{PROBLEM} img").count() == 0
+
+
+def press_stop_while_writing(page: Page) -> None:
+    """Starts a long caption and ends it at its first text, as fast as the page can."""
+    page.evaluate(
+        """async () => {
+            const of = (selector) => document.querySelector(selector);
+            of("#start").click();
+            while (of("#stop").disabled || !of("#caption textarea").value) await new Promise(requestAnimationFrame);
+            of("#stop").click();
+        }"""
+    )
+
+
+def make_it_long(page: Page) -> None:
+    page.get_by_text("Advanced").click()
+    page.locator("#length label:has(input)").last.click()
+    page.fill("#temperature textarea, #temperature input", "2")
+    page.fill("#max_tokens textarea, #max_tokens input", "80")
+
+
+def test_stop_ends_the_decoding_and_keeps_what_was_written(page: Page, served: Served) -> None:
+    cancelled = metric(served, "captioner_cancelled_total")
+    choose(page, PHOTO)
+    make_it_long(page)
+    for _ in range(20):  # eighty tokens may be written before a busy browser is heard
+        press_stop_while_writing(page)
+        expect(page.locator(START)).to_be_enabled()
+        time.sleep(0.3)  # the counter is shown every 50 ms
+        if metric(served, "captioner_cancelled_total") > cancelled:
+            break
+    assert metric(served, "captioner_cancelled_total") > cancelled
+    expect(page.locator(DETAILS)).to_contain_text("Stopped.")
+    assert page.input_value(CAPTION)
+    assert_soon(lambda: metric(served, "captioner_running") == 0)
+    tokens = metric(served, "captioner_tokens_total")
+    time.sleep(0.3)
+    assert metric(served, "captioner_tokens_total") == tokens
+    assert caption(page)
+
+
+def test_closing_the_tab_ends_the_decoding(open_page: Open, url: str, served: Served) -> None:
+    cancelled = metric(served, "captioner_cancelled_total")
+    for _ in range(20):
+        page = open_page(url)
+        choose(page, PHOTO)
+        make_it_long(page)
+        page.evaluate(
+            """async () => {
+                document.querySelector("#start").click();
+                while (!document.querySelector("#caption textarea").value) await new Promise(requestAnimationFrame);
+            }"""
+        )
+        page.close()
+        time.sleep(0.5)
+        if metric(served, "captioner_cancelled_total") > cancelled:
+            break
+    assert metric(served, "captioner_cancelled_total") > cancelled
+    assert_soon(lambda: metric(served, "captioner_running") == 0)
+
+
+def assert_soon(holds: Callable[[], bool], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.02)
+
+
+def test_another_image_ends_and_clears_the_caption_of_the_last(page: Page) -> None:
+    choose(page, PHOTO)
+    make_it_long(page)
+    page.click(START)
+    choose(page, EXAMPLES[0])
+    expect(page.locator(START)).to_be_enabled()
+    expect(page.locator(CAPTION)).to_have_value("")
+    assert page.locator(f"{DETAILS} .facts").count() == 0
+
+
+def test_a_pasted_image_is_captioned_and_so_is_an_example(page: Page) -> None:
+    page.evaluate(
+        """async (bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "pasted.jpg", {type: "image/jpeg"}));
+            document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+        }""",
+        list(PHOTO.read_bytes()),
+    )
+    page.wait_for_selector("#image img[src*='pasted']")
+    pasted = caption(page)
+    assert pasted
+    page.locator("#desk .gallery-item").nth(EXAMPLES.index(PHOTO)).click()
+    page.wait_for_selector(f"#image img[src*='{PHOTO.name}']")
+    assert caption(page) == pasted
+
+
+def test_the_caption_can_be_copied(open_page: Open, url: str) -> None:
+    page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
+    choose(page, PHOTO)
+    text = caption(page)
+    page.click("#caption button[aria-label='Copy']")
+    page.wait_for_function("(text) => navigator.clipboard.readText().then((copied) => copied === text)", arg=text)
+
+
+@pytest.mark.parametrize("colour", ["light", "dark"])
+def test_a_narrow_screen_shows_everything_without_scrolling_sideways(open_page: Open, url: str, colour: str) -> None:
+    page = open_page(url, viewport={"width": 390, "height": 844}, color_scheme=colour)
+    choose(page, PHOTO)
+    assert caption(page)
+    page.get_by_text("Advanced").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    expect(page.locator("#start")).to_be_visible()
+    for selector in ("#image", START, STOP, CAPTION, DETAILS, "#seed"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390, selector
+
+
+def test_every_input_has_a_name_for_those_who_do_not_see_it(page: Page) -> None:
+    expect(page.locator(".gallery-item img").last).to_have_attribute("alt", re.compile("Example"))
+    page.get_by_text("Advanced").click()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("input, textarea, button")]
+            .filter((e) => e.offsetParent && !(e.labels?.length || e.ariaLabel || e.innerText || e.title))
+            .filter((e) => !e.querySelector("img[alt]:not([alt=''])"))
+            .map((e) => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
+
+
+def test_the_page_says_that_no_server_answers_and_works_once_one_does(
+    open_page: Open, served: Served, served_page: Callable[[str], str]
+) -> None:
+    port = free_port()
+    page = open_page(served_page(f"127.0.0.1:{port}"))
+    expect(page.locator(SERVER)).to_contain_text(f"No captioner server answers at 127.0.0.1:{port} yet.")
+    choose(page, PHOTO)
+    assert caption(page) == ""
+    expect(page.locator(f"{PROBLEM} code")).to_have_text("SERVER_UNREACHABLE")
+    with closing(forward(port, served.grpc)):
+        expect(page.locator(f"{SERVER} .up")).to_be_visible(timeout=30_000)
+        assert caption(page)
+
+
+def forward(port: int, address: str) -> socket.socket:
+    """The server's door at another port too, until the returned socket is closed."""
+    listener = socket.create_server(("127.0.0.1", port))
+    host, _, target = address.rpartition(":")
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def join(near: socket.socket) -> None:
+        with near, socket.create_connection((host, int(target))) as far:
+            back = threading.Thread(target=pump, args=(far, near))
+            back.start()
+            pump(near, far)
+            back.join()
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=join, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return listener
