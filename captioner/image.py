@@ -95,15 +95,18 @@ def unwrap(data: bytes) -> bytes:
     text = data.strip()
     if not text:
         raise ImageMissing("the image is empty")
-    if text[:5].lower() == b"data:":
+    is_url = text[:5].lower() == b"data:"
+    if is_url:
         head, comma, text = text.partition(b",")
         if not comma or not head.lower().endswith(b";base64"):
             raise ImageFormatUnknown(f"a data URL must hold base64; this one begins {_start(head)}")
     try:
         file = base64.b64decode(b"".join(text.split()), validate=True)
-    except binascii.Error:
+    except binascii.Error as error:
+        if is_url:
+            raise ImageFormatUnknown(f"the data URL's base64 cannot be decoded: {error}") from None
         return data
-    return file if sniff(file) is not None or data[:5].lower() == b"data:" else data
+    return file if is_url or sniff(file) is not None else data
 
 
 def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from captioner.errors import CaptionerError, StartupRefused
 from captioner.probe import probe as caption_something
 from captioner.server import TritonServer, take_ports
 
+PR_SET_PDEATHSIG = 1
 PAGE_START_SECONDS = 60.0
 PROBE_STALL_SECONDS = 20.0
 
@@ -50,21 +53,22 @@ def up(
             return error.code == "SERVER_BUSY"  # a server that refuses in words is alive
         return True
 
-    say("starting Triton")
-    with TritonServer(
-        repository,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        progress=_Progress(say),
-        on_restart=lambda reason: say(f"restarting: {reason}"),
-        probe=probe,
-    ) as server:
-        page = subprocess.Popen(
-            [sys.executable, "-m", "frontend", "--server", server.grpc_address, "--port", str(page_port)],
-            start_new_session=True,  # the terminal's Ctrl-C is ours alone; we end it
-        )
-        try:
+    say("starting Triton and the page")
+    page = subprocess.Popen(
+        [sys.executable, "-m", "frontend", "--server", f"127.0.0.1:{grpc_port}", "--port", str(page_port)],
+        start_new_session=True,  # the terminal's Ctrl-C is ours alone; we end it
+        preexec_fn=_end_with_us,  # noqa: PLW1509 - one system call, no lock
+    )
+    try:
+        with TritonServer(
+            repository,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            progress=_Progress(say, stopping),
+            on_restart=lambda reason: say(f"restarting: {reason}"),
+            probe=probe,
+        ) as server:
             _wait_for_page(page, page_port, stopping)
             if not stopping.is_set():
                 say(f"ready: http://127.0.0.1:{page_port}  (Ctrl-C stops everything)")
@@ -73,20 +77,33 @@ def up(
                 if page.poll() is not None:
                     raise StartupRefused(f"the page ended with exit code {page.returncode}")
             say("stopping")
-        finally:
-            page.terminate()
-            try:
-                page.wait(10)
-            except subprocess.TimeoutExpired:
-                page.kill()
+    finally:
+        page.terminate()
+        try:
+            page.wait(10)
+        except subprocess.TimeoutExpired:
+            page.kill()
     return 0
+
+
+def _end_with_us() -> None:
+    """In a child before it begins: the kernel ends it when this process is gone, however it went."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_export(command: list[str], say: Callable[[str], None], stopping: threading.Event) -> None:
     """Runs the exporter, passing on what it says; its own process, so that torch leaves memory with it."""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_end_with_us,  # noqa: PLW1509 - one system call, no lock
+        ) as process,
+    ):
         ended = threading.Event()
 
         def stop_with_us() -> None:
@@ -96,26 +113,30 @@ def _run_export(command: list[str], say: Callable[[str], None], stopping: thread
 
         watcher = threading.Thread(target=stop_with_us)
         watcher.start()
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
         for line in process.stdout:
             say(line.strip())
-        errors = process.stderr.read().strip()
         code = process.wait()
         ended.set()
         watcher.join()
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
     if code and not stopping.is_set():
-        last = errors.splitlines()[-1] if errors else f"exit code {code}"
+        last = said[-1] if said else f"exit code {code}"
         raise StartupRefused(f"the model cannot be exported: {last}")
 
 
 class _Progress:
-    """Says which model is being loaded, once each."""
+    """Says which model is being loaded, once each; ends the start when we are to stop."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], stopping: threading.Event) -> None:
         self._say = say
+        self._stopping = stopping
         self._said: set[str] = set()
 
     def __call__(self, loading: list[str], seconds: float) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
         new = [model for model in loading if model not in self._said]
         if new:
             self._said.update(new)

@@ -1,7 +1,8 @@
 """Version folders of the model repository: staged beside their place, renamed into it whole.
 
-The `captioner` folder goes last. Its manifest holds the hash of every file, so a process that dies between two renames
-leaves a version that refuses to load by name instead of one that mixes two exports.
+The `captioner` folder goes last, and its manifest holds the hash of every file. A process that dies between two renames
+leaves the version before complete and the new one without its entry; the next export, which `captioner up` begins with,
+publishes it again. A server that is started in between without one would put the old decoder behind the new encoder.
 """
 
 from __future__ import annotations

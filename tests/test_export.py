@@ -212,10 +212,11 @@ def test_a_version_that_was_left_half_made_is_cleaned_by_the_next_export(reposit
         for left in (".2-staged", ".2-replaced", "2"):
             if (name, left) != ("captioner", "2"):
                 (repository / name / left).mkdir()
-                (repository / name / left / "model.onnx").write_text("half")
+                (repository / name / left / "half.onnx").write_text("half")
     assert exporting.export(find(str(model)), repository, lambda _: None) == 2
     Manifest.load(repository / "captioner" / "2").verify(repository, "2")
     assert not [path for path in repository.glob("*/.*") if path.is_dir()]
+    assert not list(repository.rglob("half.onnx"))
 
 
 def test_an_export_that_fails_leaves_the_published_version_alone(

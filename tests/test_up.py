@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_one_command_serves_the_page_and_ctrl_c_leaves_nothing(served: Served, r
     assert not processes_with(f"--http-port={ports[0]}") and not processes_with(f"--port {ports[3]}")
     left = set(Path("/dev/shm").iterdir()) - before
     assert not [path for path in left if path.name.startswith("captioner-")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_start_that_is_ended(repository: Path, number: signal.Signals) -> None:
+    ports = free_ports(4)
+    process = up(repository, ports)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "loading" in line:
+            break
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    deadline = time.monotonic() + 30
+    while left := [*processes_with(f"--http-port={ports[0]}"), *processes_with(f"--port {ports[3]}")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "HTTP"), (1, "gRPC"), (2, "metrics"), (3, "page")])

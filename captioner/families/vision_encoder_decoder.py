@@ -23,6 +23,9 @@ from captioner.prompts import PromptTable
 RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
+CONTEXT_TOKENS = 256  # more would only be cache that no caption fills: 1024 are 1.2 GB in 16 slots of vit-gpt2
+
+
 class NormalisedEncoder(torch.nn.Module):
     """uint8 pixels to features: the processor's normalisation, the encoder, and the step to the decoder's width."""
 
@@ -76,7 +79,7 @@ class VisionEncoderDecoder(Family):
             prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
             start_ids=(start,),
             stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
-            context_tokens=model.config.decoder.max_position_embeddings,
+            context_tokens=min(model.config.decoder.max_position_embeddings, CONTEXT_TOKENS),
             max_tokens=64,
             repetition_penalty=1.0,
         )
