@@ -3,8 +3,9 @@
     python -m benchmarks.load [--server 127.0.0.1:8001] [--concurrency 1 16] [--captions 64] [--rounds 3]
 
 Closed loop: each of N clients sends its next image when it has the caption of its last. Images are crops of the shipped
-examples, different in every run, so that no answer comes from the feature cache; one that does ends the run. Rounds of the concurrencies alternate, and the
-spread of the rounds is shown; a first round is thrown away. The last line of stdout is one JSON document.
+examples, different in every run, so that no answer comes from the feature cache; one that does ends the run. Rounds of
+the concurrencies alternate, and the spread of the rounds is shown; a first round is thrown away. The last line of
+stdout is one JSON document.
 """
 
 from __future__ import annotations
