@@ -157,8 +157,8 @@ def test_the_text_appears_as_it_is_written(page: Page) -> None:
     page.fill("#temperature textarea, #temperature input", "2")
     page.fill("#max_tokens textarea, #max_tokens input", "80")
     final = caption(page)
-    seen = sorted(page.evaluate("[...window.seen]"), key=len)
-    assert len(seen) > 4, seen
+    seen = page.evaluate("[...window.seen]")
+    assert any(text not in ("", final) for text in seen), seen  # how many more is the machine's speed
     assert all(final.startswith(text) for text in seen)
 
 
