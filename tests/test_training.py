@@ -30,6 +30,7 @@ def embedded() -> tuple[Captioner, CaptionTokenizer]:
 
 
 def tiny_captioner() -> tuple[Captioner, CaptionTokenizer]:
+    torch.manual_seed(0)
     tokenizer = CaptionTokenizer.learn(TEXTS, vocabulary=300)
     words = ConceptEncoderConfig(("dog", "boat", "apple"), (0, 1, 2, 0) * (CLASSES // 4), width=32, concepts=2)
     captioner = Captioner.build(
