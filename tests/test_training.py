@@ -146,9 +146,9 @@ def test_the_loop_learns_four_captions_by_heart(tmp_path: Path) -> None:
     grids = random_grids(4)
     grids += torch.arange(4)[:, None, None] * torch.rand(1, 1, grids.shape[2])  # apart enough to be told apart
     settings = Settings(
-        passes=150,
+        passes=400,
         batch=4,
-        learning_rate=1e-2,
+        learning_rate=3e-3,
         validations=2,
         regularisation=Regularisation(dropout=0, smoothing=0, unseen=0),
     )
