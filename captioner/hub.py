@@ -39,14 +39,19 @@ def find(model: str, revision: str | None = None) -> Found:
     except Exception as error:  # the client raises a dozen types; all mean that there is no folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelUnsupported(f"{model!r} is no folder here and cannot be had from the Hub: {reason}") from error
+    _check_safetensors(snapshot)
     return Found(model, snapshot.name, snapshot)
 
 
 def _weights_hash(folder: Path) -> str:
-    files = sorted(path for pattern in ("*.safetensors", "*.json") for path in folder.glob(pattern))
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ModelUnsupported(f"{folder} holds no .safetensors file")
+    _check_safetensors(folder)
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in files:
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _check_safetensors(folder: Path) -> None:
+    """Other formats of weights are pickles, which run what they hold."""
+    if not any(folder.glob("*.safetensors")):
+        raise ModelUnsupported(f"{folder} holds no .safetensors file")

@@ -34,7 +34,10 @@ def export(found: hub.Found, repository: Path, say: Callable[[str], None]) -> in
     version = publish.next_version(repository)
     model_type = _model_type(found.folder)
     say(f"loading {found} ({model_type})")
-    source = family(model_type).load(found.folder)
+    try:
+        source = family(model_type).load(found.folder)
+    except OSError as error:  # transformers' own word for a file that is missing or cannot be read
+        raise ModelUnsupported(f"{found} cannot be loaded: {error}") from error
     staged = publish.stage(repository, version)
     say("exporting the vision encoder to ONNX")
     with torch.inference_mode(False):
