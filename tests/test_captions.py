@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from PIL import Image
 
 from benchmarks.images import EXAMPLES, crops
 from captioner import errors
@@ -169,21 +171,35 @@ def test_cancelling_ends_the_decoding_within_a_step_and_100_ms(served: Served, c
     assert sorted(steps)[2] * 1000 < 100 + step_ms + 50, steps
 
 
+def file_of(file_format: str, size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(file, file_format)
+    return file.getvalue()
+
+
 BAD = {
-    "IMAGE_MISSING": b"",
-    "IMAGE_FORMAT_UNKNOWN": b"%PDF-1.7 not an image at all",
-    "IMAGE_BROKEN": PHOTO.read_bytes()[:2000],
-    "IMAGE_TOO_LARGE": b"\xff\xd8\xff" + bytes(20 * 2**20),
+    "nothing": (b"", "IMAGE_MISSING"),
+    "a document": (b"%PDF-1.7 not an image at all", "IMAGE_FORMAT_UNKNOWN"),
+    "text": (b"please caption this", "IMAGE_FORMAT_UNKNOWN"),
+    "a vector drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "IMAGE_FORMAT_UNKNOWN"),
+    "half a JPEG": (PHOTO.read_bytes()[:2000], "IMAGE_BROKEN"),
+    "half a PNG": (file_of("PNG")[:-100], "IMAGE_BROKEN"),
+    "half a WebP": (file_of("WEBP")[:-20], "IMAGE_BROKEN"),
+    "half a GIF": (file_of("GIF")[:-200], "IMAGE_BROKEN"),
+    "a speck": (file_of("PNG", (4, 4)), "IMAGE_TOO_SMALL"),
+    "a strip": (file_of("PNG", (20_000, 8)), "IMAGE_TOO_LARGE"),
+    "too many bytes": (b"\xff\xd8\xff" + bytes(20 * 2**20), "IMAGE_TOO_LARGE"),
 }
 
 
-@pytest.mark.parametrize("code", BAD)
+@pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_refused_by_code_and_the_next_photo_is_captioned(
-    served: Served, client: Client, greedy: str, code: str
+    served: Served, client: Client, greedy: str, kind: str
 ) -> None:
-    _, error = raw_stream(served, BAD[code])[-1]
+    data, code = BAD[kind]
+    _, error = raw_stream(served, data)[-1]
     assert error is not None and errors.from_wire(error.message()).code == code
-    status, body = generate(served, "generate", {"image": base64.b64encode(BAD[code]).decode()})
+    status, body = generate(served, "generate", {"image": base64.b64encode(data).decode()})
     assert status == 400 and errors.from_wire(json.loads(body)["error"]).code == code
     assert client.caption(PHOTO).text == greedy
 
