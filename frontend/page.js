@@ -41,10 +41,18 @@
     document.addEventListener(name, (event) => {
       if (event.target.matches?.("#image img")) {
         document.querySelector("#image").classList.toggle("unseen", unseen);
-      } else if (event.target.matches?.(".gallery-item img")) { // an example: by now everything is there
+      } else if (event.target.matches?.(".gallery-item img")) {
         event.target.alt = `Example ${event.target.src.split("/").pop()}`;
-        document.querySelector("#caption textarea").ariaLabel = "Caption";
       }
     }, true);
   }
+
+  const naming = new MutationObserver(() => {
+    const caption = document.querySelector("#caption textarea");
+    if (caption) {
+      caption.ariaLabel = "Caption";
+      naming.disconnect();
+    }
+  });
+  naming.observe(document, { childList: true, subtree: true });
 })();
