@@ -22,7 +22,7 @@ COPY constraints.txt /tmp/
 # onnxruntime is for the export, which compares the graph with the original; Triton serves it with a backend of its own.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "captioner[server,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
+        "captioner[server,quantised,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
 COPY model_repository /opt/captioner/model_repository
 COPY deploy/serve.sh /opt/captioner/serve.sh
 # A named volume takes over the owner of the folder that it is mounted on.

@@ -53,11 +53,11 @@ def parser() -> argparse.ArgumentParser:
     for parameter in wire.PARAMETERS.values():
         if parameter.name in ("stream", "describe"):  # the command's own business
             continue
-        caption.add_argument(
-            "--" + parameter.name.replace("_", "-"),
-            type=parameter.kind,
-            help=f"{parameter.doc} ({parameter.range})",
-        )
+        flag = "--" + parameter.name.replace("_", "-")
+        if parameter.kind is bool:
+            caption.add_argument(flag, action=argparse.BooleanOptionalAction, help=parameter.doc)
+        else:
+            caption.add_argument(flag, type=parameter.kind, help=f"{parameter.doc} ({parameter.range})")
 
     probe = verbs.add_parser("probe", help="exit 0 if a server captions a tiny picture, for health checks")
     probe.set_defaults(run=_probe)

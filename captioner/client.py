@@ -190,8 +190,9 @@ def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[
     Raises ParameterUnknown or ParameterInvalid before anything travels.
     """
     values = {name: value for name, value in parameters.items() if value is not None}
-    if isinstance(values.get("extras"), list | tuple):
-        values["extras"] = json.dumps(values["extras"])
+    for name in wire.TEXT_LISTS & values.keys():
+        if isinstance(values[name], list | tuple):
+            values[name] = json.dumps(values[name])
     wire.parse_parameters(values)
     request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=uuid.uuid4().hex)
     for name, text in inputs.items():

@@ -11,7 +11,7 @@ from captioner.errors import ModelUnsupported
 EMBEDDED = "captioner-embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 # No pickles and no code: what is downloaded can only be data.
-PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find(model: str, revision: str | None = None) -> Found:
 def _weights_hash(folder: Path) -> str:
     _check_safetensors(folder)
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    for path in sorted(path for kind in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

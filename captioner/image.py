@@ -13,19 +13,21 @@ import io
 import math
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from captioner import tiles
 from captioner.errors import ImageBroken, ImageFormatUnknown, ImageMissing, ImageTooLarge, ImageTooSmall
 from captioner.wire import MAX_IMAGE_BYTES, ImageInfo
 
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 16_384
 MAX_PIXELS = 100_000_000  # 300 MB while it is decoded
+LONGEST_RATIO = 64  # of a side to the other, before a middle is cut: a resized strip of 2000 : 1 would take 400 MB
 
 READ = "JPEG, PNG, WebP, GIF, BMP and TIFF are read"
 _MAGIC = {
@@ -54,11 +56,21 @@ _BASE64 = 4 / 3 * 80 / 76  # the longest base64 text for a byte, with line ends
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The pixels a model wants: the whole image resized straight to (height, width), as in its training."""
+    """The pixels a model wants: the whole image resized straight to (height, width), as in its training.
+
+    With `longest_px` the image is also cut into square tiles of that size, see `tiles.cut`.
+    """
 
     height: int  # px
     width: int  # px
     resample: Literal["bicubic", "lanczos", "bilinear"]
+    longest_px: int | None = None
+    crop: bool = False  # resize the shorter side and cut the middle out, instead of squashing
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles along the longest side at most; 0 where images are not cut."""
+        return 0 if self.longest_px is None else math.ceil(self.longest_px / min(self.height, self.width))
 
 
 def check_file_size(size: int) -> None:
@@ -72,11 +84,29 @@ def check_file_size(size: int) -> None:
 def load_pixels(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], ImageInfo]:
     """`data` (a file's bytes, base64 text or a data URL) to RGB pixels, (height, width, 3), and what was done.
 
+    For a model that looks at tiles the pixels are as tall as all tiles and the whole together, see `tiles.cut`.
     Raises a child of ImageRefused.
     """
     image, info = decode(unwrap(data))
+    if spec.longest_px is not None:
+        pixels, rows, columns = tiles.cut(image, spec.height, spec.longest_px, Image.Resampling[spec.resample.upper()])
+        return pixels, replace(info, tile_rows=rows, tile_columns=columns)
+    if spec.crop:
+        return np.asarray(_middle(image, spec), dtype=np.uint8), info
     resized = image.resize((spec.width, spec.height), Image.Resampling[spec.resample.upper()])
     return np.asarray(resized, dtype=np.uint8), info
+
+
+def _middle(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The middle square, to the pixel as CLIP's own processor cuts it: after the resize, not before."""
+    reach = min(image.size) * LONGEST_RATIO
+    if max(image.size) > reach:
+        x, y = max(image.width - reach, 0) // 2, max(image.height - reach, 0) // 2
+        image = image.crop((x, y, image.width - x, image.height - y))
+    width, height = (spec.width * side // min(image.size) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling[spec.resample.upper()])
+    x, y = (width - spec.width) // 2, (height - spec.height) // 2
+    return resized.crop((x, y, x + spec.width, y + spec.height))
 
 
 def sniff(data: bytes) -> str | None:

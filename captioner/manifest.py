@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,26 +17,61 @@ from captioner.image import ImageSpec
 from captioner.prompts import PromptTable
 
 NAME = "manifest.json"
+FRAME_PROMPT, FRAME_IMAGE = "{prompt}", "{image}"  # the places in a frame
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the model's authors let it write; each is the default of the parameter of that name."""
+
+    max_tokens: int
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From the model's own opinion to a probability, fitted on held-out photos: a logistic curve."""
+
+    slope: float  # of the mean log-probability in nats a token
+    intercept: float
+
+    def confidence(self, mean_logprob: float) -> float:
+        """The probability that the caption's main subject is right."""
+        return 1 / (1 + math.exp(-min(max(self.slope * mean_logprob + self.intercept, -50), 50)))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One published model. `files` maps "<triton model>/<file>" to the sha256 of its bytes, in hex."""
+    """One published model. `files` maps "<triton model>/<file>" to the sha256 of its bytes, in hex.
+
+    `frame` is the text around a prompt, with a place for the prompt and, where the image stands among the words, one
+    for the image: as many tokens `image_token_id` as it has features.
+    """
 
     family: str  # Hugging Face model_type
     model: str
     revision: str
     license: str
     image: ImageSpec
-    feature_tokens: int  # image tokens a picture becomes
+    feature_tokens: int  # image tokens a picture becomes, or each tile of it
     feature_width: int
     prompts: PromptTable
+    frame: str
+    image_token_id: int | None
     start_ids: tuple[int, ...]  # token ids in front of every prompt
     stop_ids: tuple[int, ...]  # token ids that end a caption
     context_tokens: int  # prompt and caption together
-    max_tokens: int  # default of the parameter
-    repetition_penalty: float  # default of the parameter
+    generation: Generation
+    calibration: Calibration | None
     files: dict[str, str]
+
+    @property
+    def continues_prompt(self) -> bool:
+        """Whether a caption goes on from the prompt's words and is shown with them, or answers it."""
+        return self.frame == FRAME_PROMPT
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -55,6 +91,9 @@ class Manifest:
         try:
             values["image"] = ImageSpec(**values["image"])
             values["prompts"] = PromptTable(**values["prompts"])
+            values["generation"] = Generation(**values["generation"])
+            calibration = values["calibration"]
+            values["calibration"] = None if calibration is None else Calibration(**calibration)
             values["start_ids"] = tuple(values["start_ids"])
             values["stop_ids"] = tuple(values["stop_ids"])
         except TypeError as error:

@@ -8,15 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 
+from captioner.engine.capacity import capacity
 from captioner.engine.engine import Engine
+from captioner.engine.runner import Runner
 from captioner.errors import ArtefactBroken, StartupRefused
 from captioner.families import family
+from captioner.families.weights import PRECISIONS, Precision
 from captioner.features import Encoded
 from captioner.manifest import Manifest
 from captioner.service import CaptionService
-from captioner.settings import Settings
+from captioner.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +38,48 @@ def load_service(
     gpu: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    transformers.logging.disable_progress_bar()
     manifest = Manifest.load(folder / version)
     manifest.verify(folder.parent, version)
-    device = _device(gpu, settings)
-    decoder = family(manifest.family).decoder(folder / version, manifest, settings.slots, device)
-    log.info(
-        "%s@%s on %s: %d slots, %.1f MiB of key/value cache",
-        manifest.model, manifest.revision[:12], device, settings.slots, decoder.cache_bytes / 2**20,
-    )  # fmt: skip
-    features = torch.zeros(manifest.feature_tokens, manifest.feature_width)
-    for row in range(settings.slots):  # every batch size once, so that no caption pays for the first of its kind
-        decoder.prefill(row, features, list(manifest.start_ids))
-        decoder.decode([manifest.start_ids[0]] * (row + 1), [len(manifest.start_ids)] * (row + 1))
+    if settings.decode_threads:
+        torch.set_num_threads(settings.decode_threads)
+    device = _device(gpu)
+    precision = _precision(settings.precision, device)
+    kind = family(manifest.family)
+    decoder = kind.decoder(folder / version, manifest, precision, device)
+    room = capacity(decoder, settings.slots, settings.kv_cache_mib * 2**20)
+    log.info("%s@%s on %s in %s: %s", manifest.model, manifest.revision[:12], device, precision, room)
+    if manifest.generation.num_beams > room.slots:
+        raise StartupRefused(
+            f"the model searches with {manifest.generation.num_beams} beams; it has {room.slots} slots"
+        )
     tokenizer_file = folder / version / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ArtefactBroken(f"{tokenizer_file} cannot be read: {error}") from error
-    engine = Engine(decoder, manifest.stop_ids, slots=settings.slots, max_waiting=settings.max_waiting)
-    return CaptionService(manifest, version, str(device), tokenizer, engine, encode, show, settings)
+    runner = Runner(decoder, room.slots)
+    prompt_ids = kind.prompt_ids(tokenizer, manifest, manifest.prompts.render(None, None))
+    try:
+        runner.warm_up(torch.zeros(manifest.feature_tokens, manifest.feature_width), prompt_ids)
+    except Exception as error:  # a quantised layer of a size that its kernel does not take, say
+        raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
+    engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
+    return CaptionService(manifest, version, str(device), precision, tokenizer, engine, encode, show, settings)
 
 
-def _device(gpu: int | None, settings: Settings) -> torch.device:
-    if settings.decode_threads:
-        torch.set_num_threads(settings.decode_threads)
+def _device(gpu: int | None) -> torch.device:
     if gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise StartupRefused(f"Triton placed the captioner on GPU {gpu}, but torch sees no CUDA device")
     return torch.device("cuda", gpu)
+
+
+def _precision(wanted: str, device: torch.device) -> Precision:
+    if wanted == AUTO:
+        return "bf16" if device.type == "cuda" else "fp32"
+    for precision in PRECISIONS:
+        if precision == wanted:
+            return precision
+    raise StartupRefused(f"precision is {wanted!r}; it must be {AUTO} or one of {', '.join(PRECISIONS)}")

@@ -108,6 +108,9 @@ PARAMETERS = {
         Parameter("top_p", float, "sample from the likeliest tokens holding this much probability", 1.0, 0.01, 1),
         Parameter("top_k", int, "sample from this many likeliest tokens; 0 takes all", 0, 0, 1000, "tokens"),
         Parameter("repetition_penalty", float, "above 1 discourages tokens already written", None, 0.5, 2),
+        Parameter("num_beams", int, "above 1, search this many texts at once for the likeliest", None, 1, 5, "beams"),
+        Parameter("stop", str, 'JSON list of up to 4 texts that end the caption and are no part of it, such as ["."]'),
+        Parameter("repetition_guard", bool, "end a caption that has begun to repeat itself", True),
         Parameter("seed", int, "equal seeds give equal captions; drawn and reported if absent", None, 0, 2**53),
         Parameter("stream", bool, "send text as it is written (the default over gRPC), or one answer", None),
         Parameter("deadline_ms", int, "give up, or end the caption, after this long", None, 1, 600_000, "ms"),
@@ -115,6 +118,10 @@ PARAMETERS = {
         Parameter("describe", bool, "answer with the model's card; no image is read", False),
     )
 }
+
+
+TEXT_LISTS = frozenset({"extras", "stop"})  # JSON in a string: Triton's doors refuse lists
+MAX_STOPS = 4
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,9 @@ class CaptionParameters:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float | None = None
+    num_beams: int | None = None
+    stop: tuple[str, ...] = ()
+    repetition_guard: bool = True
     seed: int | None = None
     stream: bool | None = None
     deadline_ms: int | None = None
@@ -147,19 +157,23 @@ def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
         if parameter is None:
             raise ParameterUnknown(f"{reprlib.repr(name)} is no parameter; the parameters are {', '.join(PARAMETERS)}")
         checked[name] = parameter.check(value)
-    if "extras" in checked:
-        checked["extras"] = _extras(checked["extras"])
+    for name in TEXT_LISTS & checked.keys():
+        checked[name] = _texts(name, checked[name])
+    if not len(checked.get("stop", ())) <= MAX_STOPS or not all(checked.get("stop", ())):
+        raise ParameterInvalid(
+            f"stop is {reprlib.repr(checked['stop'])}; it must be up to {MAX_STOPS} texts, none empty"
+        )
     return CaptionParameters(**checked)
 
 
-def _extras(text: str) -> tuple[str, ...]:
+def _texts(name: str, text: str) -> tuple[str, ...]:
     try:
-        extras = json.loads(text)
+        texts = json.loads(text)
     except (ValueError, RecursionError):
-        extras = None
-    if not isinstance(extras, list) or not all(isinstance(extra, str) for extra in extras):
-        raise ParameterInvalid(f'extras is {text[:80]!r}; it must be a JSON list of texts, such as ["camera"]')
-    return tuple(extras)
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise ParameterInvalid(f'{name} is {text[:80]!r}; it must be a JSON list of texts, such as ["one", "two"]')
+    return tuple(texts)
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,8 @@ class ImageInfo:
     frames: int
     rotated: bool  # EXIF orientation was applied
     alpha: bool  # transparency was laid on white
+    tile_rows: int = 0  # for models that look at large images in tiles and as a whole; 0 if only as a whole
+    tile_columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,7 +200,8 @@ class Timings:
     total: float
 
 
-Ending = Literal["stop", "length", "deadline"]  # of itself, at max_tokens, at deadline_ms
+# Of itself or at a stop text, at max_tokens, at a loop, at deadline_ms.
+Ending = Literal["stop", "length", "repetition", "deadline"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,7 @@ class Details:
     top_p: float
     top_k: int
     repetition_penalty: float
+    num_beams: int
     finish_reason: Ending
     tokens: int
     confidence: float | None  # calibrated probability; None where the model carries no calibration
@@ -233,6 +251,7 @@ class ModelCard:
     default_length: str
     max_tokens: int
     device: str
+    precision: str  # of the decoder
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 
     @classmethod

@@ -48,8 +48,7 @@ def export(found: hub.Found, repository: Path, say: Callable[[str], None]) -> in
     export_decoder(source, staged[CAPTIONER])
     say("comparing with the original")
     manifest = _manifest(source, model_type, found, onnx_path, publish.hashes(staged))
-    decoder = family(model_type).decoder(staged[CAPTIONER], manifest, 1, torch.device("cpu"))
-    say(str(check_parity(source, onnx_path, decoder, _prompts(source))))
+    say(str(check_parity(source, onnx_path, staged[CAPTIONER], manifest)))
     for path in staged.values():
         manifest.save(path)
     publish.publish(staged, version)
@@ -64,11 +63,6 @@ def _model_type(folder: Path) -> str:
         raise ModelUnsupported(f"{folder / 'config.json'} names no model_type: {error!r}") from error
 
 
-def _prompts(source: Source) -> list[list[int]]:
-    texts = [prompt for lengths in source.prompts.styles.values() for prompt in lengths.values()]
-    return [[*source.start_ids, *source.tokenizer.encode(text, add_special_tokens=False)] for text in texts]
-
-
 def _manifest(source: Source, family: str, found: hub.Found, onnx_path: Path, files: dict[str, str]) -> Manifest:
     blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8).numpy()
     _, tokens, width = onnx_features(onnx_path, blank).shape
@@ -81,10 +75,12 @@ def _manifest(source: Source, family: str, found: hub.Found, onnx_path: Path, fi
         feature_tokens=tokens,
         feature_width=width,
         prompts=source.prompts,
+        frame=source.frame,
+        image_token_id=source.image_token_id,
         start_ids=source.start_ids,
         stop_ids=source.stop_ids,
         context_tokens=source.context_tokens,
-        max_tokens=source.max_tokens,
-        repetition_penalty=source.repetition_penalty,
+        generation=source.generation,
+        calibration=source.calibration,
         files=files,
     )

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from captioner.engine.engine import Engine
+from captioner.engine.runner import Runner
+from captioner.engine.sampling import Sampling
+from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken
-from captioner.families.base import Decoder, Source
+from captioner.families import family
+from captioner.families.base import Source
+from captioner.manifest import Manifest
 from export.vision_encoder import onnx_features
 
 PARITY_BATCH = 3  # not the batch of the export
 MAX_FEATURE_DIFFERENCE = 1e-3  # of the features' own largest value
 TOKENS = 24
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,15 @@ class Parity:
 
 
 @torch.inference_mode()
-def check_parity(source: Source, onnx_path: Path, decoder: Decoder, lengths_prompts: list[list[int]]) -> Parity:
-    """Compares on noise of several kinds, so that nothing need be downloaded; ArtefactBroken says what differs.
+def check_parity(source: Source, onnx_path: Path, folder: Path, manifest: Manifest) -> Parity:
+    """Compares on pictures of several kinds, so that nothing need be downloaded; ArtefactBroken says what differs.
 
-    `decoder` reads the published files; `lengths_prompts` are token ids, one prompt for each image in turn.
+    `folder` holds the published decoder and tokenizer; each picture is captioned with another of the model's prompts.
     """
-    pixels = _patterns(source.image.height, source.image.width)
+    rows, columns = (1, 2) if source.image.most_tiles else (0, 0)
+    pixels = np.concatenate(
+        [_pictures(source.image.height, source.image.width, tile) for tile in range(rows * columns + 1)], axis=1
+    )
     expected = source.vision_encoder(torch.from_numpy(pixels)).numpy()
     found = onnx_features(onnx_path, pixels)
     if found.shape != expected.shape:
@@ -49,48 +61,36 @@ def check_parity(source: Source, onnx_path: Path, decoder: Decoder, lengths_prom
         raise ArtefactBroken(
             f"features differ by {difference:.1e} of the largest; the limit is {MAX_FEATURE_DIFFERENCE:.0e}"
         )
-    total = 0
-    for image in range(PARITY_BATCH):
-        prompt = lengths_prompts[image % len(lengths_prompts)]
-        limit = min(TOKENS, source.context_tokens - len(prompt))
-        original = _greedy_torch(source, torch.from_numpy(expected[image]), prompt, limit)
-        published = _greedy_published(source, decoder, torch.from_numpy(found[image]), prompt, limit)
-        if original != published:
-            raise ArtefactBroken(f"greedy tokens differ: the original gives {original}, the export {published}")
-        total += len(original)
-    return Parity(difference, total, PARITY_BATCH)
+    kind, tokenizer = family(manifest.family), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    decoder = kind.decoder(folder, manifest, "fp32", torch.device("cpu"))
+    engine = Engine(Runner(decoder, PARITY_BATCH), manifest.stop_ids, max_waiting=0)
+    prompts = cycle(prompt for lengths in source.prompts.styles.values() for prompt in lengths.values())
+    sequences = []
+    for features, prompt in zip(torch.from_numpy(found), prompts, strict=False):
+        ids = kind.prompt_ids(tokenizer, manifest, prompt, rows, columns)
+        limit = min(TOKENS, source.context_tokens - len(ids))
+        sequences.append(Sequence(ids, Sampling(), limit, features=features))
+        engine.admit()
+        engine.submit(sequences[-1])
+    while engine.load().running + engine.load().waiting:
+        engine.step()
+    for picture, sequence in zip(torch.from_numpy(pixels), sequences, strict=True):
+        if sequence.error is not None:
+            raise ArtefactBroken(f"the published decoder fails: {sequence.error!r}")
+        original = source.generate(picture, sequence.prompt_ids, max_new_tokens=sequence.max_tokens, **GREEDY)
+        original = [token for token in original if token not in source.stop_ids]
+        if original != sequence.token_ids:
+            raise ArtefactBroken(
+                f"greedy tokens differ: the original gives {original}, the export {sequence.token_ids}"
+            )
+    return Parity(difference, sum(len(sequence.token_ids) for sequence in sequences), PARITY_BATCH)
 
 
-def _patterns(height: int, width: int) -> NDArray[np.uint8]:
+def _pictures(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     """Three unlike pictures: noise, coarse patches, a gradient. (3, height, width, 3)."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     noise = random.integers(0, 256, (height, width, 3))
     patches = np.kron(random.integers(0, 256, (8, 8, 3)), np.ones((height // 8 + 1, width // 8 + 1, 1)))
-    gradient = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+    gradient = np.linspace(255 * seed % 256, 255, height * width * 3).reshape(height, width, 3)
     pictures: NDArray[np.uint8] = np.stack([noise, patches[:height, :width], gradient]).astype(np.uint8)
     return pictures
-
-
-def _greedy_torch(source: Source, features: torch.Tensor, prompt: list[int], limit: int) -> list[int]:
-    """The original decoder, the whole text anew for each token: slow, and without any cache to be wrong."""
-    ids = list(prompt)
-    while len(ids) < len(prompt) + limit:
-        output = source.decoder(input_ids=torch.tensor([ids]), encoder_hidden_states=features[None], use_cache=False)
-        token = int(output.logits[0, -1].argmax())
-        if token in source.stop_ids:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
-
-
-def _greedy_published(
-    source: Source, decoder: Decoder, features: torch.Tensor, prompt: list[int], limit: int
-) -> list[int]:
-    tokens: list[int] = []
-    logits = decoder.prefill(0, features, prompt)
-    while (token := int(logits.argmax())) not in source.stop_ids:
-        tokens.append(token)
-        if len(tokens) == limit:
-            break
-        logits = decoder.decode([token], [len(prompt) + len(tokens) - 1])[0]
-    return tokens

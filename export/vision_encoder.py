@@ -1,4 +1,7 @@
-"""The vision encoder as an ONNX graph: uint8 pixels in, features out, normalisation inside, any batch size."""
+"""The vision encoder as an ONNX graph: uint8 pixels in, features out, normalisation inside, any batch size.
+
+Where images are cut into tiles, any number of them too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from captioner.families.base import Source
 
 OPSET = 18  # read by every ONNX Runtime from 1.19 on
 MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads
-EXPORT_BATCH = 2
+EXPORT_BATCH, EXPORT_TILES = 2, 3
 SINGLE_FILE_LIMIT_BYTES = 3 * 2**29  # protobuf ends at 2 GiB; above this, weights go to a second file
 
 
@@ -29,7 +32,11 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
     Raises ModelUnsupported when the graph is not what the wire says.
     """
     path = folder / "model.onnx"
-    pixels = torch.zeros(EXPORT_BATCH, source.image.height, source.image.width, 3, dtype=torch.uint8)
+    height, open_axes = source.image.height, {0: torch.export.Dim("batch", min=1, max=1024)}
+    if source.image.longest_px is not None:
+        open_axes[1] = height * torch.export.Dim("tiles", min=1, max=1024)
+        height *= EXPORT_TILES
+    pixels = torch.zeros(EXPORT_BATCH, height, source.image.width, 3, dtype=torch.uint8)
     weights = sum(tensor.nbytes for tensor in source.vision_encoder.state_dict().values())
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter is chatty
         warnings.simplefilter("ignore")
@@ -39,7 +46,7 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
             path,
             input_names=[wire.PIXELS.name],
             output_names=[wire.FEATURES.name],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},),
+            dynamic_shapes=(open_axes,),
             opset_version=OPSET,
             dynamo=True,
             external_data=weights > SINGLE_FILE_LIMIT_BYTES,

@@ -9,7 +9,7 @@ import gradio as gr
 from captioner.errors import ParameterInvalid
 from captioner.wire import PARAMETERS, Parameter
 
-NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed")
+NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "max_tokens", "seed")
 
 
 def make_fields() -> list[gr.Textbox]:

@@ -20,7 +20,7 @@ from captioner.errors import (
     ServerUnreachable,
     StreamStalled,
 )
-from captioner.wire import Details, ModelCard
+from captioner.wire import Details, Ending, ModelCard
 
 HEADINGS: dict[type[CaptionerError], str] = {
     ImageMissing: "There is no image to caption.",
@@ -38,7 +38,12 @@ HEADINGS: dict[type[CaptionerError], str] = {
     DeadlineExceeded: "The time was up before the first word.",
     CaptionerError: "The caption failed.",
 }
-FINISHES = {"stop": "complete", "length": "cut at the token limit", "deadline": "cut at the deadline"}
+FINISHES: dict[Ending, str] = {
+    "stop": "complete",
+    "length": "cut at the token limit",
+    "repetition": "cut where it began to repeat itself",
+    "deadline": "cut at the deadline",
+}
 
 
 def problem(error: CaptionerError) -> str:
@@ -62,6 +67,8 @@ def details_line(details: Details) -> str:
         "finish": FINISHES[details.finish_reason],
         "seed": f"{details.seed}",
     }
+    if details.confidence is not None:
+        facts["confidence"] = f"{details.confidence:.0%}"
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items())
     return f'<dl class="facts">{items}</dl>'
 
@@ -73,7 +80,7 @@ def note(text: str) -> str:
 
 def server_up(card: ModelCard) -> str:
     """The model that answers."""
-    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device}")
+    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device} {card.precision}")
 
 
 def server_down(error: CaptionerError, address: str, retry_s: float) -> str:

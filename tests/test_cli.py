@@ -15,10 +15,11 @@ SAMPLE = {str: "text", int: "7", float: "0.5"}
 
 def test_every_parameter_of_the_wire_is_an_option_of_its_type() -> None:
     words = ["caption", "a.jpg"]
-    for parameter in PARAMETERS:
+    valued = [parameter for parameter in PARAMETERS if parameter.kind is not bool]
+    for parameter in valued:
         words += ["--" + parameter.name.replace("_", "-"), SAMPLE[parameter.kind]]
     arguments = parser().parse_args(words)
-    for parameter in PARAMETERS:
+    for parameter in valued:
         assert getattr(arguments, parameter.name) == parameter.kind(SAMPLE[parameter.kind])
 
 
@@ -50,7 +51,12 @@ def test_help_shows_every_range(capsys: pytest.CaptureFixture[str]) -> None:
         main(["caption", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for parameter in PARAMETERS:
-        assert parameter.range in shown, parameter.name
+        assert (parameter.doc if parameter.kind is bool else parameter.range) in shown, parameter.name
+
+
+def test_a_boolean_is_switched_on_and_off_by_name() -> None:
+    assert parser().parse_args(["caption", "a.jpg", "--no-repetition-guard"]).repetition_guard is False
+    assert parser().parse_args(["caption", "a.jpg", "--repetition-guard"]).repetition_guard is True
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_everything_that_is_copied_into_an_image_is_there_and_not_ignored() -> N
 def test_what_is_installed_and_run_in_the_images_exists() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     extras = set(",".join(re.findall(r"captioner\[([\w,]+)\]", DOCKERFILE)).split(","))
-    assert extras == {"server", "export", "frontend"}
+    assert extras == {"server", "quantised", "export", "frontend"}
     assert all(f"\n{extra} = [" in project for extra in extras)
     assert "\n[project.scripts]\ncaptioner = " in project
     for module in re.findall(r"-m\W+(frontend|export)\b", DOCKERFILE + SERVE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.engine.beam import BeamSearch
 from captioner.engine.engine import Engine
-from captioner.engine.sequence import FinishReason, Sampling, Sequence
+from captioner.engine.sampling import Sampling
+from captioner.engine.sequence import FinishReason, Sequence
 from captioner.errors import ServerBusy, ServerStopping
 from captioner.families.cross_attention import CrossAttentionDecoder
 from tests import tiny
@@ -47,6 +50,9 @@ class Watched(Sequence):
 
     def alone(self, stop: int = tiny.STOP) -> list[int]:
         """Its tokens without an engine and without a cache."""
+        if self.beams is not None:
+            options = {"num_beams": self.beams.width, "max_new_tokens": self.max_tokens}
+            return tiny.generate(self.image, self.prompt_ids, **options)
         return tiny.greedy(tiny.features(self.image), self.prompt_ids, self.max_tokens, stop)
 
 
@@ -62,26 +68,41 @@ class Faulty(CrossAttentionDecoder):
 
     fails: frozenset[str] = frozenset()
 
-    def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> torch.Tensor:
+    def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
         self._check("prefill")
-        return super().prefill(row, features, prompt_ids)
+        super().prefill(row, features, prompt_ids)
 
-    def decode(self, token_ids: list[int], positions: list[int]) -> torch.Tensor:
+    def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:
         self._check("decode")
-        return super().decode(token_ids, positions)
+        return super().decode(ids_B, positions_B, span)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        self._check("move")
-        super().move(source, target, length)
+    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+        self._check("copy")
+        super().copy(sources, targets, length)
 
     def _check(self, what: str) -> None:
         if what in self.fails:
             raise RuntimeError(f"{what} failed")
 
 
-def engine(slots: int = 3, max_waiting: int = 50, clock: Callable[[], float] | None = None, **options: Any) -> Engine:
-    decoder = options.pop("decoder", None) or tiny.decoder(slots)
-    return Engine(decoder, (1, tiny.STOP), slots=slots, max_waiting=max_waiting, **({"clock": clock} if clock else {}))
+def engine(
+    slots: int = 3,
+    max_waiting: int = 50,
+    clock: Callable[[], float] = time.monotonic,
+    kind: type[CrossAttentionDecoder] = CrossAttentionDecoder,
+    stop_ids: tuple[int, ...] = (1, tiny.STOP),
+    *,
+    ahead: bool = False,
+) -> Engine:
+    return Engine(tiny.runner(slots, kind, ahead=ahead), stop_ids, max_waiting=max_waiting, clock=clock)
+
+
+def faulty(slots: int) -> tuple[Engine, Faulty]:
+    """An engine and its decoder, which can be made to fail."""
+    one = engine(slots, kind=Faulty)
+    decoder = one._runner.decoder
+    assert isinstance(decoder, Faulty)
+    return one, decoder
 
 
 def submit(to: Engine, *sequences: Sequence) -> None:
@@ -112,10 +133,11 @@ def crowd(chance: random.Random, count: int) -> list[Watched]:
     ]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("seed", range(2))
-def test_thirty_captions_that_come_and_go_are_each_as_if_alone(seed: int) -> None:
+def test_thirty_captions_that_come_and_go_are_each_as_if_alone(seed: int, ahead: bool) -> None:
     chance = random.Random(seed)
-    one, sequences = engine(slots=5), crowd(chance, 30)
+    one, sequences = engine(slots=5, ahead=ahead), crowd(chance, 30)
     arrivals = {sequence: chance.randrange(40) for sequence in sequences}
     leaving = {sequence: arrivals[sequence] + chance.randrange(1, 12) for sequence in sequences[:7]}
     for step in range(400):
@@ -134,6 +156,43 @@ def test_thirty_captions_that_come_and_go_are_each_as_if_alone(seed: int) -> Non
     reasons = [sequence.reasons[0] for sequence in sequences]
     assert {"stop", "length", "cancelled"} <= set(reasons), "the test must meet every way to end"
     assert one.load().tokens == sum(len(sequence.heard) for sequence in sequences)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_beam_searches_among_other_captions_are_each_as_if_alone(ahead: bool) -> None:
+    chance = random.Random(3)
+    one, sequences = engine(slots=6, ahead=ahead), crowd(chance, 24)
+    for number, sequence in enumerate(sequences):
+        if number % 3 == 0:
+            sequence.beams = BeamSearch(
+                sequence.prompt_ids, width=2 + number % 4, max_tokens=sequence.max_tokens, stop_ids=(1, tiny.STOP)
+            )
+    for sequence in sequences:
+        submit(one, sequence)
+        for _ in range(chance.randrange(4)):
+            one.step()
+    run(one)
+    assert [sequence.error for sequence in sequences] == [None] * 24
+    assert [sequence.heard for sequence in sequences] == [sequence.alone() for sequence in sequences]
+
+
+def test_a_penalty_holds_for_its_own_caption_whoever_moves_rows() -> None:
+    def penalised(image: int) -> Watched:
+        return Watched(image, max_tokens=20, sampling=Sampling(repetition_penalty=1.6))
+
+    alone = []
+    for image in range(6):
+        one, sequence = engine(slots=1), penalised(image)
+        submit(one, sequence)
+        run(one)
+        alone.append(sequence.heard)
+    one, together = engine(slots=4), [penalised(image) for image in range(6)]
+    for sequence, short in zip(together, [Watched(image, max_tokens=3) for image in range(6)], strict=True):
+        submit(one, short, sequence)
+        one.step()
+    run(one)
+    assert [sequence.heard for sequence in together] == alone
+    assert alone != [Watched(image, max_tokens=20).alone() for image in range(6)], "the penalty must matter"
 
 
 def test_sampled_captions_do_not_depend_on_who_shares_the_steps() -> None:
@@ -155,7 +214,7 @@ def test_sampled_captions_do_not_depend_on_who_shares_the_steps() -> None:
 def test_a_caption_may_fill_the_context_to_its_last_position() -> None:
     prompt = [0, *range(2, 9)]
     sequence = Watched(3, prompt, max_tokens=tiny.CONTEXT - len(prompt))
-    one = Engine(tiny.decoder(1), (), slots=1, max_waiting=0)
+    one = engine(1, 0, stop_ids=())
     submit(one, sequence)
     run(one)
     assert sequence.reasons == ["length"]
@@ -170,11 +229,9 @@ def test_features_are_let_go_once_the_cache_holds_them() -> None:
     assert sequence.features is None
 
 
-@pytest.mark.parametrize("what", ["decode", "move"])
+@pytest.mark.parametrize("what", ["decode", "copy"])
 def test_a_failing_step_fails_its_captions_and_the_engine_goes_on(what: str) -> None:
-    decoder = tiny.decoder(3, Faulty)
-    assert isinstance(decoder, Faulty)
-    one = engine(3, decoder=decoder)
+    one, decoder = faulty(3)
     running, waiting = [Watched(i, max_tokens=4 + 10 * i) for i in range(3)], Watched(5)
     submit(one, *running)
     one.step()
@@ -193,13 +250,11 @@ def test_a_failing_step_fails_its_captions_and_the_engine_goes_on(what: str) -> 
 
 
 def test_a_decoder_that_fails_in_everything_still_gets_every_request_answered() -> None:
-    decoder = tiny.decoder(3, Faulty)
-    assert isinstance(decoder, Faulty)
-    one = engine(3, decoder=decoder)
+    one, decoder = faulty(3)
     sequences = [Watched(i, max_tokens=20) for i in range(8)]
     submit(one, *sequences)
     one.step()
-    decoder.fails = frozenset({"prefill", "decode", "move"})
+    decoder.fails = frozenset({"prefill", "decode", "copy"})
     run(one)
     assert [sequence.reasons for sequence in sequences] == [["failed"]] * 8
 

@@ -6,15 +6,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import VisionEncoderDecoderModel
 
 from captioner import wire
+from captioner.engine.engine import Engine
+from captioner.engine.runner import Runner
+from captioner.engine.sampling import Sampling
+from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ModelUnsupported
 from captioner.families import family
 from captioner.families.base import Source
@@ -149,28 +151,21 @@ def test_the_graph_is_what_the_native_backend_loads(exported: Path, model: Path)
 
 
 def test_greedy_tokens_are_those_of_generate(exported: Path, model: Path, manifest: Manifest) -> None:
-    original = VisionEncoderDecoderModel.from_pretrained(model).eval()
-    source = family("vision-encoder-decoder").load(model)
-    decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, 2, torch.device("cpu"))
+    source = family(manifest.family).load(model)
+    decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, "fp32", torch.device("cpu"))
     pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     features = onnx_features(exported / "vision_encoder" / "1" / "model.onnx", pixels)
-    encoder: Any = source.vision_encoder
-    normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() * encoder.factor + encoder.shift
-    texts = []
-    for image in range(4):
-        expected = original.generate(
-            pixel_values=normalised[image : image + 1], max_new_tokens=16, do_sample=False, num_beams=1
-        )[0].tolist()
-        tokens = [0]
-        logits = decoder.prefill(0, torch.from_numpy(features[image]), [0])
-        for position in range(1, 17):
-            tokens.append(int(logits.argmax()))
-            if tokens[-1] == 1:
-                break
-            logits = decoder.decode(tokens[-1:], [position])[0]
-        assert tokens == expected
-        texts.append(tokens)
-    assert len({tuple(tokens) for tokens in texts}) == 4, "the image must matter"
+    engine = Engine(Runner(decoder, 3), manifest.stop_ids, max_waiting=4)
+    sequences = [Sequence([0], Sampling(), 16, features=each) for each in torch.from_numpy(features)]
+    for sequence in sequences:
+        engine.admit()
+        engine.submit(sequence)
+    for _ in range(100):
+        engine.step()
+    for picture, sequence in zip(torch.from_numpy(pixels), sequences, strict=True):
+        expected = source.generate(picture, [0], max_new_tokens=16, do_sample=False, num_beams=1)
+        assert sequence.token_ids == [token for token in expected if token not in manifest.stop_ids]
+    assert len({tuple(sequence.token_ids) for sequence in sequences}) == 4, "the image must matter"
 
 
 @pytest.mark.parametrize("file", sorted(PUBLISHED))
@@ -245,25 +240,25 @@ def test_a_manifest_of_an_older_format_does_not_bar_a_new_export(repository: Pat
 
 def test_weights_that_differ_are_not_published(exported: Path, model: Path, manifest: Manifest) -> None:
     source = family("vision-encoder-decoder").load(model)
-    decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, 1, torch.device("cpu"))
+    folder = exported / "captioner" / "1"
     graph = exported / "vision_encoder" / "1" / "model.onnx"
-    found = parity.check_parity(source, graph, decoder, [[0]])
+    found = parity.check_parity(source, graph, folder, manifest)
     assert found.feature_difference < 1e-5
     assert found.tokens > 20
     with torch.no_grad():
         for weight in source.decoder.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     with pytest.raises(ArtefactBroken, match="greedy tokens differ"):
-        parity.check_parity(source, graph, decoder, [[0]])
+        parity.check_parity(source, graph, folder, manifest)
     with torch.no_grad():
         next(source.vision_encoder.parameters()).mul_(2)
     with pytest.raises(ArtefactBroken, match="features differ by"):
-        parity.check_parity(source, graph, decoder, [[0]])
+        parity.check_parity(source, graph, folder, manifest)
 
 
 @pytest.mark.parametrize(
     ("config", "named"),
-    [({"model_type": "blip"}, "concept-encoder-decoder, vision-encoder-decoder"), ({}, "no model_type")],
+    [({"model_type": "none-such"}, "concept-encoder-decoder, "), ({}, "no model_type")],
 )
 def test_a_model_that_no_family_knows_is_one_sentence(
     repository: Path,

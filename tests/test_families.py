@@ -42,8 +42,8 @@ def changed(folder: Path, to: Path, file_name: str, **changes: object) -> Path:
 
 def test_an_unknown_model_type_is_answered_with_the_known() -> None:
     with pytest.raises(ModelUnsupported) as caught:
-        family("blip")
-    assert "'blip'" in str(caught.value)
+        family("none-such")
+    assert "'none-such'" in str(caught.value)
     assert all(name in str(caught.value) for name in FAMILIES)
 
 

@@ -36,6 +36,7 @@ CARD = ModelCard(
     default_length="long",
     max_tokens=8,
     device="cpu",
+    precision="fp32",
     prompts={"plain": {"short": "Say little.", "long": "Say much."}, "tags": {"short": "Tags."}},
 )
 
@@ -78,6 +79,7 @@ def test_the_details_line_says_how_the_caption_came_to_be() -> None:
         top_p=1,
         top_k=0,
         repetition_penalty=1,
+        num_beams=1,
         finish_reason="length",
         tokens=8,
         confidence=None,
@@ -92,9 +94,9 @@ def test_the_details_line_says_how_the_caption_came_to_be() -> None:
 
 
 def test_an_empty_field_is_left_to_the_model() -> None:
-    texts = ["0.7", "", " ", "", "12", ""]
-    values = fields.read_fields(texts)
-    assert values == dict(zip(fields.NAMES, [0.7, None, None, None, 12, None], strict=True))
+    texts = {"temperature": "0.7", "top_k": " ", "max_tokens": "12"}
+    values = fields.read_fields([texts.get(name, "") for name in fields.NAMES])
+    assert values == dict.fromkeys(fields.NAMES) | {"temperature": 0.7, "max_tokens": 12}
 
 
 @pytest.mark.parametrize(("name", "text"), [("temperature", "warm"), ("max_tokens", "2.7"), ("seed", "1e3")])

@@ -12,7 +12,7 @@ import pytest
 
 from captioner.errors import ArtefactBroken
 from captioner.image import ImageSpec
-from captioner.manifest import NAME, Manifest, sha256
+from captioner.manifest import NAME, Calibration, Generation, Manifest, sha256
 from captioner.prompts import PromptTable
 
 MANIFEST = Manifest(
@@ -24,11 +24,13 @@ MANIFEST = Manifest(
     feature_tokens=5,
     feature_width=32,
     prompts=PromptTable({"plain": {"any": "写真 für {name}"}}, "plain", "any", {"camera": "x"}),
+    frame="<s>{image}{prompt}",
+    image_token_id=7,
     start_ids=(0, 4),
     stop_ids=(1,),
     context_tokens=48,
-    max_tokens=20,
-    repetition_penalty=1.1,
+    generation=Generation(max_tokens=20, repetition_penalty=1.1, num_beams=3),
+    calibration=Calibration(2.5, 0.5),
     files={},
 )
 
@@ -61,16 +63,16 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
 def test_a_manifest_of_another_format_names_the_keys_that_differ(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     values = json.loads((tmp_path / NAME).read_text("utf-8"))
-    values["calibration"] = values.pop("license")
+    values["colour"] = values.pop("license")
     (tmp_path / NAME).write_text(json.dumps(values))
-    with pytest.raises(ArtefactBroken, match="differ in calibration, license; export again"):
+    with pytest.raises(ArtefactBroken, match="differ in colour, license; export again"):
         Manifest.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("image", {"height": 1, "width": 2, "crop": 3}, "crop"),
+        ("image", {"height": 1, "width": 2, "depth": 3}, "depth"),
         ("prompts", {"styles": {}}, "default_style"),
         ("stop_ids", 1, "int"),
     ],

@@ -94,6 +94,7 @@ def test_a_model_file_is_short_and_takes_only_the_installed_package(path: Path) 
         "json",
         "logging",
         "numpy",
+        "os",
         "pathlib",
         "triton_python_backend_utils",
         "typing",

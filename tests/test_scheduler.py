@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from captioner.engine.scheduler import Move, Scheduler
+from captioner.engine.scheduler import Scheduler
 from captioner.errors import ServerBusy
 
 FAR = float("inf")
@@ -21,6 +21,8 @@ class Request:
     priority_level: int = 2
     cancelled: bool = False
     deadline: float = FAR
+    width: int = 1
+    rows: list[int] = field(default_factory=list)
 
 
 class Schedules(RuleBasedStateMachine):
@@ -31,7 +33,7 @@ class Schedules(RuleBasedStateMachine):
         self.scheduler: Scheduler[Request] = Scheduler(slots, max_waiting)
         self.encoding = 0
         self.queue: list[Request] = []
-        self.rows: list[Request | None] = [None] * slots
+        self.rows: list[tuple[Request, int] | None] = [None] * slots  # whose beam is where
         self.arrived = 0
         self.now = 0
 
@@ -55,9 +57,10 @@ class Schedules(RuleBasedStateMachine):
         self.encoding -= 1
 
     @precondition(lambda self: self.encoding)
-    @rule(priority=st.integers(1, 3), patience=st.none() | st.integers(0, 5))
-    def enqueue(self, priority: int, patience: int | None) -> None:
-        request = Request(self.arrived, priority, deadline=FAR if patience is None else self.now + patience)
+    @rule(priority=st.integers(1, 3), patience=st.none() | st.integers(0, 5), width=st.integers(1, 4))
+    def enqueue(self, priority: int, patience: int | None, width: int) -> None:
+        deadline = FAR if patience is None else self.now + patience
+        request = Request(self.arrived, priority, deadline=deadline, width=min(width, self.scheduler.slots))
         self.arrived += 1
         self.scheduler.enqueue(request)
         self.encoding -= 1
@@ -65,30 +68,30 @@ class Schedules(RuleBasedStateMachine):
 
     @rule()
     def join(self) -> None:
-        free = len(self.scheduler.running) < self.scheduler.slots
+        expected = min(self.queue, key=lambda waiting: (waiting.priority_level, waiting.number), default=None)
         request = self.scheduler.join()
-        if not (free and self.queue):
-            assert request is None
+        if expected is None or self.rows.count(None) < expected.width:
+            assert request is None, "there is no room, and nobody overtakes who waits for it"
             return
-        expected = min(self.queue, key=lambda waiting: (waiting.priority_level, waiting.number))
         assert request is expected, "by priority, then by arrival"
         self.queue.remove(expected)
-        row = len(self.scheduler.running) - 1
-        assert self.rows[row] is None, "the row it was given is in use"
-        self.rows[row] = request
+        assert len(set(expected.rows)) == expected.width
+        for beam, row in enumerate(expected.rows):
+            assert self.rows[row] is None, "the row it was given is in use"
+            self.rows[row] = (expected, beam)
 
     @precondition(lambda self: self.scheduler.running)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        running = self.scheduler.running
-        request = data.draw(st.sampled_from(running))
-        row = running.index(request)
-        last = len(running) - 1
-        move = self.scheduler.leave(request)
-        assert move == (None if row == last else Move(last, row))
-        if move is not None:
-            self.rows[move.target] = self.rows[move.source]
-        self.rows[last] = None
+        request = data.draw(st.sampled_from(self.scheduler.running))
+        moves = self.scheduler.leave(request)
+        assert len(moves) <= request.width
+        held = [None if row is None or row[0] is request else row for row in self.rows]
+        for move in moves:
+            assert held[move.target] is None, "a row in use was overwritten"
+            held[move.target], held[move.source] = held[move.source], None
+        self.rows = held
+        assert request.rows == []
 
     @precondition(lambda self: self.queue)
     @rule(data=st.data())
@@ -109,11 +112,15 @@ class Schedules(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         running = self.scheduler.running
-        assert len(running) <= self.scheduler.slots
+        in_use = sum(request.width for request in running)
+        assert in_use == len(self.scheduler.rows) <= self.scheduler.slots
         assert self.held <= self.scheduler.slots + self.scheduler.max_waiting
         assert self.scheduler.waiting == self.encoding + len(self.queue)
         assert self.scheduler.idle == (not running and not self.queue)
-        assert self.rows == [*running, *[None] * (self.scheduler.slots - len(running))], "running rows are the first"
+        assert all(row is None for row in self.rows[in_use:]), "the rows in use are the first"
+        for request in running:
+            assert [self.rows[row] for row in request.rows] == [(request, beam) for beam in range(request.width)]
+            assert all(self.scheduler.rows[row] is request for row in request.rows)
 
 
 class TestSchedules(Schedules.TestCase):  # type: ignore[misc, valid-type]

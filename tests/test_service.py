@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ import pytest
 import torch
 
 from captioner.engine.engine import Engine
-from captioner.errors import ImageBroken
+from captioner.errors import ImageBroken, StartupRefused
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.features import Encoded
-from captioner.manifest import Manifest
+from captioner.manifest import Calibration, Manifest
 from captioner.service import CaptionRequest, CaptionService
 from captioner.settings import Settings
 from captioner.startup import load_service
@@ -72,7 +74,7 @@ def shown() -> dict[str, float]:
 def start(encoder: Encoder, shown: dict[str, float]) -> Iterator[Start]:
     services = []
 
-    def begin(**settings: int) -> CaptionService:
+    def begin(**settings: Any) -> CaptionService:
         folder = tiny.published()
         chosen = Settings(**({"slots": 4, "cancel_poll_ms": 5} | settings))
         services.append(load_service(folder.parent, folder.name, None, chosen, encoder, shown.update))
@@ -252,15 +254,15 @@ def test_an_image_seen_before_is_not_encoded_again(start: Start, encoder: Encode
 class Slow(CrossAttentionDecoder):
     """The real decoder at 100 tokens a second, so that there is time to leave."""
 
-    def decode(self, token_ids: list[int], positions: list[int]) -> torch.Tensor:
+    def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:
         time.sleep(0.01)
-        return super().decode(token_ids, positions)
+        return super().decode(ids_B, positions_B, span)
 
 
 def test_a_client_that_leaves_frees_its_slot_within_a_few_tokens(encoder: Encoder, shown: dict[str, float]) -> None:
-    engine = Engine(tiny.decoder(1, Slow), (), slots=1, max_waiting=4)
+    engine = Engine(tiny.runner(1, Slow), (), max_waiting=4)
     manifest, settings = Manifest.load(tiny.published()), Settings(slots=1, cancel_poll_ms=5)
-    service = CaptionService(manifest, "1", "cpu", TOKENS, engine, encoder, shown.update, settings)
+    service = CaptionService(manifest, "1", "cpu", "fp32", TOKENS, engine, encoder, shown.update, settings)
     leaving = ask(service, LONG, max_tokens=46)
     until(lambda: bool(leaving.pieces))
     leaving.cancelled = True
@@ -377,3 +379,123 @@ def test_details_are_json_that_any_client_reads(service: CaptionService) -> None
         raise AssertionError(f"{text} is no JSON")
 
     json.loads(reply.details[-1], parse_constant=no_constant)
+
+
+def test_a_stop_text_ends_the_caption_before_it_and_streams_nothing_of_it(service: CaptionService) -> None:
+    whole = alone(4)
+    stop = whole[5:8]
+    for streaming in (True, False):
+        reply = ask(service, LONG, streaming=streaming, stop=json.dumps([stop, "never written"]))
+        found = details(reply)
+        assert reply.text == whole[: whole.index(stop)]
+        assert found.finish_reason == "stop"
+        assert found.tokens < details(ask(service, LONG)).tokens
+
+
+@pytest.mark.parametrize("num_beams", [2, 3, 4])
+def test_beams_write_what_generate_writes(service: CaptionService, num_beams: int) -> None:
+    ids = [0, *TOKENS.encode(tiny.SHORT, add_special_tokens=False).ids]
+    for image in range(3):
+        written = tiny.generate(image, ids, max_new_tokens=20, num_beams=num_beams)
+        reply = ask(service, str(image).encode(), num_beams=num_beams)
+        found = details(reply)
+        assert reply.text == TOKENS.decode([*ids, *written], skip_special_tokens=True).lstrip()
+        assert (found.num_beams, found.tokens) == (num_beams, len(written))
+        assert found.mean_logprob < 0
+
+
+def test_beams_and_single_captions_share_the_slots(service: CaptionService) -> None:
+    expected = [ask(service, str(number % 5).encode(), num_beams=1 + number % 4) for number in range(4)]
+    assert [reply.code for reply in expected] == [""] * 4
+    crowd = [ask(service, str(number % 5).encode(), num_beams=1 + number % 4) for number in range(40)]
+    assert [reply.code for reply in crowd] == [""] * 40
+    for number, reply in enumerate(crowd):
+        assert reply.text == ask_alone(service, number % 5, 1 + number % 4)
+
+
+def ask_alone(service: CaptionService, image: int, num_beams: int) -> str:
+    reply = ask(service, str(image).encode(), num_beams=num_beams)
+    assert reply.code == ""
+    return reply.text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"num_beams": 5}, "num_beams is 5; this server has 4 slots"),
+        ({"num_beams": 2, "temperature": 0.7}, "one of the two must go"),
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 6}, "num_beams is 6"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": -3}, "max_tokens is -3"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"style": "haiku"}, "'haiku'"),
+        ({"stop": "[1]"}, "stop is"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name_before_anything_runs(
+    service: CaptionService, encoder: Encoder, parameters: dict[str, Any], named: str
+) -> None:
+    reply = ask(service, **parameters)
+    assert reply.code.startswith("PARAMETER_")
+    assert named in str(reply.errors[0])
+    assert encoder.calls == []
+
+
+def test_a_prompt_longer_than_the_context_is_refused_by_name(service: CaptionService, encoder: Encoder) -> None:
+    reply = ask(service, prompt=b"cat " * 60)
+    assert reply.code == "PROMPT_TOO_LONG"
+    assert f"the limit is {tiny.CONTEXT - 1}" in str(reply.errors[0])
+    assert encoder.calls == []
+
+
+def test_a_caption_that_loops_is_ended_and_says_so(service: CaptionService) -> None:
+    looping: dict[str, Any] = {
+        "repetition_penalty": 0.5,
+        "max_tokens": 40,
+    }  # below 1 the model is made to repeat itself
+    guarded, free = ask(service, LONG, **looping), ask(service, LONG, repetition_guard=False, **looping)
+    assert details(guarded).finish_reason == "repetition"
+    assert details(free).finish_reason == "length"
+    assert free.text.startswith(guarded.text)
+    assert details(guarded).tokens < details(free).tokens
+
+
+def test_a_calibrated_model_says_how_likely_it_is_to_be_right(encoder: Encoder, shown: dict[str, float]) -> None:
+    manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(slope=1.5, intercept=2.0))
+    engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
+    service = CaptionService(manifest, "1", "cpu", "fp32", TOKENS, engine, encoder, shown.update, Settings())
+    found = details(ask(service, b"1"))
+    assert found.confidence == pytest.approx(1 / (1 + math.exp(-(1.5 * found.mean_logprob + 2.0))), abs=1e-3)
+    service.close()
+
+
+def test_nothing_of_a_request_is_kept_when_the_feature_cache_is_off(start: Start, encoder: Encoder) -> None:
+    service = start(feature_cache_mib=0)
+    replies = [ask(service, b"1") for _ in range(1)]
+    assert [reply.code for reply in replies] == [""]
+    assert not details(ask(service, b"1")).cache_hit
+    assert encoder.calls == [b"1", b"1"]
+    assert not service._jobs
+    assert not service._features._kept
+    assert not service._features._in_flight
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be auto or one of fp32, bf16, int8, nf4"),
+        ({"precision": "nf4"}, "tiny cannot run in nf4 on cpu"),  # its layers are smaller than one block
+        ({"slots": 100_000, "kv_cache_mib": 1}, "100000 slots need .* MiB of key/value cache; 1 MiB are there"),
+    ],
+)
+def test_a_server_that_cannot_be_had_as_set_does_not_start(start: Start, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(StartupRefused, match=named):
+        start(**settings)
+
+
+def test_slots_come_from_the_memory_they_may_take(start: Start, shown: dict[str, float]) -> None:
+    slot_bytes = tiny.decoder().slot_bytes
+    service = start(slots=0, kv_cache_mib=1)
+    assert service._engine.load().slots == min(2**20 // slot_bytes, 16)
+    assert start(slots=3)._engine.load().slots == 3

@@ -1,16 +1,40 @@
-"""Token ids to text as they come, with a real byte-level tokenizer."""
+"""Token ids to text as they come, with a real byte-level tokenizer and small ones of other kinds."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
-from captioner.text import TextStream
+from captioner.text import TextStream, stop_met
 from tests import tiny
 
 TOKENS = tiny.tokenizer()
 IDS = st.integers(0, TOKENS.get_vocab_size() - 1)
+
+
+def word_piece() -> Tokenizer:
+    """BERT's kind, with everything that its decoder's clean-up looks at."""
+    words = ["[UNK]", "a", "cat", "do", "n", "t", "s", "not", ".", ",", "!", "?", "'", "n't", "'s", "'ve", "'m", "é"]
+    words += ["##s", "##.", "##'", "##n't"]
+    made = Tokenizer(models.WordPiece({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    made.decoder = decoders.WordPiece(cleanup=True)
+    return made
+
+
+def byte_fallback() -> Tokenizer:
+    """Llama's kind."""
+    words = ["▁a", "▁", "s", "é", *(f"<0x{byte:02X}>" for byte in "é猫".encode())]
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="s"))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return made
+
+
+OTHERS = {"WordPiece": word_piece(), "byte fallback": byte_fallback()}
+STOPS = st.lists(st.text("ab .,", min_size=1, max_size=4), max_size=3).map(tuple)
 
 
 def encode(text: str) -> list[int]:
@@ -68,3 +92,64 @@ def test_bytes_that_are_no_character_do_not_hold_back_what_follows() -> None:
 def test_the_words_of_a_prompt_are_part_of_the_caption_and_its_control_tokens_are_not() -> None:
     assert pieces(encode(tiny.BOS + "a photo of"), [encode(" a cat")])[0] == "a photo of a cat"
     assert pieces(encode(tiny.BOS + tiny.SHORT), [encode(" a cat")])[0] == "a cat"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@given(data=st.data())
+def test_other_tokenizers_never_take_back_what_was_said(kind: str, data: st.DataObject) -> None:
+    tokens = OTHERS[kind]
+    groups = data.draw(st.lists(st.lists(st.integers(0, tokens.get_vocab_size() - 1), max_size=3), max_size=12))
+    stream = TextStream(tokens, [])
+    said = [*(stream.push(group) for group in groups), stream.push([], final=True)]
+    assert "".join(said) == tokens.decode([token for group in groups for token in group]).lstrip()
+
+
+def test_word_piece_text_is_said_at_once() -> None:
+    tokens = word_piece()
+    stream = TextStream(tokens, [])
+    vocabulary = tokens.get_vocab()
+    assert [stream.push([vocabulary[word]]) for word in ["do", "n't", "cat", "##s", "."]] == [
+        "do",
+        "n't",
+        " cat",
+        "s",
+        ".",
+    ]
+
+
+@example("", "aa,a", (",", "a,a"), [3])
+@given(st.text("ab ", max_size=3), st.text("ab .,é猫", max_size=30), STOPS, st.lists(st.integers(1, 5), max_size=30))
+def test_text_ends_before_the_stop_string_that_is_whole_first_however_ids_are_grouped(
+    prompt: str, text: str, stop: tuple[str, ...], sizes: list[int]
+) -> None:
+    ids, start = encode(text), len(prompt.lstrip())
+    groups = [ids[sum(sizes[:at]) : sum(sizes[: at + 1])] for at in range(len(sizes))] + [ids[sum(sizes) :]]
+    stream = TextStream(TOKENS, encode(prompt), stop)
+    said = "".join([*(stream.push(group) for group in groups), stream.push([], final=True)])
+    whole = (prompt + text).lstrip()
+    found = [(at + len(one), at) for one in stop if (at := whole.find(one, start)) >= 0]
+    assert said == whole[: min(found, default=(0, len(whole)))[1]]
+    assert stream.stopped == bool(found)
+
+
+def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_clear() -> None:
+    stream = TextStream(TOKENS, [], ("a dog",))
+    assert [stream.push(encode(text)) for text in ["a cat and a", " d", "eer, a do"]] == ["a cat and ", "", "a deer, "]
+    assert not stream.stopped
+    assert [stream.push(encode("g in")), stream.push(encode("the fog"), final=True)] == ["", ""]
+    assert stream.stopped
+
+
+def test_what_might_have_begun_a_stop_string_is_said_at_the_end() -> None:
+    stream = TextStream(TOKENS, [], ("a dog",))
+    assert [stream.push(encode("a do")), stream.push([], final=True)] == ["", "a do"]
+    assert not stream.stopped
+
+
+@given(st.text("ab .,é猫", max_size=40), STOPS)
+def test_the_token_that_completes_a_stop_string_is_told_from_the_others(text: str, stop: tuple[str, ...]) -> None:
+    ids = encode(text)
+    counts = range(1, len(ids) + 1)
+    met = [count for count in counts if stop_met(TOKENS, ids[:count], stop)]
+    expected = [count for count in counts if any(one in TOKENS.decode(ids[:count]) for one in stop)]
+    assert met[:1] == expected[:1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from captioner.errors import ParameterInvalid, ParameterRefused, ParameterUnknown
 from captioner.wire import (
     PARAMETERS,
+    TEXT_LISTS,
     CaptionParameters,
     Details,
     ImageInfo,
@@ -76,13 +77,13 @@ def test_a_whole_number_does_for_a_float_and_a_float_does_not_for_a_whole_number
     assert "max_tokens is 3.0" in refusal(max_tokens=3.0)
 
 
-@pytest.mark.parametrize("name", ["stream", "describe"])
+@pytest.mark.parametrize("name", ["stream", "describe", "repetition_guard"])
 @pytest.mark.parametrize("value", [0, 1, "true", None])
 def test_only_true_and_false_are_booleans(name: str, value: object) -> None:
     assert "true or false" in refusal(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["style", "length", "name", "extras"])
+@pytest.mark.parametrize("name", ["style", "length", "name", "extras", "stop"])
 @pytest.mark.parametrize("value", [1, True, None, ["a"], b"a", "half a character \ud83d"])
 def test_only_text_is_text(name: str, value: object) -> None:
     assert name in refusal(**{name: value})
@@ -104,6 +105,12 @@ def test_an_absent_parameter_has_the_default_that_the_table_shows() -> None:
     nothing = parse_parameters({})
     shown = {name: parameter.default for name, parameter in PARAMETERS.items()}
     assert {name: getattr(nothing, name) or None for name in shown} == {k: v or None for k, v in shown.items()}
+
+
+def test_stops_are_a_json_list_of_up_to_four_texts() -> None:
+    assert parse_parameters({"stop": '[".", "</s>"]'}).stop == (".", "</s>")
+    for texts in ('[""]', '["a", "b", "c", "d", "e"]'):
+        assert "up to 4 texts, none empty" in refusal(stop=texts)
 
 
 def test_extras_are_a_json_list_of_texts() -> None:
@@ -148,7 +155,7 @@ def test_any_json_object_is_taken_or_refused_by_a_refusal_of_parameters(values: 
     except ParameterRefused:
         return
     for name, value in values.items():
-        if name in PARAMETERS and name != "extras":
+        if name in PARAMETERS and name not in TEXT_LISTS:
             assert getattr(checked, name) == value, "nothing is changed on the way"
 
 
@@ -163,8 +170,8 @@ INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
 def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float | None) -> None:
     details = Details(
         model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, temperature=0.5, top_p=1.0,
-        top_k=0, repetition_penalty=1.1, finish_reason="length", tokens=7, confidence=sure, mean_logprob=-1.25,
-        image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
+        top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7, confidence=sure,
+        mean_logprob=-1.25, image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
     assert "\n" not in to_json(details), "server-sent events end a message at a line"
@@ -173,7 +180,7 @@ def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float
 def test_a_model_card_comes_back_as_it_was_sent() -> None:
     card = ModelCard(
         model="m", revision="r", version="1", license="mit", styles={"plain": ["short"]}, extras=["camera"],
-        takes_name=False, default_style="plain", default_length="short", max_tokens=9, device="cpu",
+        takes_name=False, default_style="plain", default_length="short", max_tokens=9, device="cpu", precision="fp32",
         prompts={"plain": {"short": "<|short|>"}},
     )  # fmt: skip
     assert ModelCard.from_json(to_json(card)) == card

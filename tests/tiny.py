@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,10 +23,12 @@ from transformers import (
     ViTConfig,
 )
 
+from captioner.engine.runner import Runner
 from captioner.errors import CaptionerError
 from captioner.families.cross_attention import CrossAttentionDecoder
+from captioner.families.weights import load_weights
 from captioner.image import ImageSpec
-from captioner.manifest import Manifest
+from captioner.manifest import FRAME_PROMPT, Generation, Manifest
 from captioner.prompts import PromptTable
 
 torch.set_num_threads(1)  # with more, tensors this small only wait for one another
@@ -99,19 +102,27 @@ def published() -> Path:
         feature_tokens=FEATURE_TOKENS,
         feature_width=FEATURE_WIDTH,
         prompts=prompts(),
+        frame=FRAME_PROMPT,
+        image_token_id=None,
         start_ids=(0,),
         stop_ids=(1, STOP),
         context_tokens=CONTEXT,
-        max_tokens=20,
-        repetition_penalty=1.0,
+        generation=Generation(max_tokens=20),
+        calibration=None,
         files={},
     ).save(folder)
     return folder
 
 
-def decoder(slots: int, kind: type[CrossAttentionDecoder] = CrossAttentionDecoder) -> CrossAttentionDecoder:
-    """The published decoder."""
-    return kind(published(), Manifest.load(published()), slots, torch.device("cpu"))
+def decoder(kind: type[CrossAttentionDecoder] = CrossAttentionDecoder) -> CrossAttentionDecoder:
+    """The published decoder, without slots yet."""
+    model = load_weights(GPT2LMHeadModel, published(), "fp32", torch.device("cpu"))
+    return kind(model, CONTEXT, FEATURE_TOKENS)
+
+
+def runner(slots: int, kind: type[CrossAttentionDecoder] = CrossAttentionDecoder, *, ahead: bool = False) -> Runner:
+    """The published decoder with its slots."""
+    return Runner(decoder(kind), slots, ahead=ahead)
 
 
 def features(seed: int) -> torch.Tensor:
@@ -130,6 +141,17 @@ def greedy(image: torch.Tensor, prompt_ids: list[int], limit: int, stop: int = S
             break
         ids.append(token)
     return ids[len(prompt_ids) :]
+
+
+@torch.inference_mode()
+def generate(image: int, prompt_ids: list[int], **options: Any) -> list[int]:
+    """What transformers' own generate() writes of an image, without the id that ends it."""
+    model: Any = gpt2()
+    written = model.generate(
+        torch.tensor([prompt_ids]), encoder_hidden_states=features(image)[None],
+        eos_token_id=[1, STOP], pad_token_id=1, do_sample=False, **options,
+    )  # fmt: skip
+    return [token for token in written[0][len(prompt_ids) :].tolist() if token not in (1, STOP)]
 
 
 def save_vision_encoder_decoder(folder: Path, seed: int = 3) -> VisionEncoderDecoderModel:

@@ -1,7 +1,7 @@
 """The decode engine: ids and features in, ids out, many captions in one step, each joining and leaving on its own.
 
-One thread decodes and nothing else touches the decoder. Between two steps cancelled and expired requests leave,
-waiting ones take their slots. The engine knows nothing of images, text or Triton.
+One thread decodes and nothing else touches the device. Between two steps cancelled and expired requests leave, waiting
+ones take their slots. The engine knows nothing of images, text or Triton.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from captioner.engine.sampling import pick
+import torch
+
+from captioner.engine.beam import BeamSearch
+from captioner.engine.repetition import loops
+from captioner.engine.runner import Runner, Step
 from captioner.engine.scheduler import Scheduler
 from captioner.engine.sequence import FinishReason, Sequence
 from captioner.errors import ServerStopping
-from captioner.families.base import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +35,24 @@ class Load:
 
 
 class Engine:
-    """Decodes with `decoder` until closed. `stop_ids` end a caption and are not part of it."""
+    """Decodes with `runner` until closed. `stop_ids` end a caption and are not part of it."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        runner: Runner,
         stop_ids: tuple[int, ...],
         *,
-        slots: int,
         max_waiting: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._decoder = decoder
+        self._runner = runner
         self._stop_ids = frozenset(stop_ids)
-        self._scheduler: Scheduler[Sequence] = Scheduler(slots, max_waiting)
+        self._scheduler: Scheduler[Sequence] = Scheduler(runner.slots, max_waiting)
         self._clock = clock
         self._changed = threading.Condition()
         self._closing = False
         self._tokens = 0
+        self._launched: Step | None = None  # not read yet
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -73,7 +76,7 @@ class Engine:
             self._changed.notify_all()
 
     def submit(self, sequence: Sequence) -> None:
-        """An admitted request, its features set, waits for a slot from now on."""
+        """An admitted request, its features set, waits for slots from now on; it takes no more than there are."""
         with self._changed:
             self._scheduler.enqueue(sequence)
             self._changed.notify_all()
@@ -93,24 +96,16 @@ class Engine:
 
     def step(self) -> None:
         """One round: who must leave leaves, who waits joins, every running caption gets one token."""
-        running = self._scheduler.running
         try:
             self._drop()
             self._join()
-            if running:
-                self._decode(list(running))
+            self._advance()
         except Exception as error:  # a failed step fails its captions, never the engine
-            log.exception("a decode step of %d captions failed", len(running))
-            for sequence in reversed(list(running)):  # the last first: no row need be moved by a broken decoder
+            self._launched = None
+            log.exception("a decode step of %d captions failed", len(self._scheduler.running))
+            for sequence in list(self._scheduler.running):
                 sequence.error = error
-                self._leave(sequence, "failed")
-
-    def _decode(self, running: list[Sequence]) -> None:
-        logits = self._decoder.decode(
-            [sequence.token_ids[-1] for sequence in running], [sequence.length for sequence in running]
-        )
-        for sequence, token in zip(running, pick(logits, running), strict=True):
-            self._take(sequence, token)
+                self._leave(sequence, "failed", keep_rows=False)
 
     def _drop(self) -> None:
         now = self._clock()
@@ -128,49 +123,94 @@ class Engine:
         while True:
             with self._changed:
                 sequence = self._scheduler.join()
-                row = len(self._scheduler.running) - 1
             if sequence is None:
                 return
             sequence.started = self._clock()
             try:
-                if sequence.features is None:
-                    raise ValueError("submitted without features")
-                logits = self._decoder.prefill(row, sequence.features, sequence.prompt_ids)
-                token = pick(logits[None], [sequence])[0]
+                self._runner.join(sequence)
             except Exception as error:  # wrong features are this request's fault alone
                 log.exception("a prefill failed")
                 sequence.error = error
                 self._leave(sequence, "failed")
-                continue
             finally:
                 sequence.features = None
-            self._take(sequence, token)
 
-    def _take(self, sequence: Sequence, token: int) -> None:
+    def _advance(self) -> None:
+        """Launches the next step and reads the one before, or the same where nothing may be launched ahead."""
+        ahead = self._runner.ahead and all(sequence.beams is None for sequence in self._scheduler.running)
+        if not ahead:
+            self._read()  # the beams of a search are chosen here before they can go on
+        before = self._launched
+        running = self._scheduler.running
+        self._launched = self._runner.launch(running) if running else None
+        if ahead:
+            self._read_step(before)
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        step, self._launched = self._launched, None
+        self._read_step(step)
+
+    def _read_step(self, step: Step | None) -> None:
+        if step is None:
+            return
+        tokens, logprobs = step.read()
+        for sequence, rows in step.placed:
+            if not sequence.rows:
+                continue  # it left while this step ran
+            if sequence.beams is None:
+                self._take(sequence, tokens[rows[0]], logprobs[rows[0]])
+            else:
+                self._branch(sequence, sequence.beams, step.logits_NV[rows])
+
+    def _take(self, sequence: Sequence, token: int, logprob: float) -> None:
+        sequence.logprob_sum += logprob
+        sequence.picked += 1
         if token in self._stop_ids:
             self._leave(sequence, "stop")
             return
         self._tokens += 1
         sequence.token_ids.append(token)
         sequence.on_token(token)
-        if len(sequence.token_ids) >= sequence.max_tokens:
+        if sequence.is_stop(sequence.token_ids):
+            self._leave(sequence, "stop")
+        elif sequence.repetition_guard and loops(sequence.token_ids):
+            self._leave(sequence, "repetition")
+        elif len(sequence.token_ids) >= sequence.max_tokens:
             self._leave(sequence, "length")
 
-    def _leave(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _branch(self, sequence: Sequence, beams: BeamSearch, logits_KV: torch.Tensor) -> None:
+        """A search's beams after this step, or its caption if it is over."""
+        self._tokens += 1
+        chosen = beams.advance(logits_KV)
+        if chosen is not None:
+            self._runner.branch(sequence.rows, *chosen)
+            return
+        sequence.logprob_sum, sequence.picked = beams.logprob_sum, beams.picked
+        reason: FinishReason = "stop" if beams.stopped else "length"
+        for token in beams.best:
+            sequence.token_ids.append(token)
+            sequence.on_token(token)
+            if sequence.is_stop(sequence.token_ids):
+                reason = "stop"
+                break
+        self._leave(sequence, reason)
+
+    def _leave(self, sequence: Sequence, reason: FinishReason, *, keep_rows: bool = True) -> None:
+        """Ends a caption. Without `keep_rows` nobody's rows are worth moving: all are leaving a broken step."""
         with self._changed:
-            move = self._scheduler.leave(sequence)
+            moves = self._scheduler.leave(sequence)
         try:
-            if move is not None:
-                moved = self._scheduler.running[move.target]
-                # One position more: this step may have written it before its token was taken.
-                self._decoder.move(move.source, move.target, moved.length + 1)
+            if moves and keep_rows:
+                self._runner.move([move.source for move in moves], [move.target for move in moves])
         finally:
             sequence.on_finish(reason)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._scheduler.idle:
+                while self._scheduler.idle and self._launched is None:
                     if self._closing and not self._scheduler.waiting:
                         return
                     self._changed.wait()

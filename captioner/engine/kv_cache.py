@@ -1,15 +1,30 @@
 """Key/value caches of fixed slots behind transformers' own cache interface.
 
-A row belongs to one caption and is cleared for it. Each row is written at its own position, so captions of any age
-share a step; the mask ends at the row's own position.
+A row belongs to one caption, or to one beam of one, and is cleared for it. Each row is written at its own position, so
+captions of any age share a step; the mask ends at the row's own position.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
+
+
+class CacheShape(NamedTuple):
+    """What one slot's cache holds. `image_tokens` counts what cross-attention keeps beside the positions."""
+
+    layers: int
+    heads: int  # of keys and values
+    head_size: int
+    positions: int
+    image_tokens: int = 0
+
+    def slot_bytes(self, dtype: torch.dtype) -> int:
+        """Memory of one slot, in bytes."""
+        return 2 * self.layers * self.heads * self.head_size * (self.positions + self.image_tokens) * dtype.itemsize
 
 
 @dataclass
@@ -21,18 +36,23 @@ class Window:
     span: int = 0  # keys visible to the longest row
 
 
+def causal_mask(positions_BQ: torch.Tensor, span: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 1, Q, span), to be added to attention scores: 0 up to each query's own position, then the least number."""
+    keys = torch.arange(span, device=positions_BQ.device)
+    hidden = keys > positions_BQ[:, None, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
 class SlotLayer(CacheLayerMixin):
-    """Self-attention of one layer: keys and values (slots, heads, context, head size)."""
+    """Self-attention of one layer: keys and values (slots, heads, positions, head size)."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(
-        self, window: Window, slots: int, heads: int, context: int, head_size: int, like: torch.Tensor
-    ) -> None:
+    def __init__(self, window: Window, slots: int, shape: CacheShape, like: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
-        self.keys = like.new_zeros(slots, heads, context, head_size)
+        self.keys = like.new_zeros(slots, shape.heads, shape.positions, shape.head_size)
         self.values = torch.zeros_like(self.keys)
         self.is_initialized = True
 
@@ -71,17 +91,17 @@ class SlotLayer(CacheLayerMixin):
         self.keys[row].zero_()
         self.values[row].zero_()
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of a row over another row."""
-        self.keys[target, :, :length] = self.keys[source, :, :length]
-        self.values[target, :, :length] = self.values[source, :, :length]
+    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copies the first `length` positions of rows over other rows, all at once: a target may be a source too."""
+        self.keys[targets, :, :length] = self.keys[sources, :, :length]
+        self.values[targets, :, :length] = self.values[sources, :, :length]
 
 
 class CrossLayer(CacheLayerMixin):
     """Cross-attention of one layer: an image's keys and values, computed once a caption and kept in its row."""
 
-    def __init__(self, window: Window, slots: int, heads: int, tokens: int, head_size: int, like: torch.Tensor) -> None:
-        self._keys = like.new_zeros(slots, heads, tokens, head_size)
+    def __init__(self, window: Window, slots: int, shape: CacheShape, like: torch.Tensor) -> None:
+        self._keys = like.new_zeros(slots, shape.heads, shape.image_tokens, shape.head_size)
         self._values = torch.zeros_like(self._keys)
         self.window = window
         super().__init__()  # type: ignore[no-untyped-call]
@@ -94,7 +114,7 @@ class CrossLayer(CacheLayerMixin):
 
     @keys.setter
     def keys(self, value: object) -> None:
-        """The base class begins with None; rows are only ever written by `update`."""
+        """The base class begins with None; rows are only ever written by `write`."""
 
     @property
     def values(self) -> torch.Tensor:
@@ -111,10 +131,14 @@ class CrossLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes the rows of this pass, (rows, heads, image tokens, head size)."""
-        self._keys[self.window.rows] = key_states
-        self._values[self.window.rows] = value_states
-        return self.keys, self.values
+        """Never called: a model asks for keys and values that are already there."""
+        raise NotImplementedError("an image's keys and values are written once, by `write`")
+
+    def write(self, row: int, keys_TD: torch.Tensor, values_TD: torch.Tensor) -> None:
+        """An image's keys and values, (image tokens, width) each, into a row."""
+        tokens, heads, size = self._keys.shape[2], self._keys.shape[1], self._keys.shape[3]
+        self._keys[row] = keys_TD.view(tokens, heads, size).transpose(0, 1)
+        self._values[row] = values_TD.view(tokens, heads, size).transpose(0, 1)
 
     def get_seq_length(self) -> int:
         """Image tokens."""
@@ -133,7 +157,7 @@ class CrossLayer(CacheLayerMixin):
         """Memory of keys and values."""
         return self._keys.nbytes + self._values.nbytes
 
-    def move(self, source: int, target: int) -> None:
-        """Copies a row over another row."""
-        self._keys[target] = self._keys[source]
-        self._values[target] = self._values[source]
+    def copy(self, sources: list[int], targets: list[int]) -> None:
+        """Copies rows over other rows."""
+        self._keys[targets] = self._keys[sources]
+        self._values[targets] = self._values[sources]

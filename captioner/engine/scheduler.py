@@ -1,7 +1,8 @@
 """Who decodes, who waits, who is refused: plain Python, tested with integers.
 
 A request holds a place from admission to its end. It is first encoded (elsewhere), then waits by priority and arrival
-for a slot, then runs. Running requests are always the first rows of the cache: when one leaves, the last takes its row.
+for slots, then runs: in one row of the cache, or in as many as it has beams. The rows in use are always the first
+ones: when a request leaves, the last rows take its rows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from captioner.errors import ServerBusy
 
 
 class Schedulable(Protocol):
-    """What the scheduler looks at."""
+    """What the scheduler looks at; `rows` is its own to write."""
 
     priority_level: int
     cancelled: bool
     deadline: float
+    rows: list[int]
+
+    @property
+    def width(self) -> int:
+        """Slots it takes."""
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -34,12 +40,13 @@ class Move:
 
 
 class Scheduler(Generic[S]):
-    """`slots` requests run, `max_waiting` more may be encoding or waiting. Not thread-safe; the engine holds a lock."""
+    """Requests run in `slots` rows, `max_waiting` more may wait or be encoding. Not thread-safe: the engine locks."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self.slots = slots
         self.max_waiting = max_waiting
-        self.running: list[S] = []  # by cache row
+        self.rows: list[S] = []  # who is in each row in use
+        self.running: list[S] = []
         self._waiting: list[tuple[int, int, S]] = []
         self._encoding = 0
         self._arrival = count()
@@ -68,7 +75,7 @@ class Scheduler(Generic[S]):
         self._encoding -= 1
 
     def enqueue(self, sequence: S) -> None:
-        """An admitted request has its features and waits for a slot."""
+        """An admitted request, no wider than all slots, has its features and waits."""
         self._encoding -= 1
         heapq.heappush(self._waiting, (sequence.priority_level, next(self._arrival), sequence))
 
@@ -81,18 +88,28 @@ class Scheduler(Generic[S]):
         return gone
 
     def join(self) -> S | None:
-        """The next waiting request, now running in row `len(running) − 1`; None without a free slot or request."""
-        if len(self.running) == self.slots or not self._waiting:
+        """The next waiting request, now running in the first free rows; None without a request or room for it.
+
+        Nobody overtakes a wide one that waits for room: it would wait for ever.
+        """
+        if not self._waiting or len(self.rows) + self._waiting[0][2].width > self.slots:
             return None
         sequence = heapq.heappop(self._waiting)[2]
+        sequence.rows = list(range(len(self.rows), len(self.rows) + sequence.width))
+        self.rows += [sequence] * sequence.width
         self.running.append(sequence)
         return sequence
 
-    def leave(self, sequence: S) -> Move | None:
-        """Frees the row of a running request, and says which row must move to keep the running ones together."""
-        row = self.running.index(sequence)
-        last = self.running.pop()
-        if last is sequence:
-            return None
-        self.running[row] = last
-        return Move(len(self.running), row)
+    def leave(self, sequence: S) -> list[Move]:
+        """Frees the rows of a running request, and says which rows must move to keep those in use together."""
+        self.running.remove(sequence)
+        kept = len(self.rows) - len(sequence.rows)
+        targets = [row for row in sequence.rows if row < kept]
+        sources = [row for row in range(kept, len(self.rows)) if self.rows[row] is not sequence]
+        for source, target in zip(sources, targets, strict=True):
+            moved = self.rows[source]
+            moved.rows[moved.rows.index(source)] = target
+            self.rows[target] = moved
+        del self.rows[kept:]
+        sequence.rows = []
+        return [Move(source, target) for source, target in zip(sources, targets, strict=True)]

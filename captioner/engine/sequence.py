@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-FinishReason = Literal["stop", "length", "deadline", "cancelled", "failed"]
+from captioner.engine.beam import BeamSearch
+from captioner.engine.sampling import Sampling
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; temperature 0 takes the likeliest."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+FinishReason = Literal["stop", "length", "repetition", "deadline", "cancelled", "failed"]
 
 
 def _ignore(_: object) -> None:
     """Nobody listens."""
+
+
+def _never(_: list[int]) -> bool:
+    """Nothing is waited for."""
+    return False
 
 
 @dataclass(eq=False)
@@ -31,7 +29,7 @@ class Sequence:
     """A request inside the engine. `deadline` is on time.monotonic()'s clock, in s.
 
     `on_token` gets each token id of the caption, `on_finish` the reason, once; both are called on the decode thread
-    and must not block. `error` says what failed.
+    and must not block. `is_stop` is asked of the tokens so far, after each. `error` says what failed.
     """
 
     prompt_ids: list[int]
@@ -39,18 +37,28 @@ class Sequence:
     max_tokens: int
     on_token: Callable[[int], None] = _ignore
     on_finish: Callable[[FinishReason], None] = _ignore
+    is_stop: Callable[[list[int]], bool] = _never
+    repetition_guard: bool = False
+    beams: BeamSearch | None = None
     deadline: float = float("inf")
     priority_level: int = 2
     features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over all tokens picked
     picked: int = 0  # tokens picked, the one that ended the caption among them
-    started: float = 0.0  # when a slot was taken
+    started: float = 0.0  # when its slots were taken
     cancelled: bool = False  # set by any thread, read between steps
     error: BaseException | None = None
-    generator: torch.Generator | None = None
+    rows: list[int] = field(default_factory=list)  # of the cache, one a beam; the scheduler's
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.sampling.seed)
 
     @property
-    def length(self) -> int:
-        """Cache positions in use before the next step: the prompt and all tokens but the last."""
-        return len(self.prompt_ids) + len(self.token_ids) - 1
+    def width(self) -> int:
+        """Slots it takes."""
+        return 1 if self.beams is None else self.beams.width
+
+    def uniform(self) -> float:
+        """The next step's random number, in [0, 1): a matter of the seed and of nobody else."""
+        return self._random.random() if self.sampling.temperature else 0.0

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family
+from captioner.families.blip import Blip
 from captioner.families.concept_encoder_decoder import ConceptEncoderDecoder
+from captioner.families.git import Git
+from captioner.families.idefics3 import Idefics3, SmolVLM
+from captioner.families.llava import Llava
 from captioner.families.vision_encoder_decoder import VisionEncoderDecoder
 
-FAMILIES: dict[str, type[Family]] = {kind.model_type: kind for kind in (ConceptEncoderDecoder, VisionEncoderDecoder)}
+FAMILIES: dict[str, type[Family]] = {
+    kind.model_type: kind for kind in (Blip, ConceptEncoderDecoder, Git, Idefics3, Llava, SmolVLM, VisionEncoderDecoder)
+}
 
 
 def family(model_type: str) -> type[Family]:

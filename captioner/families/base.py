@@ -1,7 +1,7 @@
 """What a family of captioners must say of itself, to be exported and to be served.
 
-`Family.load` is the exporter's side and holds torch modules; `Decoder` is the server's side and holds the published
-decoder and its cache. Neither knows Triton, and neither knows the engine.
+`Family.load` is the exporter's side and holds torch modules; `Family.decoder` is the server's side, see `decoder.py`.
+Neither knows Triton, and neither knows the engine.
 """
 
 from __future__ import annotations
@@ -9,14 +9,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from captioner.errors import ParameterInvalid
+from captioner.families.decoder import Decoder
+from captioner.families.weights import Precision
 from captioner.image import ImageSpec
-from captioner.manifest import Manifest
+from captioner.manifest import FRAME_IMAGE, FRAME_PROMPT, Calibration, Generation, Manifest
 from captioner.prompts import PromptTable
+
+
+class Generate(Protocol):
+    """The original model's own `generate()`: what every served token is held against."""
+
+    def __call__(self, pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+        """The new token ids (without the prompt, up to and with the one that ended it) for uint8 pixels as
+        `image.load_pixels` makes them. `options` are transformers' own, such as max_new_tokens and num_beams."""
 
 
 @dataclass(frozen=True)
@@ -25,39 +37,18 @@ class Source:
 
     license: str
     vision_encoder: torch.nn.Module  # uint8 (B, height, width, 3) → float32 (B, image tokens, feature width)
-    decoder: PreTrainedModel
+    decoder: PreTrainedModel  # what `save_pretrained` writes for the server
+    generate: Generate
     tokenizer: PreTrainedTokenizerBase
     image: ImageSpec
     prompts: PromptTable
     start_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     context_tokens: int
-    max_tokens: int
-    repetition_penalty: float
-
-
-class Decoder(ABC):
-    """A published decoder with a key/value cache of fixed slots; the running ones are always the first rows."""
-
-    @abstractmethod
-    def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> torch.Tensor:
-        """Starts a caption in cache row `row`.
-
-        features: (image tokens, feature width). Returns the next token's logits, (vocabulary,).
-        """
-
-    @abstractmethod
-    def decode(self, token_ids: list[int], positions: list[int]) -> torch.Tensor:
-        """One step for rows 0..n−1: each row's last token at its own position. Returns logits (n, vocabulary)."""
-
-    @abstractmethod
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of cache row `source` over row `target`."""
-
-    @property
-    @abstractmethod
-    def cache_bytes(self) -> int:
-        """Memory the cache of all slots takes, in bytes."""
+    generation: Generation
+    frame: str = FRAME_PROMPT  # the text around a prompt, see Manifest
+    image_token_id: int | None = None
+    calibration: Calibration | None = None
 
 
 class Family(ABC):
@@ -72,5 +63,27 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def decoder(cls, folder: Path, manifest: Manifest, slots: int, device: torch.device) -> Decoder:
-        """The published decoder in `folder`, with a cache for `slots` captions."""
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
+        """The published decoder in `folder/decoder`, without slots yet."""
+
+    @classmethod
+    def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
+        """What stands for the image in the frame: one `image_token` for each of its features."""
+        return image_token * manifest.feature_tokens
+
+    @classmethod
+    def prompt_ids(
+        cls, tokenizer: Tokenizer, manifest: Manifest, prompt: str, tile_rows: int = 0, tile_columns: int = 0
+    ) -> list[int]:
+        """Everything the model is given before the caption, as ids.
+
+        Raises ParameterInvalid for a prompt that holds the token which stands for the image.
+        """
+        frame = manifest.frame
+        if manifest.image_token_id is not None:
+            token = tokenizer.id_to_token(manifest.image_token_id) or ""
+            if token in prompt:
+                raise ParameterInvalid(f"the prompt holds {token!r}, which stands for the image")
+            frame = frame.replace(FRAME_IMAGE, cls.image_text(manifest, token, tile_rows, tile_columns))
+        text = frame.replace(FRAME_PROMPT, prompt)
+        return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from captioner.families.base import Decoder, Family, Source
+from captioner.families.base import Family, Source
 from captioner.families.card import license_of
 from captioner.families.cross_attention import CrossAttentionDecoder
+from captioner.families.decoder import Decoder
+from captioner.families.weights import Precision, load_weights
 from captioner.image import ImageSpec
-from captioner.manifest import Manifest
+from captioner.manifest import Calibration, Generation, Manifest
 from captioner.prompts import PromptTable
 
 DECODER = "decoder."  # of its weights in model.safetensors
@@ -37,24 +39,35 @@ class ConceptEncoderDecoder(Family):
 
         config = json.loads((folder / "config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        encoder, decoder = load_concept_encoder(folder), _decoder(folder, config["decoder"])
+        writer: Any = decoder  # transformers' own annotation of generate() cannot be called
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            written = writer.generate(
+                torch.tensor([prompt_ids]), encoder_hidden_states=encoder(pixels_HWC[None]), **options
+            )
+            return [int(token) for token in written[0][len(prompt_ids) :]]
+
         return Source(
             license=license_of(folder),
-            vision_encoder=load_concept_encoder(folder),
-            decoder=_decoder(folder, config["decoder"]),
+            vision_encoder=encoder,
+            decoder=decoder,
+            generate=generate,
             tokenizer=tokenizer,
             image=ImageSpec(IMAGE_PX, IMAGE_PX, "bicubic"),
             prompts=PromptTable({"descriptive": LENGTHS}, "descriptive", "medium"),
             start_ids=(tokenizer.bos_token_id,),
             stop_ids=(tokenizer.eos_token_id,),
             context_tokens=config["decoder"]["n_positions"],
-            max_tokens=80,
-            repetition_penalty=config.get("repetition_penalty", 1.0),
+            generation=Generation(max_tokens=80, repetition_penalty=config.get("repetition_penalty", 1.0)),
+            calibration=Calibration(**config["calibration"]) if "calibration" in config else None,
         )
 
     @classmethod
-    def decoder(cls, folder: Path, manifest: Manifest, slots: int, device: torch.device) -> Decoder:
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
         """See Family.decoder."""
-        return CrossAttentionDecoder(folder, manifest, slots, device)
+        model = load_weights(GPT2LMHeadModel, folder, precision, device)
+        return CrossAttentionDecoder(model, manifest.context_tokens, manifest.feature_tokens)
 
 
 def _decoder(folder: Path, config: dict[str, Any]) -> GPT2LMHeadModel:

@@ -5,48 +5,39 @@ As in nlpconnect/vit-gpt2-image-captioning (ViT and GPT-2).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, VisionEncoderDecoderModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, VisionEncoderDecoderModel
 
 from captioner.errors import ModelUnsupported
-from captioner.families.base import Decoder, Family, Source
+from captioner.families.base import Family, Source
 from captioner.families.card import license_of
-from captioner.families.cross_attention import CrossAttentionDecoder
-from captioner.image import ImageSpec
+from captioner.families.cross_attention import CrossAttentionDecoder, image_projections
+from captioner.families.decoder import Decoder
+from captioner.families.generation import published_generation
+from captioner.families.processor import Normalise, image_spec, read_processor
+from captioner.families.weights import Precision, load_weights
 from captioner.manifest import Manifest
 from captioner.prompts import PromptTable
-
-RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
 
 CONTEXT_TOKENS = 256  # more would only be cache that no caption fills: 1024 are 1.2 GB in 16 slots of vit-gpt2
 
 
-class NormalisedEncoder(torch.nn.Module):
+class Encoder(torch.nn.Module):
     """uint8 pixels to features: the processor's normalisation, the encoder, and the step to the decoder's width."""
-
-    factor: torch.Tensor
-    shift: torch.Tensor
 
     def __init__(self, model: VisionEncoderDecoderModel, processor: dict[str, Any]) -> None:
         super().__init__()
+        self.normalise = Normalise(processor)
         self.encoder = model.encoder
         self.projection = getattr(model, "enc_to_dec_proj", None) or torch.nn.Identity()
-        scale = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
-        normalise = processor.get("do_normalize", True)
-        mean = torch.tensor(processor.get("image_mean", [0.5] * 3) if normalise else [0.0] * 3)
-        std = torch.tensor(processor.get("image_std", [0.5] * 3) if normalise else [1.0] * 3)
-        self.register_buffer("factor", (scale / std).view(1, 3, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
     def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
         """(B, height, width, 3) uint8 → (B, image tokens, decoder width) float32."""
-        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() * self.factor + self.shift
-        features: torch.Tensor = self.projection(self.encoder(pixel_values=pixels_BCHW).last_hidden_state)
+        hidden = self.encoder(pixel_values=self.normalise(pixels_BHWC)).last_hidden_state
+        features: torch.Tensor = self.projection(hidden)
         return features
 
 
@@ -58,10 +49,11 @@ class VisionEncoderDecoder(Family):
     @classmethod
     def load(cls, folder: Path) -> Source:
         """See Family.load."""
-        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        processor = read_processor(folder, {})
         model = VisionEncoderDecoderModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
+        image_projections(model.decoder)  # refuses a decoder that could not be served
         generation = model.generation_config
         start, stop = generation.decoder_start_token_id, generation.eos_token_id
         if start is None:
@@ -70,36 +62,33 @@ class VisionEncoderDecoder(Family):
             stop = model.config.decoder.eos_token_id
         if start is None or stop is None:
             raise ModelUnsupported(f"decoder_start_token_id is {start} and eos_token_id {stop}; both must be token ids")
+        encoder = Encoder(model, processor).eval()
+        # Without this, what the model publishes would be added to the options of every call.
+        model.generation_config = GenerationConfig(
+            decoder_start_token_id=start, eos_token_id=stop, pad_token_id=generation.pad_token_id
+        )
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            pixel_values = encoder.normalise(pixels_HWC[None])
+            written = model.generate(pixel_values=pixel_values, decoder_input_ids=torch.tensor([prompt_ids]), **options)
+            return [int(token) for token in written[0][len(prompt_ids) :]]
+
         return Source(
             license=license_of(folder),
-            vision_encoder=NormalisedEncoder(model, processor).eval(),
+            vision_encoder=encoder,
             decoder=model.decoder,
+            generate=generate,
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            image=_image_spec(processor),
+            image=image_spec(processor),
             prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
             start_ids=(start,),
             stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
             context_tokens=min(model.config.decoder.max_position_embeddings, CONTEXT_TOKENS),
-            max_tokens=64,
-            repetition_penalty=1.0,
+            generation=published_generation(generation),
         )
 
     @classmethod
-    def decoder(cls, folder: Path, manifest: Manifest, slots: int, device: torch.device) -> Decoder:
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
         """See Family.decoder."""
-        return CrossAttentionDecoder(folder, manifest, slots, device)
-
-
-def _image_spec(processor: dict[str, Any]) -> ImageSpec:
-    size = processor.get("size")
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    if not isinstance(size, dict) or "height" not in size or "width" not in size or processor.get("do_center_crop"):
-        raise ModelUnsupported(
-            f"preprocessor_config.json asks for size {size!r} and do_center_crop "
-            f"{processor.get('do_center_crop', False)}; only a straight resize to height and width is served"
-        )
-    resample = RESAMPLE.get(processor.get("resample", 2))
-    if resample is None:
-        raise ModelUnsupported(f"resample {processor['resample']} is none of Pillow's 1, 2 and 3")
-    return ImageSpec(size["height"], size["width"], resample)
+        model = load_weights(AutoModelForCausalLM, folder, precision, device)
+        return CrossAttentionDecoder(model, manifest.context_tokens, manifest.feature_tokens)

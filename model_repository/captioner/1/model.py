@@ -1,6 +1,7 @@
 """Triton model `captioner`, the entry. It only translates between Triton and captioner.service."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the published decoder onto this instance's device."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        settings = Settings.parse({key: value["string_value"] for key, value in parameters.items()})
+        texts = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        settings = Settings.parse(texts, os.environ)
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         self.metrics = {metric.name: metric_on_triton(metric) for metric in metrics.ALL}
         show = metrics.Changes({name: shown.increment for name, (_, shown) in self.metrics.items()}).show
@@ -43,8 +44,7 @@ class TritonPythonModel:
 
 def read(request: Any) -> CaptionRequest:
     """Copies what is needed; Triton takes the tensors back when `execute` returns."""
-    image = first(pb_utils.get_input_tensor_by_name(request, wire.IMAGE.name))
-    prompt = first(pb_utils.get_input_tensor_by_name(request, wire.PROMPT.name))
+    image, prompt = (first(pb_utils.get_input_tensor_by_name(request, each.name)) for each in (wire.IMAGE, wire.PROMPT))
     parameters = json.loads(request.parameters() or "{}")
     over_grpc = "user-agent" in parameters  # forwarded from gRPC's metadata only, see captioner/triton_process.py
     return CaptionRequest(image, prompt, parameters, over_grpc)

@@ -1,0 +1,152 @@
+"""The device's side of a step: what each cache row reads next, one forward pass, one token for each row.
+
+It owns every tensor that lives from step to step. Rows are numbers here; whose they are is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import itemgetter
+
+import torch
+
+from captioner.engine.graphs import Graphs
+from captioner.engine.sampling import Knobs, Sampling, next_tokens
+from captioner.engine.sequence import Sequence
+from captioner.families.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launched step; `read` waits for the device."""
+
+    placed: list[tuple[Sequence, list[int]]]  # who was in which rows when it was launched
+    tokens_N: torch.Tensor
+    logprobs_N: torch.Tensor
+    logits_NV: torch.Tensor  # on the device
+    done: torch.cuda.Event | None = None
+
+    def read(self) -> tuple[list[int], list[float]]:
+        """Each row's next token and its log-probability, as the model has it, in nats."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.tokens_N.tolist(), self.logprobs_N.tolist()
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, complete once the stream has come so far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def recorded() -> torch.cuda.Event:
+    """An event at this point of the stream."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+class Runner:
+    """Runs `decoder` in `slots` rows.
+
+    With `ahead`, a step may be launched before the one before was read: rows feed on their own tokens on the device.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int, *, ahead: bool | None = None) -> None:
+        decoder.allocate(slots)
+        self.decoder = decoder
+        self.slots = slots
+        device = decoder.device
+        self.ahead = device.type == "cuda" if ahead is None else ahead
+        self._ids = torch.zeros(slots, dtype=torch.long, device=device)  # what each row reads next
+        self._positions = torch.zeros(slots, dtype=torch.long, device=device)  # and where
+        self._uniform = torch.zeros(slots, dtype=torch.float64, device=device)
+        self._knobs = Knobs.allocate(slots, decoder.vocabulary, device)
+        self._lengths = [0] * slots  # the host's copy of the positions: nothing is read back to know them
+        self._graphs = Graphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def join(self, sequence: Sequence) -> None:
+        """Fills the rows of a sequence that begins; its features are needed no longer."""
+        if sequence.features is None:
+            raise ValueError("submitted without features")
+        first, *others = sequence.rows
+        self.decoder.prefill(first, sequence.features, sequence.prompt_ids)
+        length = len(sequence.prompt_ids) - 1
+        for row in sequence.rows:
+            self._ids[row] = sequence.prompt_ids[-1]
+            self._positions[row] = self._lengths[row] = length
+            self._knobs.set(row, sequence.sampling, sequence.prompt_ids)
+        if others:
+            self.decoder.copy([first] * len(others), others, length)
+
+    @torch.inference_mode()
+    def launch(self, running: list[Sequence]) -> Step:
+        """One step of all that run; together they hold the rows 0 to n−1."""
+        placed = [(sequence, list(sequence.rows)) for sequence in running]
+        by_row = dict(sorted(((row, sequence) for sequence, rows in placed for row in rows), key=itemgetter(0)))
+        count = len(by_row)
+        drawn = [row for row, sequence in by_row.items() if sequence.sampling.temperature]
+        penalised = any(sequence.sampling.repetition_penalty != 1.0 for sequence in running)
+        if drawn:
+            uniform = torch.tensor([sequence.uniform() for sequence in by_row.values()], dtype=torch.float64)
+            self._uniform[:count].copy_(uniform, non_blocking=True)
+        span = min(max(self._lengths[:count]) + 1, self.decoder.context_tokens)
+        for row in range(count):
+            self._lengths[row] += 1
+        if self._graphs is None:
+            return Step(placed, *self._forward(count, span, penalised, drawn))
+        tokens, logprobs, logits_NV = self._graphs.replay(count, span, penalised or bool(drawn))
+        return Step(placed, to_host(tokens[:count]), to_host(logprobs[:count]), logits_NV[:count], recorded())
+
+    def _forward(
+        self, count: int, span: int, penalised: bool, drawn: list[int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (count,), log-probabilities (count,), logits (count, vocabulary); moves every row on by one.
+
+        drawn: the rows that are sampled; None for any of them, as a CUDA graph needs it.
+        """
+        ids, positions = self._ids[:count], self._positions[:count]
+        logits_NV = self.decoder.decode(ids, positions, span)
+        tokens, logprobs = next_tokens(
+            logits_NV,
+            self._knobs.rows(count),
+            self._uniform[:count],
+            penalised=penalised,
+            sampled=drawn is None or bool(drawn),
+            rows=drawn,
+        )
+        if penalised:
+            self._knobs.seen[:count].scatter_(1, tokens[:, None], True)
+        ids.copy_(tokens)
+        positions.add_(1).clamp_(max=self.decoder.context_tokens - 1)  # a step ahead of a row's end goes nowhere
+        return tokens, logprobs, logits_NV
+
+    @torch.inference_mode()
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Rows take over other rows whole."""
+        self.decoder.copy(sources, targets, max(self._lengths[row] for row in sources))
+        self._ids[targets] = self._ids[sources]
+        self._positions[targets] = self._positions[sources]
+        self._knobs.copy(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            self._lengths[target] = self._lengths[source]
+
+    @torch.inference_mode()
+    def branch(self, rows: list[int], beams: list[int], tokens: list[int]) -> None:
+        """The beam in `rows[i]` goes on from what the beam in `rows[beams[i]]` held, with `tokens[i]`."""
+        changed = [(rows[beam], row) for beam, row in zip(beams, rows, strict=True) if rows[beam] != row]
+        if changed:
+            sources, targets = zip(*changed, strict=True)
+            self.decoder.copy(list(sources), list(targets), self._lengths[rows[0]])
+        self._ids[rows] = torch.tensor(tokens, device=self._ids.device)
+
+    @torch.inference_mode()
+    def warm_up(self, features: torch.Tensor, prompt_ids: list[int]) -> None:
+        """Every shape once, so that no caption pays for the first of its kind."""
+        if self._graphs is not None:
+            self._graphs.capture()
+        sequences = [Sequence(prompt_ids, Sampling(), 1, rows=[row], features=features) for row in range(self.slots)]
+        for row, sequence in enumerate(sequences):
+            self.join(sequence)
+            self.launch(sequences[: row + 1]).read()

@@ -1,0 +1,97 @@
+"""Family `blip`: a vision transformer in front of a BERT with cross-attention.
+
+As in Salesforce/blip-image-captioning-base and -large. A prompt is the beginning of the caption, which goes on from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from captioner.errors import ModelUnsupported
+from captioner.families.base import Family, Source
+from captioner.families.card import license_of
+from captioner.families.cross_attention import CrossAttentionDecoder
+from captioner.families.decoder import Decoder
+from captioner.families.generation import published_generation
+from captioner.families.processor import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
+from captioner.families.weights import Precision, load_weights
+from captioner.manifest import Manifest
+from captioner.prompts import PromptTable
+
+CONTEXT_TOKENS = 256  # more would only be cache that no caption fills
+PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {"size": {"height": 384, "width": 384}}
+
+
+class Encoder(torch.nn.Module):
+    """uint8 pixels to what the text decoder is given: the last hidden state after its layer norm."""
+
+    def __init__(self, model: BlipForConditionalGeneration, processor: dict[str, Any]) -> None:
+        super().__init__()
+        self.normalise = Normalise(processor)
+        self.encoder = model.vision_model
+
+    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """(B, height, width, 3) uint8 → (B, image tokens, encoder width) float32."""
+        features: torch.Tensor = self.encoder(pixel_values=self.normalise(pixels_BHWC)).last_hidden_state
+        return features
+
+
+class Blip(Family):
+    """See the module."""
+
+    model_type = "blip"
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        processor = read_processor(folder, PROCESSOR_DEFAULTS)
+        image = image_spec(processor)
+        config = BlipConfig.from_pretrained(folder, local_files_only=True)
+        text: Any = config.text_config
+        check_side(image, config.vision_config)
+        _check(text)
+        model = BlipForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        encoder = Encoder(model, processor).eval()
+        published = model.generation_config
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            # The original drops the last id it is given, its tokenizer's [SEP], and begins with BOS whatever it gets.
+            ids_1Q = torch.tensor([[*prompt_ids, text.sep_token_id]])
+            written = model.generate(encoder.normalise(pixels_HWC[None]), ids_1Q, **options)
+            return [int(token) for token in written[0][len(prompt_ids) :]]
+
+        return Source(
+            license=license_of(folder),
+            vision_encoder=encoder,
+            decoder=model.text_decoder,
+            generate=generate,
+            tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            image=image,
+            prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
+            start_ids=(text.bos_token_id,),
+            stop_ids=(text.sep_token_id,),
+            context_tokens=min(text.max_position_embeddings, CONTEXT_TOKENS),
+            generation=published_generation(published),
+        )
+
+    @classmethod
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
+        """See Family.decoder."""
+        model = load_weights(BlipTextLMHeadModel, folder, precision, device)
+        return CrossAttentionDecoder(model, manifest.context_tokens, manifest.feature_tokens)
+
+
+def _check(text: Any) -> None:
+    if text.bos_token_id is None or text.sep_token_id is None:
+        raise ModelUnsupported(
+            f"bos_token_id is {text.bos_token_id} and sep_token_id {text.sep_token_id}; both must be token ids"
+        )
+    if not text.is_decoder:
+        raise ModelUnsupported("text_config has is_decoder False; without cross-attention the text sees no image")

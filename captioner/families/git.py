@@ -1,0 +1,169 @@
+"""Family `git`: an image in front of the text, in one transformer. As in microsoft/git-base-coco.
+
+A prompt is the beginning of the caption, which goes on from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, GitConfig, GitForCausalLM, GitVisionConfig, PreTrainedModel
+
+from captioner.engine.kv_cache import CacheShape, causal_mask
+from captioner.errors import ModelUnsupported
+from captioner.families.base import Family, Source
+from captioner.families.card import license_of
+from captioner.families.decoder import Decoder
+from captioner.families.generation import published_generation
+from captioner.families.processor import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
+from captioner.families.weights import Precision, load_weights
+from captioner.manifest import Manifest
+from captioner.prompts import PromptTable
+
+CONTEXT_TOKENS = 256  # more would only be cache that no caption fills
+PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+}
+
+
+class Encoder(torch.nn.Module):
+    """uint8 pixels to the image's tokens as the text transformer reads them."""
+
+    def __init__(self, model: GitForCausalLM, processor: dict[str, Any]) -> None:
+        super().__init__()
+        self.normalise = Normalise(processor)
+        self.encoder = model.git.image_encoder
+        self.projection = model.git.visual_projection
+
+    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """(B, height, width, 3) uint8 → (B, image tokens, text width) float32."""
+        hidden = self.encoder(pixel_values=self.normalise(pixels_BHWC)).last_hidden_state
+        features: torch.Tensor = self.projection(hidden)
+        return features
+
+
+class GitDecoder(Decoder):
+    """A row's cache holds the image's tokens, then the text's; positions of text count from 0 all the same."""
+
+    def __init__(self, model: PreTrainedModel, context_tokens: int, image_tokens: int) -> None:
+        config = model.config
+        heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        super().__init__(model, CacheShape(config.num_hidden_layers, heads, size, image_tokens + context_tokens))
+        self.context_tokens, self.image_tokens = context_tokens, image_tokens
+        self.context_tokens = context_tokens
+
+    @torch.inference_mode()
+    def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
+        """See Decoder.prefill."""
+        for layer in self.text_layers:
+            layer.clear(row)
+        features_1TD = features.to(self.device, self.dtype)[None]
+        rows = slice(row, row + 1)
+        self.window.rows, self.window.span = rows, self.image_tokens
+        self.window.positions = torch.arange(self.image_tokens, device=self.device)[None]
+        # No mask: the span ends with the image, whose tokens all see one another.
+        self.model.git.encoder(features_1TD, past_key_values=self.cache)
+        if len(prompt_ids) > 1:
+            ids_1Q = torch.tensor([prompt_ids[:-1]], device=self.device)
+            positions_1Q = torch.arange(ids_1Q.shape[1], device=self.device)[None]
+            self._forward(rows, ids_1Q, positions_1Q, ids_1Q.shape[1])
+
+    @torch.inference_mode()
+    def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:
+        """See Decoder.decode."""
+        return self._forward(slice(0, ids_B.shape[0]), ids_B[:, None], positions_B[:, None], span)
+
+    def _forward(self, rows: slice, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, span: int) -> torch.Tensor:
+        """The last query's logits, (B, vocabulary)."""
+        cached_BQ = positions_BQ + self.image_tokens
+        self.window.rows, self.window.positions, self.window.span = rows, cached_BQ, span + self.image_tokens
+        output = self.model(
+            input_ids=ids_BQ,
+            position_ids=positions_BQ,
+            attention_mask=causal_mask(cached_BQ, self.window.span, self.dtype),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+        """See Decoder.copy."""
+        super().copy(sources, targets, self.image_tokens + length)
+
+
+class Git(Family):
+    """See the module."""
+
+    model_type = "git"
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        processor = read_processor(folder, PROCESSOR_DEFAULTS)
+        image = image_spec(processor)
+        config = GitConfig.from_pretrained(folder, local_files_only=True)
+        check_side(image, config.vision_config)
+        if config.num_image_with_embedding not in (None, 1):
+            raise ModelUnsupported(
+                f"num_image_with_embedding is {config.num_image_with_embedding}; one image is served, no video's frames"
+            )
+        model = GitForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        encoder = Encoder(model, processor).eval()
+        published = model.generation_config
+        start, stop = published.bos_token_id, published.eos_token_id
+        if start is None or stop is None:
+            raise ModelUnsupported(f"bos_token_id is {start} and eos_token_id {stop}; both must be token ids")
+        # Without this, what the model publishes would be added to the options of every call.
+        model.generation_config = GenerationConfig(
+            bos_token_id=start, eos_token_id=stop, pad_token_id=published.pad_token_id
+        )
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            written = model.generate(
+                torch.tensor([prompt_ids]), pixel_values=encoder.normalise(pixels_HWC[None]), **options
+            )
+            return [int(token) for token in written[0][len(prompt_ids) :]]
+
+        return Source(
+            license=license_of(folder),
+            vision_encoder=encoder,
+            decoder=_without_vision(model),
+            generate=generate,
+            tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            image=image,
+            prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
+            start_ids=(start,),
+            stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
+            context_tokens=min(config.max_position_embeddings, CONTEXT_TOKENS),
+            generation=published_generation(published),
+        )
+
+    @classmethod
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
+        """See Family.decoder."""
+        model = load_weights(GitForCausalLM, folder, precision, device)
+        return GitDecoder(model, manifest.context_tokens, manifest.feature_tokens)
+
+
+def _without_vision(model: GitForCausalLM) -> GitForCausalLM:
+    """The text transformer as a model of its own, with the smallest vision tower that transformers can build.
+
+    The tower's weights are in the ONNX graph; a model without any would not load by `from_pretrained` alone.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_image_with_embedding = None
+    config.vision_config = GitVisionConfig(
+        hidden_size=1, intermediate_size=1, num_hidden_layers=0, num_attention_heads=1, image_size=1, patch_size=1
+    )
+    text: GitForCausalLM = GitForCausalLM(config).eval()
+    text.git.embeddings, text.git.encoder, text.output = model.git.embeddings, model.git.encoder, model.output
+    return text

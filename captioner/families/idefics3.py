@@ -1,0 +1,154 @@
+"""Families `idefics3` and `smolvlm`: a large image is looked at in tiles and as a whole, each with as many features.
+
+As in HuggingFaceTB/SmolVLM-256M-Instruct. The two types differ in name alone, as far as still images go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+
+from captioner.errors import ModelUnsupported
+from captioner.families import instruct
+from captioner.families.base import Family, Source
+from captioner.families.card import license_of
+from captioner.families.decoder import Decoder
+from captioner.families.prefix import language_model, load_decoder
+from captioner.families.processor import Normalise, image_spec, read_processor
+from captioner.families.weights import Precision
+from captioner.image import ImageSpec
+from captioner.manifest import Manifest
+
+WORDS_TOKENS = 1024  # prompt and caption, beside the image's tokens
+FENCE, WHOLE = "<fake_token_around_image>", "<global-img>"
+LARGEST_PX = 4096  # transformers' processor shrinks beyond this once more
+
+
+class Encoder(torch.nn.Module):
+    """uint8 pixels of stacked tiles to features: normalisation, the tower on each tile, the connector."""
+
+    position_ids: torch.Tensor
+
+    def __init__(self, model: PreTrainedModel, processor: dict[str, Any], tile_px: int) -> None:
+        super().__init__()
+        tower = model.model.vision_model
+        self.tile_px = tile_px
+        self.normalise = Normalise(processor)
+        self.patches = tower.embeddings.patch_embedding
+        self.positions = tower.embeddings.position_embedding
+        self.layers = tower.encoder.layers
+        self.after = tower.post_layernorm
+        self.connector = model.model.connector
+        self.register_buffer("position_ids", position_ids(tower.embeddings, tile_px))
+
+    def tiles(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """(B, tiles × tile height, width, 3) uint8 → (B × tiles, 3, tile height, width) float32, normalised."""
+        normalised: torch.Tensor = self.normalise(pixels_BHWC.reshape(-1, self.tile_px, self.tile_px, 3))
+        return normalised
+
+    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """(B, tiles × tile height, width, 3) uint8 → (B, tiles × tokens of a tile, text width) float32."""
+        patches_NTD = self.patches(self.tiles(pixels_BHWC)).flatten(2).transpose(1, 2)
+        hidden_NTD = patches_NTD + self.positions(self.position_ids)
+        for layer in self.layers:
+            hidden_NTD = layer(hidden_NTD, attention_mask=None)
+        features_NTD: torch.Tensor = self.connector(self.after(hidden_NTD))
+        return features_NTD.reshape(pixels_BHWC.shape[0], -1, features_NTD.shape[-1])
+
+
+class Idefics3(Family):
+    """See the module."""
+
+    model_type = "idefics3"
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        instruct.refuse_quantised(config)
+        processor = read_processor(folder, {"resample": 1})
+        image = tiled_spec(processor)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        encoder = Encoder(model, processor, image.height).eval()
+        frame = instruct.chat_frame(tokenizer, folder, config.image_token_id)
+        stop_ids = instruct.stop_ids(model.generation_config, config.text_config, tokenizer)
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            stop = {"eos_token_id": list(stop_ids)}
+            return instruct.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **stop | options)
+
+        tile_tokens = len(encoder.position_ids) // config.scale_factor**2
+        most_tokens = (image.most_tiles**2 + 1) * (tile_tokens + 2)
+        return Source(
+            license=license_of(folder),
+            vision_encoder=encoder,
+            decoder=language_model(model, model.model.text_model),
+            generate=generate,
+            tokenizer=tokenizer,
+            image=image,
+            prompts=instruct.PROMPTS,
+            start_ids=instruct.start_ids(tokenizer, frame),
+            stop_ids=stop_ids,
+            context_tokens=min(config.text_config.max_position_embeddings, most_tokens + WORDS_TOKENS),
+            generation=instruct.generation(model.generation_config),
+            frame=frame,
+            image_token_id=config.image_token_id,
+        )
+
+    @classmethod
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
+        """See Family.decoder."""
+        return load_decoder(folder, manifest, precision, device)
+
+    @classmethod
+    def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
+        """See Family.image_text: the tiles row by row, each under its own mark, then the whole image."""
+        tokens = image_token * manifest.feature_tokens
+        rows = [
+            "".join(f"{FENCE}<row_{row}_col_{column}>{tokens}" for column in range(1, tile_columns + 1)) + "\n"
+            for row in range(1, tile_rows + 1)
+        ]
+        return "".join(rows) + ("\n" if rows else "") + f"{FENCE}{WHOLE}{tokens}{FENCE}"
+
+
+class SmolVLM(Idefics3):
+    """See the module."""
+
+    model_type = "smolvlm"
+
+
+def tiled_spec(processor: dict[str, Any]) -> ImageSpec:
+    """The pixels of a tile, and of what is cut into tiles; ModelUnsupported names the setting that is not served."""
+    longest, tile = processor.get("size"), processor.get("max_image_size")
+    for name, value in (("size", longest), ("max_image_size", tile)):
+        if not isinstance(value, dict) or list(value) != ["longest_edge"]:
+            raise ModelUnsupported(f"preprocessor_config.json has {name} {value!r}; only longest_edge is served")
+    for name in ("do_resize", "do_image_splitting"):
+        if not processor.get(name, True):
+            raise ModelUnsupported(f"preprocessor_config.json has {name} {processor[name]}; only true is served")
+    longest_px, tile_px = int(longest["longest_edge"]), int(tile["longest_edge"])  # type: ignore[index]
+    if longest_px > LARGEST_PX or longest_px % 2:  # odd ones would give the other side a tile more
+        raise ModelUnsupported(f"preprocessor_config.json has size {longest_px}; even ones to {LARGEST_PX} are served")
+    whole = image_spec(processor | {"size": {"height": tile_px, "width": tile_px}})
+    return replace(whole, longest_px=longest_px)
+
+
+def position_ids(embeddings: Any, tile_px: int) -> torch.Tensor:
+    """The position of each patch of a full tile, (patches), as the model's own code rounds it."""
+    seen: list[torch.Tensor] = []
+    table = embeddings.position_embedding
+    hook = table.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    side = tile_px // embeddings.patch_size
+    try:
+        with torch.no_grad():
+            embeddings(torch.zeros(1, 3, tile_px, tile_px), torch.ones(1, side, side, dtype=torch.bool))
+    finally:
+        hook.remove()
+    return seen[0]

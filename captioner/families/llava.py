@@ -1,0 +1,129 @@
+"""Family `llava`: an image transformer, two linear layers and a chat model, one feature for each patch.
+
+As in fancyfeast/llama-joycaption-beta-one-hf-llava (SigLIP, Llama 3.1) and llava-hf/llava-1.5-7b-hf (CLIP, Vicuna).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
+
+from captioner.errors import ModelUnsupported
+from captioner.families import instruct
+from captioner.families.base import Family, Source
+from captioner.families.card import license_of
+from captioner.families.decoder import Decoder
+from captioner.families.prefix import language_model, load_decoder
+from captioner.families.processor import CLIP_DEFAULTS, Normalise, image_spec, read_processor
+from captioner.families.weights import Precision
+from captioner.manifest import Manifest
+
+CONTEXT_TOKENS = 2048  # 729 of the image, a prompt and a long caption; in bf16 that is 256 MiB of an 8B Llama's cache
+SYSTEM = "You write captions for images, accurate and to the point."
+TOWERS = ("siglip_vision_model", "clip_vision_model")
+
+
+class Encoder(torch.nn.Module):
+    """uint8 pixels to features: normalisation, the tower up to the selected layer, the projector."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: dict[str, Any]) -> None:
+        super().__init__()
+        config, tower = model.config, model.model.vision_tower
+        self.normalise = Normalise(processor)
+        self.embeddings = tower.embeddings
+        self.before = getattr(tower, "pre_layrnorm", torch.nn.Identity())  # CLIP's; spelt so in transformers
+        self.layers = tower.encoder.layers[: layers_needed(config)]
+        self.projector = model.model.multi_modal_projector
+        self.first_patch = 1 if config.vision_feature_select_strategy == "default" else 0
+
+    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        """(B, height, width, 3) uint8 → (B, patches, text width) float32."""
+        hidden_BTD = self.before(self.embeddings(self.normalise(pixels_BHWC)))
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, attention_mask=None)
+        features: torch.Tensor = self.projector(hidden_BTD[:, self.first_patch :])
+        return features
+
+
+class Llava(Family):
+    """See the module."""
+
+    model_type = "llava"
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        config = read_config(folder)
+        processor = preprocessing(folder)
+        image = image_spec(processor)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        encoder = Encoder(model, processor).eval()
+        frame = instruct.chat_frame(tokenizer, folder, config.image_token_index, SYSTEM)
+        stop_ids = instruct.stop_ids(model.generation_config, config.text_config, tokenizer)
+
+        def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
+            stop = {"eos_token_id": list(stop_ids)}
+            return instruct.continuation(model, prompt_ids, encoder.normalise(pixels_HWC[None]), **stop | options)
+
+        return Source(
+            license=license_of(folder),
+            vision_encoder=encoder,
+            decoder=language_model(model, model.model.language_model),
+            generate=generate,
+            tokenizer=tokenizer,
+            image=image,
+            prompts=instruct.PROMPTS,
+            start_ids=instruct.start_ids(tokenizer, frame),
+            stop_ids=stop_ids,
+            context_tokens=min(config.text_config.max_position_embeddings, CONTEXT_TOKENS),
+            generation=instruct.generation(model.generation_config),
+            frame=frame,
+            image_token_id=config.image_token_index,
+        )
+
+    @classmethod
+    def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
+        """See Family.decoder."""
+        return load_decoder(folder, manifest, precision, device)
+
+
+def layers_needed(config: Any) -> int:
+    """Layers of the tower below the selected hidden state, which may be counted from the end."""
+    layers: int = config.vision_config.num_hidden_layers
+    selected = config.vision_feature_layer
+    needed = selected % (layers + 1) if isinstance(selected, int) and abs(selected) <= layers else 0
+    if needed == 0:
+        raise ModelUnsupported(f"vision_feature_layer is {selected!r}; one of the tower's {layers} layers is served")
+    return needed
+
+
+def read_config(folder: Path) -> Any:
+    """The model's config.json; ModelUnsupported names the first value that is not served."""
+    written = json.loads((folder / "config.json").read_text("utf-8"))
+    strategy = written.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):  # transformers refuses it too, but not by a type of ours
+        raise ModelUnsupported(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are served")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    instruct.refuse_quantised(config)
+    tower = config.vision_config.model_type
+    if tower not in TOWERS:
+        raise ModelUnsupported(f"vision_config's model_type is {tower!r}; {' and '.join(TOWERS)} are served")
+    layers_needed(config)
+    return config
+
+
+def preprocessing(folder: Path) -> dict[str, Any]:
+    """The processor's JSON over its class's defaults; ModelUnsupported for one that pads to a square."""
+    processor = read_processor(folder, {"resample": 3})
+    if str(processor.get("image_processor_type", "")).startswith("CLIP"):
+        processor = CLIP_DEFAULTS | {"do_center_crop": True} | processor
+    if processor.get("do_pad"):
+        raise ModelUnsupported("preprocessor_config.json has do_pad True; only False is served")
+    return processor
