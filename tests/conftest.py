@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from captioner.server import TritonServer
 
 pytest_plugins = ["tests.served"]  # `repository` and `served`: the embedded model on a real server
 
 Start = Callable[..., TritonServer]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `gpu` is skipped where there is none: it is the only kind that this machine may not run."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture

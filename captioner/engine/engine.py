@@ -208,6 +208,7 @@ class Engine:
             sequence.on_finish(reason)
 
     def _run(self) -> None:
+        self._runner.bind()
         while True:
             with self._changed:
                 while self._scheduler.idle and self._launched is None:

@@ -65,6 +65,11 @@ class Runner:
         self._lengths = [0] * slots  # the host's copy of the positions: nothing is read back to know them
         self._graphs = Graphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
 
+    def bind(self) -> None:
+        """Makes this thread's current device the decoder's; the thread that steps calls it once."""
+        if self.decoder.device.type == "cuda":
+            torch.cuda.set_device(self.decoder.device)
+
     @torch.inference_mode()
     def join(self, sequence: Sequence) -> None:
         """Fills the rows of a sequence that begins; its features are needed no longer."""
@@ -144,6 +149,7 @@ class Runner:
     @torch.inference_mode()
     def warm_up(self, features: torch.Tensor, prompt_ids: list[int]) -> None:
         """Every shape once, so that no caption pays for the first of its kind."""
+        self.bind()
         if self._graphs is not None:
             self._graphs.capture()
         sequences = [Sequence(prompt_ids, Sampling(), 1, rows=[row], features=features) for row in range(self.slots)]
