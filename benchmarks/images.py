@@ -23,3 +23,10 @@ def crops(seed: int = 0, size_px: int = 320) -> Iterator[bytes]:
         file = io.BytesIO()
         photo.crop((left, top, left + side, top + side)).resize((size_px, size_px)).save(file, "JPEG", quality=90)
         yield file.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    """The file of a picture."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

@@ -313,3 +313,40 @@ def test_the_command_line_captions_what_it_can_and_says_what_it_cannot(served: S
     assert done.returncode == 1
     assert done.stdout.startswith(f"{PHOTO}: ") and done.stdout.count("\n") == 1
     assert f"{broken}: IMAGE_BROKEN: " in done.stderr
+
+
+def test_beams_stops_and_the_guard_mean_the_same_at_every_door(client: Client, served: Served) -> None:
+    whole = client.caption(PHOTO, num_beams=3)
+    assert whole.details.num_beams == 3
+    stop = whole.text.split()[3]
+    cut = client.caption(PHOTO, num_beams=3, stop=[stop])
+    assert cut.text == whole.text[: whole.text.index(stop)] and cut.details.finish_reason == "stop"
+    image = base64.b64encode(PHOTO.read_bytes()).decode()
+    body: dict[str, object] = {"image": image, "num_beams": 3, "stop": json.dumps([stop]), "repetition_guard": True}
+    status, text = generate(served, "generate", body)
+    assert status == 200 and json.loads(text)["caption"] == cut.text
+
+
+def test_a_text_that_repeats_itself_is_ended_on_the_server(client: Client) -> None:
+    looping: dict[str, Any] = {"repetition_penalty": 0.5, "length": "long"}  # below 1 it is made to repeat itself
+    guarded, free = client.caption(PHOTO, **looping), client.caption(PHOTO, repetition_guard=False, **looping)
+    assert guarded.details.finish_reason == "repetition"
+    assert free.details.finish_reason != "repetition"
+    assert free.text.startswith(guarded.text) and free.details.tokens > guarded.details.tokens
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_precision_and_slots_are_set_by_variables(
+    repository: Path, start_triton: Any, monkeypatch: pytest.MonkeyPatch, greedy: str, precision: str
+) -> None:
+    monkeypatch.setenv("CAPTIONER_PRECISION", precision)
+    monkeypatch.setenv("CAPTIONER_SLOTS", "3")
+    server = start_triton(repository)
+    with Client(server.grpc_address) as client:
+        card = client.describe()
+        assert (card.device, card.precision) == ("cpu", precision)
+        assert client.caption(PHOTO).text.split()[:2] == greedy.split()[:2]
+        with pytest.raises(errors.ParameterInvalid, match="num_beams is 4; this server has 3 slots"):
+            client.caption(PHOTO, num_beams=4)
+    log = next(path for path in server.log_path.parent.glob("*.log")).read_text()
+    assert f"on cpu in {precision}: " in log and "MiB of weights, 3 slots x" in log

@@ -15,8 +15,9 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [text for language, text in BLOCKS if language == "sh"]
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
-# Shown elsewhere: `make run` by test_up.py, the stack by test_compose.py, another model by test_export.py.
-ELSEWHERE = ("make run", "docker compose", ".venv/bin/python -m export")
+# Shown elsewhere: `make run` by test_up.py, the stack by test_compose.py, another model by
+# test_export.py, settings by test_captions.py.
+ELSEWHERE = ("make run", "docker compose", ".venv/bin/python -m export", "CAPTIONER_PRECISION")
 
 
 def here(text: str, served: Served) -> str:
@@ -50,7 +51,7 @@ def run(command: list[str], tmp_path: Path) -> str:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {language for language, _ in BLOCKS} == {"sh", "python", "text"}
-    assert len(COMMANDS) == 7 and len(PROGRAMS) == 2
+    assert len(COMMANDS) == 8 and len(PROGRAMS) == 2
 
 
 @pytest.mark.triton

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from captioner.errors import StartupRefused
+from captioner.families.packing import pack
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -28,6 +29,8 @@ def load_weights(
     if precision in FLOATS:
         model: PreTrainedModel = kind.from_pretrained(folder / "decoder", dtype=FLOATS[precision], **options)
         model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
+        if device.type == "cpu":
+            pack(model)
         return model
     for package in ("bitsandbytes", "accelerate"):
         if importlib.util.find_spec(package) is None:
