@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from itertools import count
+from queue import PriorityQueue
 from typing import Protocol
 
 from captioner.errors import CaptionerError
 from captioner.text import TextStream
 
 log = logging.getLogger(__name__)
+_FIRST, _NEXT, _END = range(3)  # what is sent before what
 
 
 class Reply(Protocol):
@@ -43,7 +45,7 @@ class Outbox:
         self._token_ids: list[int] = []
         self._close: Callable[[str], None] | None = None
         self._closed = False
-        self._sent = False
+        self.sent = False  # a first token has gone
         self._text: TextStream | None = None
         self._streaming = False
         self._unsent = ""
@@ -86,14 +88,14 @@ class Outbox:
         """Tells the client everything that has gathered; runs on the sender thread."""
         with self._lock:
             # The first token goes alone: it is what the client waits for.
-            count = len(self._token_ids) if self._sent else 1
+            count = len(self._token_ids) if self.sent else 1
             ids, self._token_ids = self._token_ids[:count], self._token_ids[count:]
             more = bool(self._token_ids)
             close = None if more else self._close
             self._posted = more
+            self.sent = self.sent or bool(ids)
             if more:
                 self._post(self)
-        self._sent = self._sent or bool(ids)
         with self._talking:
             if not self._closed:
                 self._tell(ids, close)
@@ -115,30 +117,35 @@ class Outbox:
 
 
 class Sender:
-    """The thread that flushes outboxes, in the order in which something happened to them."""
+    """The thread that flushes outboxes: first tokens before all others, then in the order in which things happened.
+
+    A step gives every running caption a token at once, and each takes its time to send: whoever waits for a first one
+    must not wait behind all the others' next.
+    """
 
     def __init__(self) -> None:
-        self._ready: SimpleQueue[Outbox | None] = SimpleQueue()
+        self._ready: PriorityQueue[tuple[int, int, Outbox | None]] = PriorityQueue()
+        self._posts = count()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
     def outbox(self, reply: Reply) -> Outbox:
         """A new request's way back."""
-        return Outbox(reply, self._ready.put)
+        return Outbox(reply, self._post)
 
     def close(self) -> None:
-        """Sends everything that waits, then returns."""
-        self._ready.put(None)
+        """Sends everything that waits, also what is posted meanwhile, then returns."""
+        self._ready.put((_END, next(self._posts), None))
         self._thread.join()
+
+    def _post(self, outbox: Outbox) -> None:
+        self._ready.put((_NEXT if outbox.sent else _FIRST, next(self._posts), outbox))
 
     def _run(self) -> None:
         while True:
-            outbox = self._ready.get()
+            _, _, outbox = self._ready.get()
             if outbox is None:
-                if self._ready.empty():
-                    return
-                self._ready.put(None)  # an outbox that had more to say stands behind the end
-                continue
+                return
             try:
                 outbox.flush()
             except Exception:  # one client's broken pipe must not silence the others

@@ -145,6 +145,27 @@ def test_details_that_cannot_be_written_end_in_an_error_not_in_silence(sender: S
     assert "no details" in str(reply.errors[0])
 
 
+def test_a_first_token_goes_before_everybody_elses_next(sender: Sender) -> None:
+    go, order = threading.Event(), []
+    held = opened(sender, Recorder(lambda: go.wait(10)))
+    old = [opened(sender, Recorder(lambda: order.append("next"))) for _ in range(5)]
+    new = opened(sender, Recorder(lambda: order.append("first")))
+    for outbox in old:
+        outbox.put(IDS[0])
+    until = time.monotonic() + 5
+    while len(order) < 5 and time.monotonic() < until:
+        time.sleep(0.001)
+    order.clear()
+    held.put(IDS[0])  # the sender is kept busy while all the others gather behind it
+    time.sleep(0.05)
+    for outbox in [*old, new]:
+        outbox.put(IDS[1])
+    go.set()
+    while len(order) < 6 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert order == ["first", *["next"] * 5]
+
+
 def test_closing_sends_everything_that_waits() -> None:
     sender, reply = Sender(), Recorder(lambda: time.sleep(0.01))
     outbox = opened(sender, reply)
