@@ -63,7 +63,7 @@ def check(model: str, size: Size, requests: int = 64, seed: int = 0, kept: Path 
     tokenizer = Tokenizer.from_file(str(made.version / "tokenizer.json"))
     kind = family(manifest.family)
     decoder = kind.decoder(made.version, manifest, "fp32", torch.device("cpu"))
-    report = Report(model, size, requests)
+    report = Report(model, "as shipped" if model == EMBEDDED_NAME else size, requests)
     images = crowd.images(source.image, seed)
     report.feature_difference = give_features(images, source, made)
     members = crowd.crowd(images, kind, tokenizer, manifest, requests, seed)

@@ -55,7 +55,6 @@ class GitDecoder(Decoder):
         heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         super().__init__(model, CacheShape(config.num_hidden_layers, heads, size, image_tokens + context_tokens))
         self.context_tokens, self.image_tokens = context_tokens, image_tokens
-        self.context_tokens = context_tokens
 
     @torch.inference_mode()
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
