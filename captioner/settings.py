@@ -27,7 +27,7 @@ class Settings:
     feature_cache_mib: int = 256  # 0 turns the cache off
     encode_workers: int = 16  # images, or tiles of them, on their way through image_encoder at once
     cancel_poll_ms: int = 50
-    decode_threads: int = 0  # torch's intra-op threads; 0 takes every core
+    decode_threads: int = 0  # torch's intra-op threads; 0 takes every core, or one for a small decoder
     precision: str = AUTO  # of the decoder, see families/weights.py; auto is bf16 on CUDA and fp32 on a CPU
 
     def __post_init__(self) -> None:

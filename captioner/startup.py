@@ -23,6 +23,7 @@ from captioner.service import CaptionService
 from captioner.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
+SMALL_BYTES = 64 * 2**20  # of weights: below this, threads wait for one another longer than they share
 
 
 def load_service(
@@ -41,14 +42,17 @@ def load_service(
     transformers.logging.disable_progress_bar()
     manifest = Manifest.load(folder / version)
     manifest.verify(folder.parent, version)
-    if settings.decode_threads:
-        torch.set_num_threads(settings.decode_threads)
     device = _device(gpu)
     precision = _precision(settings.precision, device)
     kind = family(manifest.family)
     decoder = kind.decoder(folder / version, manifest, precision, device)
+    if threads := settings.decode_threads or int(decoder.weight_bytes < SMALL_BYTES):
+        torch.set_num_threads(threads)
     room = capacity(decoder, settings.slots, settings.kv_cache_mib * 2**20)
-    log.info("%s@%s on %s in %s: %s", manifest.model, manifest.revision[:12], device, precision, room)
+    log.info(
+        "%s@%s on %s in %s: %s, %d threads",
+        manifest.model, manifest.revision[:12], device, precision, room, torch.get_num_threads(),
+    )  # fmt: skip
     if manifest.generation.num_beams > room.slots:
         raise StartupRefused(
             f"the model searches with {manifest.generation.num_beams} beams; it has {room.slots} slots"
