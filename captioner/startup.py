@@ -19,6 +19,7 @@ from captioner.families import family
 from captioner.families.weights import PRECISIONS, Precision
 from captioner.features import Encoded
 from captioner.manifest import Manifest
+from captioner.served_model import ServedModel
 from captioner.service import CaptionService
 from captioner.settings import AUTO, Settings
 
@@ -50,7 +51,7 @@ def load_service(
         torch.set_num_threads(threads)
     room = capacity(decoder, settings.slots, settings.kv_cache_mib * 2**20)
     log.info(
-        "%s@%s on %s in %s: %s, %d threads",
+        "%s@%s on %s in %s: %s, decode threads %d",
         manifest.model, manifest.revision[:12], device, precision, room, torch.get_num_threads(),
     )  # fmt: skip
     if manifest.generation.num_beams > room.slots:
@@ -69,7 +70,8 @@ def load_service(
     except Exception as error:  # a quantised layer of a size that its kernel does not take, say
         raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
     engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
-    return CaptionService(manifest, version, str(device), precision, tokenizer, engine, encode, show, settings)
+    model = ServedModel(manifest, version, str(device), precision, tokenizer, room.slots)
+    return CaptionService(model, engine, encode, show, settings)
 
 
 def _device(gpu: int | None) -> torch.device:

@@ -349,4 +349,4 @@ def test_precision_and_slots_are_set_by_variables(
         with pytest.raises(errors.ParameterInvalid, match="num_beams is 4; this server has 3 slots"):
             client.caption(PHOTO, num_beams=4)
     log = next(path for path in server.log_path.parent.glob("*.log")).read_text()
-    assert f"on cpu in {precision}: " in log and "MiB of weights, 3 slots x" in log and "1 threads" in log
+    assert f"on cpu in {precision}: " in log and "MiB of weights, 3 slots x" in log and "decode threads 1" in log

@@ -20,7 +20,8 @@ from captioner.errors import ImageBroken, StartupRefused
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.features import Encoded
 from captioner.manifest import Calibration, Manifest
-from captioner.service import CaptionRequest, CaptionService
+from captioner.served_model import CaptionRequest, ServedModel
+from captioner.service import CaptionService
 from captioner.settings import Settings
 from captioner.startup import load_service
 from captioner.wire import Details, ImageInfo, ModelCard
@@ -57,6 +58,10 @@ class Encoder:
 
 
 Start = Callable[..., CaptionService]
+
+
+def served(manifest: Manifest, engine: Engine) -> ServedModel:
+    return ServedModel(manifest, "1", "cpu", "fp32", TOKENS, engine.load().slots)
 
 
 @pytest.fixture
@@ -262,7 +267,7 @@ class Slow(CrossAttentionDecoder):
 def test_a_client_that_leaves_frees_its_slot_within_a_few_tokens(encoder: Encoder, shown: dict[str, float]) -> None:
     engine = Engine(tiny.runner(1, Slow), (), max_waiting=4)
     manifest, settings = Manifest.load(tiny.published()), Settings(slots=1, cancel_poll_ms=5)
-    service = CaptionService(manifest, "1", "cpu", "fp32", TOKENS, engine, encoder, shown.update, settings)
+    service = CaptionService(served(manifest, engine), engine, encoder, shown.update, settings)
     leaving = ask(service, LONG, max_tokens=46)
     until(lambda: bool(leaving.pieces))
     leaving.cancelled = True
@@ -464,7 +469,7 @@ def test_a_caption_that_loops_is_ended_and_says_so(service: CaptionService) -> N
 def test_a_calibrated_model_says_how_likely_it_is_to_be_right(encoder: Encoder, shown: dict[str, float]) -> None:
     manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(slope=1.5, intercept=2.0))
     engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
-    service = CaptionService(manifest, "1", "cpu", "fp32", TOKENS, engine, encoder, shown.update, Settings())
+    service = CaptionService(served(manifest, engine), engine, encoder, shown.update, Settings())
     found = details(ask(service, b"1"))
     assert found.confidence == pytest.approx(1 / (1 + math.exp(-(1.5 * found.mean_logprob + 2.0))), abs=1e-3)
     service.close()

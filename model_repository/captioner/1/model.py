@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from captioner import metrics, wire
 from captioner.errors import CaptionerError, from_wire, typed
 from captioner.features import Encoded
-from captioner.service import CaptionRequest
+from captioner.served_model import CaptionRequest
 from captioner.settings import Settings
 from captioner.startup import load_service
 
