@@ -81,7 +81,7 @@ def test_a_caption_that_fails_ends_the_round_with_its_error(tiny_model: Publishe
     work = workload(tiny_model, 2)
     runner = in_process.runner(tiny_model, 2, work)
     broken = Workload(work.requests, work.features[:, :, :-1], work.prompt_ids)
-    with pytest.raises(RuntimeError, match="shape"):
+    with pytest.raises(ValueError, match="shape"):
         in_process.run(runner, broken, 2)
 
 

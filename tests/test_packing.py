@@ -38,6 +38,13 @@ def test_gpt2s_own_kind_of_layer_is_packed_too() -> None:
         assert torch.allclose(model["c_attn"](x), expected, atol=1e-5)
 
 
+def test_an_input_of_another_width_is_refused_with_both_numbers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(48, 40))
+    pack(model)
+    with pytest.raises(ValueError, match=r"shape \(2, 47\); its last dimension must be 48"):
+        model(torch.zeros(2, 47))
+
+
 def test_what_only_looks_like_a_linear_layer_is_left_alone() -> None:
     class Quantised(torch.nn.Linear):
         """As bitsandbytes' own layers are."""

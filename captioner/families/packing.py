@@ -14,17 +14,20 @@ ROWS = 16  # of the inputs, which the layout is chosen for; it serves any number
 
 
 class PackedLinear(torch.nn.Module):
-    """y = x Wᵀ + b for x (…, in), with W (out, in) packed."""
+    """y = x Wᵀ + b for x (…, in), with W (out, in) packed; ValueError for x of another width."""
 
     packed: torch.Tensor
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         super().__init__()
+        self.width = weight_OI.shape[1]
         self.register_buffer("packed", torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), ROWS))
         self.register_buffer("bias", bias_O)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
+        if x.shape[-1] != self.width:  # oneDNN's own words name neither number
+            raise ValueError(f"the input has shape {tuple(x.shape)}; its last dimension must be {self.width}")
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 
