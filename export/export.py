@@ -66,21 +66,6 @@ def _model_type(folder: Path) -> str:
 def _manifest(source: Source, family: str, found: hub.Found, onnx_path: Path, files: dict[str, str]) -> Manifest:
     blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8).numpy()
     _, tokens, width = onnx_features(onnx_path, blank).shape
-    return Manifest(
-        family=family,
-        model=found.name,
-        revision=found.revision,
-        license=source.license,
-        image=source.image,
-        feature_tokens=tokens,
-        feature_width=width,
-        prompts=source.prompts,
-        frame=source.frame,
-        image_token_id=source.image_token_id,
-        start_ids=source.start_ids,
-        stop_ids=source.stop_ids,
-        context_tokens=source.context_tokens,
-        generation=source.generation,
-        calibration=source.calibration,
-        files=files,
+    return source.manifest(
+        family=family, model=found.name, revision=found.revision, feature_shape=(tokens, width), files=files
     )

@@ -50,27 +50,9 @@ def publish(source: Source, model_type: str, folder: Path) -> Manifest:
     """What the exporter leaves in a version folder for the decoder, without files to verify."""
     source.decoder.save_pretrained(folder / "decoder")
     with torch.inference_mode():
-        shape = source.vision_encoder(
-            torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8)
-        ).shape
-    return Manifest(
-        family=model_type,
-        model="tiny",
-        revision="0" * 40,
-        license=source.license,
-        image=source.image,
-        feature_tokens=shape[1],
-        feature_width=shape[2],
-        prompts=source.prompts,
-        frame=source.frame,
-        image_token_id=source.image_token_id,
-        start_ids=source.start_ids,
-        stop_ids=source.stop_ids,
-        context_tokens=source.context_tokens,
-        generation=source.generation,
-        calibration=None,
-        files={},
-    )
+        blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8)
+        _, tokens, width = source.vision_encoder(blank).shape
+    return source.manifest(family=model_type, model="tiny", revision="0" * 40, feature_shape=(tokens, width), files={})
 
 
 def pictures(count: int, side_px: int, seed: int = 1) -> torch.Tensor:

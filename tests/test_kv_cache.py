@@ -110,5 +110,7 @@ def test_what_a_row_held_before_is_never_read(poison: float) -> None:
 def test_the_memory_of_a_slot_is_that_of_its_tensors() -> None:
     decoder = tiny.decoder()
     decoder.allocate(3)
-    held = sum(layer.nbytes for layer in decoder.text_layers) + sum(layer.nbytes for layer in decoder.image_layers)
+    tensors = [tensor for layer in decoder.text_layers for tensor in (layer.keys, layer.values)]
+    tensors += [tensor for image_layer in decoder.image_layers for tensor in (image_layer._keys, image_layer._values)]
+    held = sum(tensor.nbytes for tensor in tensors)
     assert held == 3 * decoder.slot_bytes

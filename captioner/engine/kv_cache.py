@@ -81,11 +81,6 @@ class SlotLayer(CacheLayerMixin):
         """Positions a row can hold."""
         return self.keys.shape[2]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
     def clear(self, row: int) -> None:
         """Forgets a row's last caption. Where that ended in NaN, no mask would hide it: 0 · NaN is NaN."""
         self.keys[row].zero_()
@@ -151,11 +146,6 @@ class CrossLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Image tokens."""
         return self._keys.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of keys and values."""
-        return self._keys.nbytes + self._values.nbytes
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Copies rows over other rows."""

@@ -50,6 +50,29 @@ class Source:
     image_token_id: int | None = None
     calibration: Calibration | None = None
 
+    def manifest(
+        self, *, family: str, model: str, revision: str, feature_shape: tuple[int, int], files: dict[str, str]
+    ) -> Manifest:
+        """What the server reads of it; `feature_shape` is (image tokens, width) of one image or tile."""
+        return Manifest(
+            family=family,
+            model=model,
+            revision=revision,
+            license=self.license,
+            image=self.image,
+            feature_tokens=feature_shape[0],
+            feature_width=feature_shape[1],
+            prompts=self.prompts,
+            frame=self.frame,
+            image_token_id=self.image_token_id,
+            start_ids=self.start_ids,
+            stop_ids=self.stop_ids,
+            context_tokens=self.context_tokens,
+            generation=self.generation,
+            calibration=self.calibration,
+            files=files,
+        )
+
 
 class Family(ABC):
     """One kind of captioner; `model_type` is the Hugging Face name in its config.json."""
