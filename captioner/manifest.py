@@ -37,6 +37,7 @@ class Calibration:
 
     slope: float  # of the mean log-probability in nats a token
     intercept: float
+    unsure_below: float  # confidence under which a caption is marked as unsure
 
     def confidence(self, mean_logprob: float) -> float:
         """The probability that the caption's main subject is right."""

@@ -174,6 +174,7 @@ class ServedModel:
         queue_s = job.encode_started - job.arrived + sequence.started - job.encode_ended
         mean_logprob = sequence.logprob_sum / max(sequence.picked, 1)
         calibration = self.manifest.calibration
+        confidence = None if calibration is None else round(calibration.confidence(mean_logprob), 4)
         first_token = job.first_token or now  # a caption may end at its first token
         return Details(
             model=self.manifest.model,
@@ -189,7 +190,8 @@ class ServedModel:
             num_beams=job.num_beams,
             finish_reason=reason,
             tokens=len(sequence.token_ids),
-            confidence=None if calibration is None else round(calibration.confidence(mean_logprob), 4),
+            confidence=confidence,
+            unsure=None if calibration is None or confidence is None else confidence < calibration.unsure_below,
             mean_logprob=round(mean_logprob, 4),
             image=encoded.info,
             timings_ms=Timings(

@@ -221,7 +221,8 @@ class Details:
     num_beams: int
     finish_reason: Ending
     tokens: int
-    confidence: float | None  # calibrated probability; None where the model carries no calibration
+    confidence: float | None  # that the main subject is right; None where the model carries no calibration
+    unsure: bool | None  # confidence is under the model's own threshold
     mean_logprob: float  # nats a token; not a probability of being right
     image: ImageInfo
     timings_ms: Timings

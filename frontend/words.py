@@ -69,8 +69,9 @@ def details_line(details: Details) -> str:
     }
     if details.confidence is not None:
         facts["confidence"] = f"{details.confidence:.0%}"
+    unsure = '<p class="unsure">Unsure: the main subject may be wrong. Please check this caption.</p>'
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items())
-    return f'<dl class="facts">{items}</dl>'
+    return f'{unsure if details.unsure else ""}<dl class="facts">{items}</dl>'
 
 
 def note(text: str) -> str:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,30 +68,44 @@ def test_a_refusal_cannot_bring_html_of_its_own() -> None:
     assert "<img" not in html
 
 
+DETAILS = Details(
+    model="m",
+    revision="0123456789",
+    version="1",
+    prompt="p",
+    seed=42,
+    max_tokens=8,
+    temperature=0,
+    top_p=1,
+    top_k=0,
+    repetition_penalty=1,
+    num_beams=1,
+    finish_reason="length",
+    tokens=8,
+    confidence=None,
+    unsure=None,
+    mean_logprob=-1,
+    image=ImageInfo("JPEG", 1, 1, 1, False, False),
+    timings_ms=Timings(1, 2, 30.4, 200.6),
+    cache_hit=False,
+)
+
+
 def test_the_details_line_says_how_the_caption_came_to_be() -> None:
-    details = Details(
-        model="m",
-        revision="0123456789",
-        version="1",
-        prompt="p",
-        seed=42,
-        max_tokens=8,
-        temperature=0,
-        top_p=1,
-        top_k=0,
-        repetition_penalty=1,
-        num_beams=1,
-        finish_reason="length",
-        tokens=8,
-        confidence=None,
-        mean_logprob=-1,
-        image=ImageInfo("JPEG", 1, 1, 1, False, False),
-        timings_ms=Timings(1, 2, 30.4, 200.6),
-        cache_hit=False,
-    )
-    line = words.details_line(details)
+    line = words.details_line(DETAILS)
     for fact in ("m 0123456", "30 ms", "201 ms", "8", "cut at the token limit", "42"):
         assert f"<dd>{fact}</dd>" in line
+
+
+@pytest.mark.parametrize(
+    ("confidence", "unsure", "marked"), [(0.31, True, True), (0.87, False, False), (None, None, False)]
+)
+def test_a_caption_the_model_is_unsure_of_is_marked(
+    confidence: float | None, unsure: bool | None, marked: bool
+) -> None:
+    line = words.details_line(replace(DETAILS, confidence=confidence, unsure=unsure))
+    assert ("Please check this caption" in line) == marked
+    assert ("<dt>confidence</dt>" in line) == (confidence is not None)
 
 
 def test_an_empty_field_is_left_to_the_model() -> None:

@@ -30,7 +30,7 @@ MANIFEST = Manifest(
     stop_ids=(1,),
     context_tokens=48,
     generation=Generation(max_tokens=20, repetition_penalty=1.1, num_beams=3),
-    calibration=Calibration(2.5, 0.5),
+    calibration=Calibration(2.5, 0.5, 0.6),
     files={},
 )
 

@@ -466,12 +466,16 @@ def test_a_caption_that_loops_is_ended_and_says_so(service: CaptionService) -> N
     assert details(guarded).tokens < details(free).tokens
 
 
-def test_a_calibrated_model_says_how_likely_it_is_to_be_right(encoder: Encoder, shown: dict[str, float]) -> None:
-    manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(slope=1.5, intercept=2.0))
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_calibrated_model_says_how_likely_it_is_to_be_right(
+    encoder: Encoder, shown: dict[str, float], threshold: float
+) -> None:
+    manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(1.5, 2.0, unsure_below=threshold))
     engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
     service = CaptionService(served(manifest, engine), engine, encoder, shown.update, Settings())
     found = details(ask(service, b"1"))
     assert found.confidence == pytest.approx(1 / (1 + math.exp(-(1.5 * found.mean_logprob + 2.0))), abs=1e-3)
+    assert found.unsure == (threshold == 1.0)
     service.close()
 
 

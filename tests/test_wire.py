@@ -171,7 +171,8 @@ def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float
     details = Details(
         model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, temperature=0.5, top_p=1.0,
         top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7, confidence=sure,
-        mean_logprob=-1.25, image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
+        unsure=None if sure is None else sure < 0.5, mean_logprob=-1.25,
+        image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
     assert "\n" not in to_json(details), "server-sent events end a message at a line"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from captioner.families.concept_encoder import ConceptEncoderConfig
-from training import artefact, card, evaluate
-from training.dataset import Split, load_photos
-from training.features import GridCache
+from training import artefact, calibration, measure, metrics
+from training.dataset import Photo, Split, load_photos, texts
+from training.features import LowerCache
 from training.model import Captioner, Regularisation
 from training.tokenizer import CaptionTokenizer
 from training.train import Settings, train
+from training.words import nouns
+from training.writer import write
+
+LEAST = 8  # photos that name a word, for it to have a place in the head that tells a caption's words
 
 
 def main() -> None:
@@ -26,13 +31,55 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     splits: tuple[Split, ...] = ("train", "val", "test")
-    photos = {split: load_photos(options.data, split) for split in splits}
+    photos = {split: load_photos(options.data, split, options.flickr8k and split == "train") for split in splits}
     if not photos["train"]:
         raise SystemExit(f"--data {options.data}: captions.json names no photo of split train outside Flickr8k")
     print(", ".join(f"{len(photos[split])} photos to {split}" for split in photos))
-    tokenizer = CaptionTokenizer.learn(c.text for photo in photos["train"] for c in photo.captions)
+    if options.start:
+        captioner, tokenizer = artefact.load(options.start)
+    else:
+        captioner, tokenizer = _new(options, photos["train"])
+    print(f"{sum(p.numel() for p in captioner.trained_parameters()) / 1e6:.2f} million parameters to train")
+    cache = LowerCache(options.cache, options.data, captioner.encoder, options.threads)
+
+    def view(split: Split, number: int = 0) -> NDArray[np.float16]:
+        return cache.view([photo.file for photo in photos[split]], number)
+
+    settings = Settings(
+        passes=options.passes,
+        minutes=options.minutes,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        backbone_rate=options.backbone_rate,
+        exchange=options.exchange,
+        plain=options.plain,
+        seed=options.seed,
+        regularisation=Regularisation(
+            dropout=options.dropout,
+            smoothing=options.smoothing,
+            unseen=options.unseen,
+            unseen_concepts=options.unseen_concepts,
+            naming=options.naming,
+        ),
+    )
+    train(
+        captioner,
+        tokenizer,
+        photos["train"],
+        [view("train", number) for number in range(options.views)],
+        lambda candidate: measure.loss(candidate, tokenizer, photos["val"], view("val")),
+        settings,
+        options.cache / "state.pt" if options.resume else None,
+        lambda line: print(line, flush=True),
+    )
+    artefact.save(options.out, captioner, tokenizer)
+    calibrate(options.out, photos["val"], view("val"))
+
+
+def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, CaptionTokenizer]:
+    tokenizer = CaptionTokenizer.learn(c.text for photo in photos for c in photo.captions)
     captioner = Captioner.build(
-        concepts(options.data / "imagenet_words.json"),
+        concepts(options.data / "imagenet_words.json", photos),
         vocabulary=len(tokenizer),
         bos=tokenizer.bos,
         eos=tokenizer.eos,
@@ -41,42 +88,27 @@ def main() -> None:
         heads=8,
         dropout=options.dropout,
     )
-    print(f"{sum(p.numel() for p in captioner.trained_parameters()) / 1e6:.2f} million parameters to train")
-    cache = GridCache(options.cache, options.data, captioner.encoder, options.threads)
-
-    def grids(split: Split, view: int = 0) -> NDArray[np.float16]:
-        return cache.grids([photo.file for photo in photos[split]], view)
-
-    settings = Settings(
-        passes=options.passes,
-        minutes=options.minutes,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-        regularisation=Regularisation(dropout=options.dropout, smoothing=options.smoothing, unseen=options.unseen),
-    )
-    train(
-        captioner,
-        tokenizer,
-        photos["train"],
-        [grids("train", view) for view in range(options.views)],
-        lambda candidate: evaluate.loss(candidate, tokenizer, photos["val"], grids("val")),
-        settings,
-        options.cache / "state.pt" if options.resume else None,
-        lambda line: print(line, flush=True),
-    )
-    artefact.save(options.out, captioner, tokenizer)
-    captioner, tokenizer = artefact.load(options.out)  # the figures are those of the files
-    found = {split: evaluate.figures(captioner, tokenizer, photos[split], grids(split)) for split in splits[1:]}
-    (options.out / "README.md").write_text(card.render(found, photos, settings))
-    print(json.dumps({split: evaluate.summary(each) for split, each in found.items()}))
+    return captioner, tokenizer
 
 
-def concepts(path: Path) -> ConceptEncoderConfig:
-    """The encoder's word list, from one everyday word for each ImageNet class."""
+def calibrate(folder: Path, photos: list[Photo], view: NDArray[np.float16]) -> None:
+    """Fits the confidence of a saved captioner to its medium captions of photos it was not trained on."""
+    captioner, tokenizer = artefact.load(folder)
+    written = write(captioner, tokenizer, view, len(photos), ("medium",))["medium"]
+    right = [metrics.subject_right(c.text, texts(photo)) for c, photo in zip(written, photos, strict=True)]
+    artefact.calibrate(folder, calibration.fit(np.array([c.mean_logprob for c in written]), np.array(right)))
+
+
+def concepts(path: Path, photos: list[Photo]) -> ConceptEncoderConfig:
+    """The encoder's words: one everyday word for each ImageNet class, and what enough of the captions name."""
     by_class: list[str] = json.loads(path.read_text())
-    words = sorted(set(by_class))
-    return ConceptEncoderConfig(tuple(words), tuple(words.index(word) for word in by_class))
+    seen = Counter(word for photo in photos for word in {w for c in photo.captions for w in nouns(c.text)})
+    named = sorted(word for word, count in seen.items() if count >= LEAST)
+    words = sorted({*by_class, *named})
+    index = {word: number for number, word in enumerate(words)}
+    return ConceptEncoderConfig(
+        tuple(words), tuple(index[word] for word in by_class), tuple(index[word] for word in named)
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", type=Path, default=Path("build/training"), help="for what the backbone saw (1 GB a view)"
     )
+    parser.add_argument("--start", type=Path, help="a trained captioner's files to go on from, at a new learning rate")
     parser.add_argument("--passes", type=float, default=10, help="over the photos (10)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then, if the passes are not done")
     parser.add_argument(
@@ -99,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--smoothing", type=float, default=0.1, help="of the labels")
     parser.add_argument("--unseen", type=float, default=0.1, help="part of the image tokens hidden in each step")
+    parser.add_argument("--unseen-concepts", type=float, default=0.3, help="part of the concepts hidden in each step")
+    parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss of the head that tells words")
+    parser.add_argument("--backbone-rate", type=float, default=0.1, help="of the learning rate; 0 leaves it frozen")
+    parser.add_argument("--exchange", type=float, default=0.0, help="part of the photos with one thing for another")
+    parser.add_argument("--plain", type=int, default=1, help="times a pass shows photos with people's captions only")
+    parser.add_argument("--flickr8k", action="store_true", help="to measure only: its terms forbid free use")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep the state in the cache and go on from it")

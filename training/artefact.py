@@ -1,51 +1,63 @@
-"""The files that are shipped: config, fp16 weights, tokenizer. The backbone's weights come from their own package."""
+"""The files that are shipped: config, weights, tokenizer. What was not trained is in the backbone's own package."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from captioner.embedded import weights
 from captioner.families.concept_encoder import PREFIX, load_concept_encoder
-from training.model import MAX_TOKENS, REPETITION_PENALTY, Captioner
+from captioner.manifest import Calibration
+from training.model import Captioner
 from training.tokenizer import CaptionTokenizer
 
+GENERATION = {"max_tokens": 64, "repetition_penalty": 1.25}  # what its captions are best with
 MODEL_TYPE = "concept-encoder-decoder"
 DECODER_PREFIX = "decoder."
 TIED = "lm_head.weight"  # the decoder's token embeddings once more
 
 
 def save(folder: Path, captioner: Captioner, tokenizer: CaptionTokenizer) -> None:
-    """Writes config.json, model.safetensors (float16) and the tokenizer's files into `folder`."""
+    """Writes config.json, model.safetensors and the tokenizer's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = captioner.decoder.config
     kept = {key: value for key, value in decoder.to_diff_dict().items() if not key.startswith("transformers_")}
-    config = {
+    config: dict[str, object] = {
         "model_type": MODEL_TYPE,
         "encoder": captioner.encoder.config.to_dict(),
         "decoder": {**kept, "use_cache": True},
-        "max_tokens": MAX_TOKENS,
-        "repetition_penalty": REPETITION_PENALTY,
+        "generation": GENERATION,
     }
     (folder / "config.json").write_text(_json(config))
     state = {PREFIX + key: value for key, value in captioner.encoder.trained_state().items()}
     state |= {DECODER_PREFIX + key: value for key, value in captioner.decoder.state_dict().items() if key != TIED}
-    save_file({k: v.to(torch.float16).contiguous() for k, v in state.items()}, folder / "model.safetensors")
+    weights.save(state, folder / "model.safetensors")
     tokenizer.fast.save_pretrained(folder)
 
 
 def load(folder: Path) -> tuple[Captioner, CaptionTokenizer]:
-    """Reads what `save` wrote, as float32."""
+    """Reads what `save` wrote, as the server does."""
     config = json.loads((folder / "config.json").read_text())
-    state = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
     decoder = GPT2LMHeadModel(GPT2Config(**config["decoder"]))
-    own = {k.removeprefix(DECODER_PREFIX): v for k, v in state.items() if k.startswith(DECODER_PREFIX)}
+    own = weights.load(folder / "model.safetensors", DECODER_PREFIX)
     decoder.load_state_dict({**own, TIED: own["transformer.wte.weight"]})
     tokenizer = CaptionTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
     return Captioner(load_concept_encoder(folder), decoder).eval(), tokenizer
+
+
+def calibrate(folder: Path, curve: Calibration) -> None:
+    """Writes the curve into the config of a saved captioner."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(_json({**config, "calibration": asdict(curve)}))
+
+
+def calibration_of(folder: Path) -> Calibration | None:
+    """The curve of a saved captioner, None where it has none yet."""
+    values = json.loads((folder / "config.json").read_text()).get("calibration")
+    return None if values is None else Calibration(**values)
 
 
 def _json(config: dict[str, object]) -> str:

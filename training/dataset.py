@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,15 @@ from typing import Literal
 
 import torch
 
-from captioner.embedded import Length
+from captioner.embedded import Form
 from training.tokenizer import CaptionTokenizer
+from training.words import nouns
 
 Split = Literal["train", "val", "test"]
 CAPTIONS_A_PHOTO = 3  # packed into one row
-LONG_SHARE = 0.3  # of the long captions are drawn: they hold 60 % of the tokens, and time buys passes
-LENGTH_DROP = 0.1  # of the captions are seen without their length token, so that a free prefix works as prompt
+SHARES: dict[Form, float] = {"long": 0.3, "tags": 0.3}  # of these are drawn: time buys passes
+FORM_DROP = 0.1  # of the captions are seen without their form's token, so that a free prefix works as prompt
+TAGS = 8  # a photo, at most
 IGNORED = -100  # the label that torch's cross entropy skips
 MIRROR = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 
@@ -32,7 +35,7 @@ class Caption:
     """What someone saw in a photo."""
 
     text: str
-    length: Length
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,31 @@ class Batch:
     captions: torch.Tensor  # which caption of the row a token belongs to; −1 is padding
 
 
-def load_photos(data: Path, split: Split) -> list[Photo]:
+def load_photos(data: Path, split: Split, flickr8k: bool = False) -> list[Photo]:
     """The photos of one split that have captions left, in the file's order."""
     photos = []
     for entry in json.loads((data / "captions.json").read_text())["images"]:
-        if entry["split"] != split or "flickr8k" in entry["source"].lower():
+        if entry["split"] != split or ("flickr8k" in entry["source"].lower() and not flickr8k):
             continue
-        captions = [tidy(text) for text in entry["captions"]]
-        lengths = entry.get("lengths") or [length_of(text) for text in captions]
+        written = "lengths" in entry
+        forms = entry["lengths"] if written else ["plain"] * len(entry["captions"])
+        texts = [tidy(text) for text in entry["captions"]]
         # Quoted lettering cannot be read at this size: trained on, it teaches to invent names.
-        kept = [Caption(t, length) for t, length in zip(captions, lengths, strict=True) if length and '"' not in t]
+        kept = [Caption(text, form) for text, form in zip(texts, forms, strict=True) if '"' not in text]
         if kept:
-            photos.append(Photo(entry["file"], tuple(kept), "lengths" in entry))
+            photos.append(Photo(entry["file"], (*kept, tags(kept)), written))
     return photos
+
+
+def texts(photo: Photo) -> list[str]:
+    """A photo's references: all that was written of it."""
+    return [caption.text for caption in photo.captions if caption.form != "tags"]
+
+
+def tags(captions: list[Caption]) -> Caption:
+    """The things that a photo's captions name, those of most captions first."""
+    named = Counter(word for caption in captions for word in nouns(caption.text))
+    return Caption(", ".join(word for word, _ in named.most_common(TAGS)), "tags")
 
 
 def tidy(text: str) -> str:
@@ -76,24 +91,14 @@ def tidy(text: str) -> str:
     return text if len(text.split()) <= 8 else text + "."
 
 
-def length_of(text: str) -> Length | None:
-    """The length a caption of that many words is trained as; None for those between medium and long."""
-    words = len(text.split())
-    if words <= 8:
-        return "short"
-    if words <= 15:
-        return "medium"
-    return "long" if words >= 25 else None
-
-
 def mirror(text: str) -> str:
     """The caption of the mirrored photo: left and right change places."""
     return re.sub(rf"\b({'|'.join(MIRROR)})\b", lambda match: MIRROR[match[0]], text)
 
 
 def pack(rows: list[list[Caption]], tokenizer: CaptionTokenizer, drop: float, chance: random.Random) -> Batch:
-    """One row for each photo's captions; a caption loses its length token with probability `drop`."""
-    packed = [[tokenizer.sequence(c.text, None if chance.random() < drop else c.length) for c in row] for row in rows]
+    """One row for each photo's captions; a caption loses its form's token with probability `drop`."""
+    packed = [[tokenizer.sequence(c.text, None if chance.random() < drop else c.form) for c in row] for row in rows]
     width = max(sum(len(sequence) - 1 for sequence in row) for row in packed)
     ids = torch.full((len(rows), width), tokenizer.pad)
     labels = torch.full_like(ids, IGNORED)
@@ -105,7 +110,7 @@ def pack(rows: list[list[Caption]], tokenizer: CaptionTokenizer, drop: float, ch
             end = start + len(sequence) - 1
             ids[r, start:end] = torch.tensor(sequence[:-1])
             labels[r, start:end] = torch.tensor(
-                [IGNORED if token in tokenizer.lengths.values() else token for token in sequence[1:]]
+                [IGNORED if token in tokenizer.forms.values() else token for token in sequence[1:]]
             )
             positions[r, start:end] = torch.arange(end - start)
             captions[r, start:end] = number
@@ -115,9 +120,9 @@ def pack(rows: list[list[Caption]], tokenizer: CaptionTokenizer, drop: float, ch
 
 def draw(photo: Photo, mirrored: bool, chance: random.Random) -> list[Caption]:
     """The captions of one row: a written photo's short and medium, at times its long one; some of COCO's five."""
-    offered = [c for c in photo.captions if c.length != "long" or chance.random() < LONG_SHARE] or [photo.captions[0]]
+    offered = [c for c in photo.captions if c.text and chance.random() < SHARES.get(c.form, 1)] or [photo.captions[0]]
     captions = chance.sample(offered, min(CAPTIONS_A_PHOTO, len(offered)))
-    return [Caption(mirror(c.text), c.length) for c in captions] if mirrored else captions
+    return [Caption(mirror(c.text), c.form) for c in captions] if mirrored else captions
 
 
 def passes(count: int, batch: int, seed: int) -> Iterator[list[int]]:

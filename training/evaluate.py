@@ -1,139 +1,141 @@
-"""What a captioner's captions are worth: loss, subject named, CIDEr-D, words for each length.
+"""python -m training.evaluate --data DIR: what a trained captioner is worth on a split, beside the retrieval floor.
 
-Subjects and synonyms are data (`subjects.json`): groups of words for one everyday thing.
+Prints a table; `--card` writes the model card and the reliability diagram beside it, `--pictures` a page with the
+photos themselves, for the eye alone: they are not this project's to publish.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import random
-import re
-from collections import Counter
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from captioner.embedded import LENGTHS, Length
-from training.dataset import Photo, pack
+from captioner.embedded import FOLDER, FORMS, Form
+from training import artefact, card, metrics, pictures, retrieval
+from training.batches import View
+from training.dataset import Photo, Split, load_photos, texts
+from training.features import LowerCache
+from training.measure import loss
 from training.model import Captioner
-from training.tokenizer import CaptionTokenizer
-from training.train import Grids
+from training.writer import Written, write
 
-BATCH = 32
-NGRAMS = 4
-SIGMA_WORDS = 6.0  # of CIDEr-D's penalty for another length
-GROUPS: list[list[str]] = json.loads((Path(__file__).parent / "subjects.json").read_text())
-SUBJECT = {word: group[0] for group in GROUPS for word in group}
+SETS = ("written", "coco")
+SHOWN = 50
+Table = dict[tuple[str, str], dict[str, tuple[float, float, float]]]  # (set, form) → score → mean, low, high
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One split's figures. `subject` is the share of photos whose medium caption names the main subject."""
+    """All that is measured on one split."""
 
+    split: Split
+    photos: list[Photo]
     loss: float  # nats a token
-    subject: float
-    cider: float  # CIDEr-D of the medium captions, ×1, document frequencies of this split
-    words: dict[Length, float]  # mean words a caption
-    captions: list[dict[Length, str]]  # of each photo
+    captions: dict[Form, list[Written]]
+    table: Table
+    words: dict[Form, float]  # a caption, of tags: tags
+    confidence: NDArray[np.float64]  # of the medium captions
+    right: NDArray[np.float64]
 
 
-def loss(captioner: Captioner, tokenizer: CaptionTokenizer, photos: list[Photo], grids: Grids) -> float:
-    """Mean cross entropy a token of all captions, in nats, with their length tokens."""
-    captioner.eval()
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for start in range(0, len(photos), BATCH):
-            rows = [list(photo.captions[:3]) for photo in photos[start : start + BATCH]]
-            batch = pack(rows, tokenizer, 0, random.Random(0))
-            learnt = int((batch.labels >= 0).sum())
-            total += learnt * captioner.loss(torch.from_numpy(grids[start : start + BATCH]).float(), batch).item()
-            tokens += learnt
-    return total / tokens
+def main() -> None:
+    """Measures, prints, writes what was asked for."""
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    captioner, tokenizer = artefact.load(options.model)
+    cache = LowerCache(options.cache, options.data, captioner.encoder, options.threads)
+    photos = load_photos(options.data, options.split)
+    view = cache.view([photo.file for photo in photos], 0)
+    captions = write(captioner, tokenizer, view, len(photos))
+    known = load_photos(options.data, "train")
+    floor = _floor(captioner, view, photos, cache.view([photo.file for photo in known], 0), known)
+    figures = measure(options.split, photos, captions, floor, loss(captioner, tokenizer, photos, view), options.model)
+    print(card.table(figures.table))
+    print(card.sureness(figures))
+    if options.card:
+        card.write(options.model, figures)
+    if options.pictures:
+        pictures.write(options.pictures, options.data, photos[:: len(photos) // SHOWN][:SHOWN], figures)
 
 
-def figures(captioner: Captioner, tokenizer: CaptionTokenizer, photos: list[Photo], grids: Grids) -> Figures:
-    """All figures of one split, with greedy captions as the server writes them."""
-    captions = [
-        dict(zip(LENGTHS, texts, strict=True))
-        for texts in zip(*(write(captioner, tokenizer, grids, len(photos), length) for length in LENGTHS), strict=True)
+def measure(
+    split: Split,
+    photos: list[Photo],
+    captions: dict[Form, list[Written]],
+    floor: dict[Form, list[str]],
+    nats: float,
+    model: Path,
+) -> Figures:
+    """Every score of every form on every set; a photo's references are all its captions, of whatever length."""
+    table: Table = {}
+    for name in SETS:
+        rows = [row for row, photo in enumerate(photos) if photo.written == (name == "written")]
+        references = [texts(photos[row]) for row in rows]
+        for form, written in captions.items():
+            if form != "tags":
+                table[name, form] = _scores([written[row].text for row in rows], references)
+        for form, found in floor.items():
+            table[name, f"floor: {form}"] = _scores([found[row] for row in rows], references)
+    curve = artefact.calibration_of(model)
+    medium = captions["medium"]
+    right = np.array([metrics.subject_right(c.text, texts(p)) for c, p in zip(medium, photos, strict=True)])
+    sure = np.array([curve.confidence(c.mean_logprob) if curve else np.nan for c in medium])
+    words = {
+        form: float(np.mean([len(c.text.split(",") if form == "tags" else c.text.split()) for c in captions[form]]))
+        for form in FORMS
+    }
+    return Figures(split, photos, nats, captions, table, words, sure, right)
+
+
+def tag_overlap(figures: Figures) -> tuple[float, float]:
+    """Precision and recall of the tags against the things that a photo's captions name."""
+    pairs = [
+        (set(metrics.things(written.text)), {thing for text in texts(photo) for thing in metrics.things(text)})
+        for written, photo in zip(figures.captions["tags"], figures.photos, strict=True)
     ]
-    medium = [caption["medium"] for caption in captions]
-    references = [[caption.text for caption in photo.captions] for photo in photos]
-    return Figures(
-        loss(captioner, tokenizer, photos, grids),
-        subject_match(medium, references),
-        cider(medium, references),
-        {length: mean(len(caption[length].split()) for caption in captions) for length in LENGTHS},
-        captions,
+    known = [(found, real) for found, real in pairs if found and real]
+    return (
+        float(np.mean([len(found & real) / len(found) for found, real in known])),
+        float(np.mean([len(found & real) / len(real) for found, real in known])),
     )
 
 
-def write(captioner: Captioner, tokenizer: CaptionTokenizer, grids: Grids, count: int, length: Length) -> list[str]:
-    """Greedy captions of the first `count` grids."""
-    captioner.eval()
-    texts: list[str] = []
-    for start in range(0, count, BATCH):
-        part = torch.from_numpy(grids[start : min(start + BATCH, count)]).float()
-        texts += [tokenizer.decode(ids) for ids in captioner.greedy(part, tokenizer.prompt(length))]
-    return texts
+def _scores(captions: list[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[float, float, float]]:
+    found = metrics.score(captions, references, meteor=True) if captions else {}
+    return {name: metrics.interval(scores) for name, scores in found.items()}
 
 
-def subject_match(captions: list[str], references: list[list[str]]) -> float:
-    """Of the photos whose first reference names a known subject, the share whose caption names the first one too."""
-    hits = [
-        subjects[0] in _subjects(caption)
-        for caption, texts in zip(captions, references, strict=True)
-        if (subjects := _subjects(texts[0]))
-    ]
-    return mean(hits) if hits else math.nan
+def _floor(
+    captioner: Captioner, view: View, photos: list[Photo], known_view: View, known: list[Photo]
+) -> dict[Form, list[str]]:
+    whole, known_whole = (_pooled(captioner, *each) for each in ((view, len(photos)), (known_view, len(known))))
+    forms: tuple[Form, ...] = ("medium", "plain")
+    return {form: retrieval.consensus(whole, known_whole, known, form) for form in forms}
 
 
-def cider(captions: list[str], references: list[list[str]]) -> float:
-    """CIDEr-D: tf-idf weighted n-grams shared with the references, clipped, penalised for another length; 0 to 10."""
-    counts = [[_ngrams(text) for text in texts] for texts in references]
-    documents = Counter(gram for texts in counts for gram in set().union(*texts))
-    rarity = {gram: math.log(len(references) / max(1, seen)) for gram, seen in documents.items()}
-    most = math.log(len(references))
-
-    def weigh(grams: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:
-        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(NGRAMS)]
-        for gram, count in grams.items():
-            vectors[len(gram) - 1][gram] = count * rarity.get(gram, most)
-        return vectors
-
-    def norm(vector: dict[tuple[str, ...], float]) -> float:
-        return math.sqrt(sum(value * value for value in vector.values()))
-
-    scores = []
-    for caption, texts in zip(captions, counts, strict=True):
-        own_grams = _ngrams(caption)
-        own, own_words = weigh(own_grams), _length(own_grams)
-        for grams in texts:
-            penalty = math.exp(-((own_words - _length(grams)) ** 2) / (2 * SIGMA_WORDS**2))
-            for mine, theirs in zip(own, weigh(grams), strict=True):
-                shared = sum(min(mine[gram], theirs[gram]) * theirs[gram] for gram in mine.keys() & theirs)
-                scale = norm(mine) * norm(theirs)
-                scores.append(penalty * shared / scale / len(texts) / NGRAMS if scale else 0.0)
-    return 10 * sum(scores) / len(captions)
+@torch.inference_mode()
+def _pooled(captioner: Captioner, view: View, count: int) -> NDArray[np.float32]:
+    starts = range(0, count, 64)
+    grids = (captioner.encoder.grid(torch.from_numpy(np.array(view[at : at + 64])).float()).mean(1) for at in starts)
+    return torch.cat(list(grids))[:count].numpy()
 
 
-def _subjects(text: str) -> list[str]:
-    return [SUBJECT[word] for word in re.findall(r"[a-z]+", text.lower()) if word in SUBJECT]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with captions.json and photos/")
+    parser.add_argument("--model", type=Path, default=FOLDER, help="the captioner's files (the embedded model's)")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--cache", type=Path, default=Path("build/training"), help="for what the backbone saw")
+    parser.add_argument("--card", action="store_true", help="write the model card into the model's folder")
+    parser.add_argument("--pictures", type=Path, help="write 50 unpicked photos with their captions as an HTML page")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
-def _ngrams(text: str) -> Counter[tuple[str, ...]]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return Counter(tuple(words[i : i + n]) for n in range(1, NGRAMS + 1) for i in range(len(words) - n + 1))
-
-
-def _length(grams: Counter[tuple[str, ...]]) -> int:
-    return sum(count for gram, count in grams.items() if len(gram) == 1)
-
-
-def summary(found: Figures) -> dict[str, float]:
-    """The figures without the captions, rounded, for one line of JSON."""
-    words = {f"{length}_words": round(words, 1) for length, words in found.words.items()}
-    return {"loss": round(found.loss, 3), "subject": round(found.subject, 3), "cider": round(found.cider, 3), **words}
+if __name__ == "__main__":
+    main()

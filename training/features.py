@@ -1,7 +1,7 @@
-"""What the frozen backbone sees in each photo, kept on disk, because seeing is most of the work.
+"""What the backbone's lower blocks see in each photo, kept on disk, because seeing is most of the work.
 
-One file for each split and view: float16 (photos, 81, 1280). View 0 is the photo as it is served, 1 its mirror image,
-further ones are seeded random crops with other light and colour.
+One file for each split and view: float16 (photos, 208, 9, 9). View 0 is the photo as it is served, 1 its mirror
+image, further ones are seeded random crops with other light and colour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from captioner.families.concept_encoder import GRID_CHANNELS, GRID_TOKENS, IMAGE_PX, ConceptEncoder
+from captioner.families.concept_encoder import IMAGE_PX, LOWER_SHAPE, ConceptEncoder
 from captioner.image import decode
 
 BATCH = 16
@@ -64,31 +64,31 @@ def pixels(path: Path, view: View) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)
 
 
-class GridCache:
-    """Grids by split and view, made when first asked for."""
+class LowerCache:
+    """What the lower blocks see, by split and view, made when first asked for."""
 
     def __init__(self, folder: Path, data: Path, encoder: ConceptEncoder, threads: int) -> None:
         self.folder, self.data, self.encoder, self.threads = folder, data, encoder, threads
         folder.mkdir(parents=True, exist_ok=True)
 
-    def grids(self, files: list[str], number: int) -> NDArray[np.float16]:
-        """Grids of view `number` of the photos `files`, mapped from disk: (photos, 81, 1280)."""
+    def view(self, files: list[str], number: int) -> NDArray[np.float16]:
+        """View `number` of the photos `files`, mapped from disk: (photos, 208, 9, 9)."""
         key = hashlib.sha256("\n".join(files).encode()).hexdigest()[:12]
-        path = self.folder / f"grids-{key}-view{number}.npy"
+        path = self.folder / f"lower-{key}-view{number}.npy"
         if not path.is_file():
             self._make(path, files, number)
-        grids: NDArray[np.float16] = np.load(path, mmap_mode="r")
-        return grids
+        seen: NDArray[np.float16] = np.load(path, mmap_mode="r")
+        return seen
 
     def _make(self, path: Path, files: list[str], number: int) -> None:
         session, part = self._session(), path.with_suffix(".part")
-        shape = (len(files), GRID_TOKENS, GRID_CHANNELS)
-        grids: np.memmap[Any, Any] = np.lib.format.open_memmap(part, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
+        shape = (len(files), *LOWER_SHAPE)
+        seen: np.memmap[Any, Any] = np.lib.format.open_memmap(part, "w+", np.float16, shape)  # type: ignore[no-untyped-call]
         started = time.monotonic()
         for start in range(0, len(files), BATCH):
             chunk = files[start : start + BATCH]
-            seen = np.stack([pixels(self.data / file, view_of(file, number)) for file in chunk])
-            grids[start : start + len(chunk)] = session.run(None, {"pixels": seen})[0]
+            photos = np.stack([pixels(self.data / file, view_of(file, number)) for file in chunk])
+            seen[start : start + len(chunk)] = session.run(None, {"pixels": photos})[0]
             if start % (BATCH * 20) == 0 or start + BATCH >= len(files):
                 rate = (start + len(chunk)) / (time.monotonic() - started)
                 left = (len(files) - start - len(chunk)) / rate
@@ -96,16 +96,16 @@ class GridCache:
                     f"view {number}: {start + len(chunk)}/{len(files)} photos, {rate:.0f}/s, {left:.0f} s left",
                     flush=True,
                 )
-        grids.flush()
+        seen.flush()
         part.rename(path)
 
     def _session(self) -> onnxruntime.InferenceSession:
-        """The backbone in ONNX Runtime: four to six times as fast as in eager torch on a CPU."""
-        path = self.folder / "backbone.onnx"
+        """The lower blocks in ONNX Runtime: four to six times as fast as in eager torch on a CPU."""
+        path = self.folder / "lower.onnx"
         if not path.is_file():
             example = torch.zeros(2, IMAGE_PX, IMAGE_PX, 3, dtype=torch.uint8)
             torch.onnx.export(
-                _GridOnly(self.encoder).eval(),
+                _Lower(self.encoder).eval(),
                 (example,),
                 path,
                 dynamo=True,
@@ -119,10 +119,10 @@ class GridCache:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-class _GridOnly(torch.nn.Module):
+class _Lower(torch.nn.Module):
     def __init__(self, encoder: ConceptEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        return self.encoder.grid(pixels_BHWC)
+        return self.encoder.lower(pixels_BHWC)

@@ -1,26 +1,22 @@
-"""Encoder and decoder as one thing to train, to ask and to write down."""
+"""Encoder and decoder as one thing to train and to ask."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
-    GPT2Config,
-    GPT2LMHeadModel,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from captioner.families.concept_encoder import GRID_CHANNELS, GRID_TOKENS, ConceptEncoder, ConceptEncoderConfig
+from captioner.families.concept_encoder import GRID_TOKENS, ConceptEncoder, ConceptEncoderConfig
 from training.dataset import Batch
 
 CONTEXT_TOKENS = 96
-REPETITION_PENALTY = 1.1  # what greedy decoding needs against loops; the packed default of serving
 MAX_TOKENS = 64
+HIDDEN = -1e4  # added to a score; no infinity, for a padding row sees nothing
+BF16 = torch.autocast("cpu", torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,19 @@ class Regularisation:
     dropout: float = 0.1
     smoothing: float = 0.1
     unseen: float = 0.1  # of the image tokens are hidden in each step
+    unseen_concepts: float = 0.3
+    naming: float = 0.1  # weight of the loss of the head that tells a caption's words
     weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen in a batch of photos, beside what is written of them."""
+
+    lower_BCHW: torch.Tensor  # the lower blocks' output, float32 (B, 208, 9, 9)
+    named_BN: torch.Tensor  # 1 where a photo's captions name that one of the head's words
+    exchanged_B2: torch.Tensor  # a word's index and that of the word in its place; −1, −1 for none
+    blank_B: torch.Tensor  # True where all but the concepts is hidden
 
 
 class Captioner(nn.Module):
@@ -39,6 +47,7 @@ class Captioner(nn.Module):
     def __init__(self, encoder: ConceptEncoder, decoder: GPT2LMHeadModel) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
+        decoder.set_attn_implementation("eager")  # torch's fused attention goes back three times as slowly in bf16
 
     @classmethod
     def build(
@@ -62,7 +71,7 @@ class Captioner(nn.Module):
             add_cross_attention=True,
             resid_pdrop=dropout,
             embd_pdrop=dropout,
-            attn_pdrop=0.0,  # with it, torch leaves its fused attention: a sixth of a step on a CPU
+            attn_pdrop=0.0,
             bos_token_id=bos,
             eos_token_id=eos,
             pad_token_id=pad,
@@ -71,46 +80,64 @@ class Captioner(nn.Module):
         return cls(ConceptEncoder(config), GPT2LMHeadModel(decoder))
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Everything but the backbone."""
+        """Everything but the backbone's lower blocks and its ImageNet head."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def loss(self, grids_BGC: torch.Tensor, batch: Batch, smoothing: float = 0.0, unseen: float = 0.0) -> torch.Tensor:
-        """Mean cross entropy a token, in nats. grids_BGC: (B, 81, 1280), row by row the photos of `batch`."""
-        features = self.encoder.project(grids_BGC)  # (B, tokens, width)
-        own = batch.captions[:, :, None] == batch.captions[:, None]  # (B, T, T): packed captions do not see each other
-        mask = own.tril()[:, None]  # (B, 1, T, T)
-        seen = (torch.rand(features.shape[:2]) >= unseen).long()
-        logits = self.decoder(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            attention_mask=mask,
-            encoder_hidden_states=features,
-            encoder_attention_mask=seen if unseen else None,
-        ).logits  # (B, T, vocabulary)
+    def see(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, tokens, width) with words exchanged, and the loss of the head that tells a caption's words."""
+        grid_BGC = self.encoder.grid(look.lower_BCHW)
+        whole_BC = grid_BGC.mean(1)
+        log_probability_BK, word_BK = self.encoder.concepts(whole_BC)
+        old_B1, new_B1 = look.exchanged_B2.split(1, 1)
+        word_BK = torch.where((word_BK == old_B1) & (old_B1 >= 0), new_B1, word_BK)
+        # The head may have missed the word: its likeliest gives way, so that the new one is always among them.
+        first = self.encoder.config.concepts
+        word_BK[:, first] = torch.where(old_B1[:, 0] >= 0, new_B1[:, 0], word_BK[:, first])
+        naming = F.binary_cross_entropy_with_logits(
+            self.encoder.caption_head(whole_BC).float(), look.named_BN, reduction="sum"
+        )
+        return self.encoder.features(grid_BGC, log_probability_BK, word_BK), naming / len(look.lower_BCHW)
+
+    def losses(
+        self, look: Look, batch: Batch, regularisation: Regularisation | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross entropy a token, in nats, and the naming head's a photo; plain ones without regularisation."""
+        with BF16:
+            features, naming = self.see(look)
+        chance = torch.full(features.shape[:2], regularisation.unseen if regularisation else 0.0)
+        chance[:, GRID_TOKENS + 1 :] = regularisation.unseen_concepts if regularisation else 0.0
+        seen = torch.rand(chance.shape) >= chance
+        seen[:, : GRID_TOKENS + 1] &= ~look.blank_B[:, None]
+        logits = self.logits(features, batch, seen.long() if regularisation else None)
         learnt = batch.labels >= 0
-        return F.cross_entropy(logits[learnt], batch.labels[learnt], label_smoothing=smoothing)
+        smoothing = regularisation.smoothing if regularisation else 0.0
+        return F.cross_entropy(logits[learnt].float(), batch.labels[learnt], label_smoothing=smoothing), naming
+
+    def logits(self, features: torch.Tensor, batch: Batch, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Of packed captions, (B, T, vocabulary); `seen` (B, tokens) is 0 for features that are hidden."""
+        own = batch.captions[:, :, None] == batch.captions[:, None]  # packed captions do not see each other
+        mask = torch.zeros(own.shape).masked_fill(~own.tril(), HIDDEN)  # to add: eager attention takes no booleans
+        with BF16:
+            found: torch.Tensor = self.decoder(
+                input_ids=batch.ids,
+                position_ids=batch.positions,
+                attention_mask=mask[:, None],  # (B, 1, T, T)
+                encoder_hidden_states=features,
+                encoder_attention_mask=seen,
+            ).logits
+        return found
 
     @torch.inference_mode()
-    def greedy(
-        self, grids_BGC: torch.Tensor, prompt: list[int], penalty: float = REPETITION_PENALTY
-    ) -> list[list[int]]:
-        """The likeliest caption of each grid, as token ids after the prompt, decoded as the server does."""
-        features = self.encoder.project(grids_BGC)
-        ids = torch.tensor([prompt] * len(features))
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        discourage = RepetitionPenaltyLogitsProcessor(penalty)
-        ended = torch.zeros(len(ids), dtype=torch.bool)
-        step = ids
-        while not bool(ended.all()) and ids.shape[1] < len(prompt) + MAX_TOKENS:
-            logits = self.decoder(
-                input_ids=step, encoder_hidden_states=features, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits[:, -1]
-            step = discourage(ids, logits).argmax(-1, keepdim=True)  # (B, 1)
-            ended |= step[:, 0] == self.decoder.config.eos_token_id
-            ids = torch.cat([ids, step], 1)
+    def write(self, features: torch.Tensor, prompt: list[int], **options: Any) -> list[list[int]]:
+        """Captions of features (B, tokens, width) as token ids after the prompt; `options` are generate()'s."""
+        writer: Any = self.decoder  # transformers' own annotation of generate() cannot be called
+        start = torch.tensor([prompt] * len(features))
+        ids = writer.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=features,
+            max_new_tokens=MAX_TOKENS,
+            use_cache=True,
+            **options,
+        )
         return [row[len(prompt) :] for row in ids.tolist()]
-
-
-def random_grids(count: int) -> torch.Tensor:
-    """Grids of no photo, for tests of the loop: (count, 81, 1280) in 0 to 6."""
-    return 6 * torch.rand(count, GRID_TOKENS, GRID_CHANNELS)

@@ -1,4 +1,4 @@
-"""The captioner's own vocabulary: byte-level BPE learnt from the training captions, with control tokens."""
+"""The captioner's own vocabulary: byte-level BPE learnt from the training captions, control tokens for its forms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from captioner.embedded import BOS, EOS, LENGTHS, PAD, Length
+from captioner.embedded import BOS, EOS, FORMS, PAD, Form
 
 VOCABULARY = 4096
 
@@ -19,7 +19,7 @@ class CaptionTokenizer:
         self.fast = fast
         ids: dict[str, int] = fast.get_vocab()
         self.bos, self.eos, self.pad = ids[BOS], ids[EOS], ids[PAD]
-        self.lengths: dict[Length, int] = {length: ids[token] for length, token in LENGTHS.items()}
+        self.forms: dict[Form, int] = {form: ids[token] for form, token in FORMS.items()}
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocabulary: int = VOCABULARY) -> CaptionTokenizer:
@@ -29,7 +29,7 @@ class CaptionTokenizer:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[PAD, BOS, EOS, *LENGTHS.values()],
+            special_tokens=[PAD, BOS, EOS, *FORMS.values()],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -40,7 +40,7 @@ class CaptionTokenizer:
                 bos_token=BOS,
                 eos_token=EOS,
                 pad_token=PAD,
-                extra_special_tokens=list(LENGTHS.values()),
+                extra_special_tokens=list(FORMS.values()),
                 clean_up_tokenization_spaces=False,
                 model_max_length=96,
             )
@@ -49,13 +49,13 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return len(self.fast)
 
-    def prompt(self, length: Length | None) -> list[int]:
+    def prompt(self, form: Form | None) -> list[int]:
         """What stands in front of a caption."""
-        return [self.bos] if length is None else [self.bos, self.lengths[length]]
+        return [self.bos] if form is None else [self.bos, self.forms[form]]
 
-    def sequence(self, text: str, length: Length | None) -> list[int]:
+    def sequence(self, text: str, form: Form | None) -> list[int]:
         """A whole caption as it is trained: prompt, text, end."""
-        return [*self.prompt(length), *self.fast.encode(text), self.eos]
+        return [*self.prompt(form), *self.fast.encode(text), self.eos]
 
     def decode(self, ids: list[int]) -> str:
         """Plain text, up to the first end."""

@@ -1,6 +1,7 @@
 """The training loop: batches in, the averaged weights of the best validation out.
 
-It knows grids and captions, no photos and no files but its own state, from which it goes on after a stop.
+It knows what was seen and what is written, no photos and no files but its own state, from which it goes on after a
+stop.
 """
 
 from __future__ import annotations
@@ -12,25 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from training.dataset import LENGTH_DROP, Batch, Photo, draw, pack, passes
-from training.features import view_of
+from training.batches import View, Words, make_batch
+from training.dataset import Photo, passes
 from training.model import Captioner, Regularisation
 from training.tokenizer import CaptionTokenizer
 
 WARM_UP = 0.03  # of the whole training
 AVERAGE_DECAY = 0.998  # a step, at most, of the averaged weights
 REPORT_STEPS = 50
-
-
-class Grids(Protocol):
-    """An array of grids, (photos, 81, 1280), as numpy indexes it."""
-
-    def __getitem__(self, index: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,9 @@ class Settings:
     minutes: float = math.inf
     batch: int = 8  # photos, with up to three captions each
     learning_rate: float = 1e-3
+    backbone_rate: float = 0.1  # of the learning rate, for the backbone's last blocks
+    exchange: float = 0.0  # of the photos have a word exchanged in concepts and captions alike
+    plain: int = 1  # times a pass shows a photo that has only people's captions
     validations: int = 12
     seed: int = 0
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -59,7 +55,7 @@ def train(
     captioner: Captioner,
     tokenizer: CaptionTokenizer,
     photos: list[Photo],
-    views: list[Grids],
+    views: list[View],
     validate: Callable[[Captioner], float],
     settings: Settings,
     state_file: Path | None = None,
@@ -67,8 +63,8 @@ def train(
 ) -> float:
     """Trains `captioner` in place and leaves it with its best averaged weights. Returns their validation loss.
 
-    views: for each view, the grids of `photos` in their order. `validate` gives a loss to be small. With `state_file`,
-    the state is kept there at each validation, and found again.
+    views: for each view, what the lower blocks saw in `photos`, in their order. `validate` gives a loss to be small.
+    With `state_file`, the state is kept there at each validation, and found again.
     """
     torch.manual_seed(settings.seed)
     chance = random.Random(settings.seed)
@@ -83,19 +79,22 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         state, best = State(**saved["state"]), saved["best"]
         say(f"going on from step {state.step} of {state_file}")
-    steps = int(settings.passes * (len(photos) // settings.batch))
-    batches = passes(len(photos), settings.batch, settings.seed + state.step)
+    shown = [row for row, photo in enumerate(photos) for _ in range(1 if photo.written else settings.plain)]
+    steps = int(settings.passes * (len(shown) // settings.batch))
+    batches = passes(len(shown), settings.batch, settings.seed + state.step)
+    words = Words(captioner.encoder.config, photos)
     losses: list[float] = []
     validated = _progress(state, steps, settings)
     before = time.monotonic()
     captioner.train()
     while (progress := _progress(state, steps, settings)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(progress)
-        grids, batch = _batch(next(batches), photos, views, tokenizer, chance)
-        loss = captioner.loss(grids, batch, regularisation.smoothing, regularisation.unseen)
+            group["lr"] = settings.learning_rate * group["share"] * _schedule(progress)
+        rows = [shown[row] for row in next(batches)]
+        look, batch = make_batch(rows, photos, views, tokenizer, words, settings.exchange, chance)
+        loss, naming = captioner.losses(look, batch, regularisation)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + regularisation.naming * naming).backward()
         torch.nn.utils.clip_grad_norm_(captioner.trained_parameters(), 1.0)
         optimizer.step()
         _follow(average, captioner, state.step)
@@ -104,10 +103,7 @@ def train(
         state.step, state.seconds, before = state.step + 1, state.seconds + now - before, now
         progress = _progress(state, steps, settings)
         if state.step % REPORT_STEPS == 0:
-            speed = state.step * settings.batch / state.seconds
-            left = state.seconds * (1 / progress - 1) / 60
-            mean = sum(losses[-REPORT_STEPS:]) / len(losses[-REPORT_STEPS:])
-            say(f"step {state.step}  loss {mean:.3f}  {speed:.1f} photos/s  {left:.1f} min left")
+            say(_report(state, losses[-REPORT_STEPS:], progress, settings))
         if progress >= 1 or progress - validated >= 1 / settings.validations:
             validated = progress
             found = validate(average)
@@ -124,13 +120,24 @@ def train(
 
 
 def _optimizer(captioner: Captioner, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the like do not decay."""
-    parameters = captioner.trained_parameters()
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.regularisation.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW; biases, norms and the like do not decay, the backbone learns at a rate of its own."""
+    groups = []
+    for share, part in ((settings.backbone_rate, True), (1.0, False)):
+        own = [
+            parameter
+            for name, parameter in captioner.named_parameters()
+            if parameter.requires_grad and name.startswith("encoder.backbone.") == part
+        ]
+        decay = settings.regularisation.weight_decay
+        groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": decay, "share": share})
+        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "share": share})
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _report(state: State, losses: list[float], progress: float, settings: Settings) -> str:
+    speed = state.step * settings.batch / state.seconds
+    left = state.seconds * (1 / progress - 1) / 60
+    return f"step {state.step}  loss {sum(losses) / len(losses):.3f}  {speed:.1f} photos/s  {left:.1f} min left"
 
 
 def _progress(state: State, steps: int, settings: Settings) -> float:
@@ -150,20 +157,10 @@ def _schedule(progress: float) -> float:
     return min(progress / WARM_UP + 0.01, 1) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _batch(
-    rows: list[int], photos: list[Photo], views: list[Grids], tokenizer: CaptionTokenizer, chance: random.Random
-) -> tuple[torch.Tensor, Batch]:
-    chosen = [chance.randrange(len(views)) for _ in rows]
-    grids = np.stack([views[view][row] for view, row in zip(chosen, rows, strict=True)])
-    captions = [
-        draw(photos[row], view_of(photos[row].file, view).mirrored, chance)
-        for view, row in zip(chosen, rows, strict=True)
-    ]
-    return torch.from_numpy(grids).float(), pack(captions, tokenizer, LENGTH_DROP, chance)
-
-
 def _trained(captioner: Captioner) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in captioner.state_dict().items() if not k.startswith("encoder.backbone.")}
+    encoder = {f"encoder.{key}": value.clone() for key, value in captioner.encoder.trained_state().items()}
+    decoder = {f"decoder.{key}": value.clone() for key, value in captioner.decoder.state_dict().items()}
+    return encoder | decoder
 
 
 def _save(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-Length = Literal["short", "medium", "long"]
+Form = Literal["short", "medium", "long", "plain", "tags"]  # of a text: what it was taught to write
 
 FOLDER = Path(__file__).parent
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-LENGTHS: dict[Length, str] = {"short": "<|short|>", "medium": "<|medium|>", "long": "<|long|>"}
+FORMS: dict[Form, str] = {form: f"<|{form}|>" for form in ("short", "medium", "long", "plain", "tags")}

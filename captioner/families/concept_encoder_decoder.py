@@ -1,6 +1,6 @@
 """Family `concept-encoder-decoder`: the embedded captioner, small enough to travel with the code.
 
-A frozen EfficientNet-Lite2 whose grid, whole and likeliest words a small GPT-2 looks at; made by `training/`.
+An EfficientNet-Lite2 whose grid, whole and likeliest words a small GPT-2 looks at; made by `training/`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from captioner.embedded import FORMS, weights
 from captioner.families.base import Family, Source
 from captioner.families.card import license_of
 from captioner.families.cross_attention import CrossAttentionDecoder
@@ -23,7 +23,15 @@ from captioner.manifest import Calibration, Generation, Manifest
 from captioner.prompts import PromptTable
 
 DECODER = "decoder."  # of its weights in model.safetensors
-LENGTHS = {"short": "<|short|>", "medium": "<|medium|>", "long": "<|long|>"}  # control tokens it was trained with
+PROMPTS = PromptTable(
+    {
+        "descriptive": {length: FORMS[length] for length in ("short", "medium", "long")},
+        "plain": {"medium": FORMS["plain"]},
+        "tags": {"medium": FORMS["tags"]},
+    },
+    "descriptive",
+    "medium",
+)
 
 
 class ConceptEncoderDecoder(Family):
@@ -55,11 +63,11 @@ class ConceptEncoderDecoder(Family):
             generate=generate,
             tokenizer=tokenizer,
             image=ImageSpec(IMAGE_PX, IMAGE_PX, "bicubic"),
-            prompts=PromptTable({"descriptive": LENGTHS}, "descriptive", "medium"),
+            prompts=PROMPTS,
             start_ids=(tokenizer.bos_token_id,),
             stop_ids=(tokenizer.eos_token_id,),
             context_tokens=config["decoder"]["n_positions"],
-            generation=Generation(max_tokens=80, repetition_penalty=config.get("repetition_penalty", 1.0)),
+            generation=Generation(**config["generation"]),
             calibration=Calibration(**config["calibration"]) if "calibration" in config else None,
         )
 
@@ -72,8 +80,7 @@ class ConceptEncoderDecoder(Family):
 
 def _decoder(folder: Path, config: dict[str, Any]) -> GPT2LMHeadModel:
     decoder = GPT2LMHeadModel(GPT2Config(**config))
-    weights = load_file(folder / "model.safetensors")
-    state = {k.removeprefix(DECODER): v.float() for k, v in weights.items() if k.startswith(DECODER)}
+    state = weights.load(folder / "model.safetensors", DECODER)
     decoder.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})  # tied, so stored once
     decoder.eval()
     return decoder
