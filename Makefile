@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test check export bench environment clean
+.PHONY: run test check export bench train environment clean
 
 run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 	@$(BIN)/captioner up $(ARGS)
@@ -21,6 +21,11 @@ export: environment  ## publish a model: make export ARGS="MODEL --revision COMM
 
 bench: environment  ## captions per second and time to first token
 	@$(BIN)/python -m benchmarks.load $(ARGS)
+
+train: environment  ## the embedded model anew, two hours: make train DATA=DIR
+	$(BIN)/python -m training --data $(DATA) --out build/training/first --resume
+	$(BIN)/python -m training.critic --data $(DATA) --model build/training/first --out captioner/embedded
+	$(BIN)/python -m training.evaluate --data $(DATA) --card
 
 environment:
 	@$(PYTHON) scripts/environment.py --venv $(VENV)

@@ -329,7 +329,8 @@ def test_beams_stops_and_the_guard_mean_the_same_at_every_door(client: Client, s
 
 def test_a_text_that_repeats_itself_is_ended_on_the_server(client: Client) -> None:
     looping: dict[str, Any] = {"repetition_penalty": 0.5, "length": "long"}  # below 1 it is made to repeat itself
-    guarded, free = client.caption(PHOTO, **looping), client.caption(PHOTO, repetition_guard=False, **looping)
+    photo = EXAMPLES / "astronaut.jpg"
+    guarded, free = client.caption(photo, **looping), client.caption(photo, repetition_guard=False, **looping)
     assert guarded.details.finish_reason == "repetition"
     assert free.details.finish_reason != "repetition"
     assert free.text.startswith(guarded.text) and free.details.tokens > guarded.details.tokens

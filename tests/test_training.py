@@ -79,10 +79,10 @@ def test_the_encoder_turns_pixels_of_any_batch_size_into_float32_features(
     torch.testing.assert_close(alone, features[:1], atol=1e-4, rtol=1e-3)
 
 
-def test_every_imagenet_class_has_a_word() -> None:
+def test_every_imagenet_class_has_a_word_and_no_word_is_without_a_use() -> None:
     config = ConceptEncoderConfig.from_dict(json.loads((FOLDER / "config.json").read_text())["encoder"])
     assert len(config.class_words) == CLASSES
-    assert set(config.class_words) == set(range(len(config.words)))
+    assert {*config.class_words, *config.caption_words} == set(range(len(config.words)))
     assert {"dog", "bus", "pizza"} <= set(config.words)
 
 

@@ -118,16 +118,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="where the captioner's files go")
     parser.add_argument(
-        "--cache", type=Path, default=Path("build/training"), help="for what the backbone saw (1 GB a view)"
+        "--cache", type=Path, default=Path("build/training"), help="for what the backbone saw (150 MB a view)"
     )
     parser.add_argument("--start", type=Path, help="a trained captioner's files to go on from, at a new learning rate")
-    parser.add_argument("--passes", type=float, default=10, help="over the photos (10)")
+    parser.add_argument("--passes", type=float, default=17, help="over the photos (17)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then, if the passes are not done")
     parser.add_argument(
-        "--views", type=int, default=1, help="1 the whole photo, 2 also mirrored, more: random crops (1)"
+        "--views", type=int, default=10, help="1 the whole photo, 2 also mirrored, more: random crops (10)"
     )
-    parser.add_argument("--batch", type=int, default=8, help="photos a step (8)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=16, help="photos a step (16)")
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
     parser.add_argument("--layers", type=int, default=3, help="of the decoder (3)")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--smoothing", type=float, default=0.1, help="of the labels")
@@ -135,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--unseen-concepts", type=float, default=0.3, help="part of the concepts hidden in each step")
     parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss of the head that tells words")
     parser.add_argument("--backbone-rate", type=float, default=0.1, help="of the learning rate; 0 leaves it frozen")
-    parser.add_argument("--exchange", type=float, default=0.0, help="part of the photos with one thing for another")
-    parser.add_argument("--plain", type=int, default=1, help="times a pass shows photos with people's captions only")
+    parser.add_argument("--exchange", type=float, default=0.1, help="part of the photos with one thing for another")
+    parser.add_argument("--plain", type=int, default=3, help="times a pass shows photos with people's captions only")
     parser.add_argument("--flickr8k", action="store_true", help="to measure only: its terms forbid free use")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
