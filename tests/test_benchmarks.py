@@ -52,10 +52,11 @@ def run(module: str, *arguments: str) -> list[str]:
     "model", [pytest.param(name, marks=pytest.mark.slow) if name == EMBEDDED_NAME else name for name in NAMES]
 )
 def test_captions_of_a_crowd_are_those_of_generate_one_at_a_time(model: str, kept: Path) -> None:
-    report = parity.check(model, "tiny", requests=64, seed=0, kept=kept)
+    requests = 128 if model == EMBEDDED_NAME else 64  # of noise, the real model's captions are short
+    report = parity.check(model, "tiny", requests=requests, seed=0, kept=kept)
     assert report.mismatches == []
-    assert report.requests == 64 and report.cancelled >= 3 and report.by_stop >= 5
-    assert report.tokens >= 300 and report.different >= 30 and report.beams == 15
+    assert report.requests == requests and report.cancelled >= 5 and report.by_stop >= 5
+    assert report.tokens >= 500 and report.different >= 30 and report.beams == 15
 
 
 def test_a_parity_report_shows_what_differs() -> None:
