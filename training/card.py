@@ -34,6 +34,9 @@ def render(figures: Figures) -> str:
     ]
     first = [f"- {form}: {written[0].text}" for form, written in figures.captions.items()]
     return TEMPLATE.format(
+        train=len(figures.known),
+        written=sum(photo.written for photo in figures.known),
+        coco=sum(not photo.written for photo in figures.known),
         split=figures.split,
         photos=len(figures.photos),
         loss=figures.loss,

@@ -20,7 +20,7 @@ from training import artefact, card, metrics, pictures, retrieval
 from training.batches import View
 from training.dataset import Photo, Split, load_photos, texts
 from training.features import LowerCache
-from training.measure import loss
+from training.measure import grids, loss
 from training.model import Captioner
 from training.writer import Written, write
 
@@ -35,6 +35,7 @@ class Figures:
 
     split: Split
     photos: list[Photo]
+    known: list[Photo]  # that it was trained with
     loss: float  # nats a token
     captions: dict[Form, list[Written]]
     table: Table
@@ -54,7 +55,9 @@ def main() -> None:
     captions = write(captioner, tokenizer, view, len(photos))
     known = load_photos(options.data, "train")
     floor = _floor(captioner, view, photos, cache.view([photo.file for photo in known], 0), known)
-    figures = measure(options.split, photos, captions, floor, loss(captioner, tokenizer, photos, view), options.model)
+    figures = measure(
+        options.split, photos, known, captions, floor, loss(captioner, tokenizer, photos, view), options.model
+    )
     print(card.table(figures.table))
     print(card.sureness(figures))
     if options.card:
@@ -66,6 +69,7 @@ def main() -> None:
 def measure(
     split: Split,
     photos: list[Photo],
+    known: list[Photo],
     captions: dict[Form, list[Written]],
     floor: dict[Form, list[str]],
     nats: float,
@@ -89,7 +93,7 @@ def measure(
         form: float(np.mean([len(c.text.split(",") if form == "tags" else c.text.split()) for c in captions[form]]))
         for form in FORMS
     }
-    return Figures(split, photos, nats, captions, table, words, sure, right)
+    return Figures(split, photos, known, nats, captions, table, words, sure, right)
 
 
 def tag_overlap(figures: Figures) -> tuple[float, float]:
@@ -118,11 +122,8 @@ def _floor(
     return {form: retrieval.consensus(whole, known_whole, known, form) for form in forms}
 
 
-@torch.inference_mode()
 def _pooled(captioner: Captioner, view: View, count: int) -> NDArray[np.float32]:
-    starts = range(0, count, 64)
-    grids = (captioner.encoder.grid(torch.from_numpy(np.array(view[at : at + 64])).float()).mean(1) for at in starts)
-    return torch.cat(list(grids))[:count].numpy()
+    return torch.cat([grid.mean(1) for grid in grids(captioner, view, count)]).numpy()
 
 
 def _parser() -> argparse.ArgumentParser:

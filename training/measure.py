@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -32,12 +33,16 @@ def loss(captioner: Captioner, tokenizer: CaptionTokenizer, photos: list[Photo],
     return total / tokens
 
 
+@torch.inference_mode()
+def grids(captioner: Captioner, view: View, count: int) -> Iterator[torch.Tensor]:
+    """The backbone's last feature maps of the first `count` photos, some at a time: float32 (B, 81, 1280)."""
+    captioner.eval()
+    for start in range(0, count, BATCH):
+        lower = torch.from_numpy(np.array(view[start : min(start + BATCH, count)])).float()
+        yield captioner.encoder.grid(lower)
+
+
+@torch.inference_mode()
 def features(captioner: Captioner, view: View, count: int) -> torch.Tensor:
     """What the decoder looks at of the first `count` photos, float32 (count, tokens, width)."""
-    captioner.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, count, BATCH):
-            lower = torch.from_numpy(np.array(view[start : start + BATCH])).float()
-            parts.append(captioner.encoder.project(captioner.encoder.grid(lower)))
-    return torch.cat(parts)[:count]
+    return torch.cat([captioner.encoder.project(grid) for grid in grids(captioner, view, count)])
