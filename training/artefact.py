@@ -11,10 +11,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from captioner.embedded import weights
 from captioner.families.concept_encoder import PREFIX, load_concept_encoder
 from captioner.manifest import Calibration
-from training.model import Captioner
+from training.model import MAX_TOKENS, Captioner
 from training.tokenizer import CaptionTokenizer
 
-GENERATION = {"max_tokens": 64, "repetition_penalty": 1.25}  # what its captions are best with
+GENERATION = {"max_tokens": MAX_TOKENS, "repetition_penalty": 1.25}  # what its captions are best with
 MODEL_TYPE = "concept-encoder-decoder"
 DECODER_PREFIX = "decoder."
 TIED = "lm_head.weight"  # the decoder's token embeddings once more

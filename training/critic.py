@@ -104,8 +104,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     best_reward, best = -math.inf, copy.deepcopy(decoder.state_dict())
     started, checked, gained = time.monotonic(), -math.inf, list[float]()
-    shown = [row for row, photo in enumerate(photos) for _ in range(1 if photo.written else options.plain)]
-    for step, batch in enumerate(passes(len(shown), options.batch, options.seed)):
+    for step, rows in enumerate(passes(len(photos), options.batch, options.seed)):
         minutes = (time.monotonic() - started) / 60
         if minutes - checked >= CHECK_MINUTES or minutes >= options.minutes:
             checked = minutes
@@ -123,7 +122,6 @@ def main() -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        rows = [shown[row] for row in batch]
         view = chance.randrange(len(views))
         seen = views[view][rows].float()
         form = chance.choices(list(FORMS), list(FORMS.values()))[0]
@@ -193,7 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=16)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--plain", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
