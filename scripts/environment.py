@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "server,quantised,embedded,frontend,export,training,dev"
+EXTRAS = "server,quantised,embedded,frontend,mcp,ray,export,training,dev"
 USED = "captioner.startup, captioner.up, export.export, frontend.app"
 OLDEST, NEWEST = (3, 10), (3, 12)
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
