@@ -21,7 +21,7 @@ from captioner.families import family
 from captioner.features import Encoded
 from captioner.manifest import Manifest
 from captioner.sender import Outbox
-from captioner.text import TextStream, stop_met
+from captioner.text import TextStream, stop_met, too_long
 from captioner.wire import CaptionParameters, Details, Ending, ModelCard, Timings
 
 
@@ -43,6 +43,7 @@ class Job:
     sequence: Sequence
     prompt: str
     num_beams: int
+    max_characters: int | None
     arrived: float
     encode_started: float = 0.0
     encode_ended: float = 0.0
@@ -72,13 +73,14 @@ class ServedModel:
             version=self._version,
             license=self.manifest.license,
             styles={style: list(lengths) for style, lengths in prompts.styles.items()},
-            extras=list(prompts.extras),
+            extras=prompts.extras,
             takes_name=prompts.takes_name,
             default_style=prompts.default_style,
             default_length=prompts.default_length,
             max_tokens=self.manifest.generation.max_tokens,
             device=self._device,
             precision=self._precision,
+            follows_instructions=not self.manifest.continues_prompt,
             prompts=prompts.styles,
         )
 
@@ -102,20 +104,25 @@ class ServedModel:
             )
         max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
         sampling = self._sampling(parameters)
+        shown_ids = prompt_ids if manifest.continues_prompt else []
+        most = parameters.max_characters
         outbox.open(
-            TextStream(self._tokenizer, prompt_ids if manifest.continues_prompt else [], parameters.stop),
+            TextStream(self._tokenizer, shown_ids, parameters.stop, most),
             request.streaming if parameters.stream is None else parameters.stream,
         )
         sequence = Sequence(
             prompt_ids=prompt_ids,
             sampling=sampling,
             max_tokens=max_tokens,
-            is_stop=lambda token_ids: stop_met(self._tokenizer, token_ids, parameters.stop),
+            is_stop=lambda token_ids: (
+                stop_met(self._tokenizer, token_ids, parameters.stop)
+                or too_long(self._tokenizer, shown_ids + token_ids, most)
+            ),
             repetition_guard=parameters.repetition_guard,
             deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
             priority_level=parameters.priority_level,
         )
-        return Job(outbox, sequence, prompt, self._num_beams(parameters), arrived)
+        return Job(outbox, sequence, prompt, self._num_beams(parameters), most, arrived)
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -183,13 +190,15 @@ class ServedModel:
             prompt=job.prompt,
             seed=sequence.sampling.seed,
             max_tokens=sequence.max_tokens,
+            max_characters=job.max_characters,
             temperature=sequence.sampling.temperature,
             top_p=sequence.sampling.top_p,
             top_k=sequence.sampling.top_k,
             repetition_penalty=sequence.sampling.repetition_penalty,
             num_beams=job.num_beams,
-            finish_reason=reason,
+            finish_reason="length" if self._too_long(job) else reason,
             tokens=len(sequence.token_ids),
+            prompt_tokens=len(sequence.prompt_ids),
             confidence=confidence,
             unsure=None if calibration is None or confidence is None else confidence < calibration.unsure_below,
             mean_logprob=round(mean_logprob, 4),
@@ -199,6 +208,11 @@ class ServedModel:
             ),
             cache_hit=hit,
         )
+
+    def _too_long(self, job: Job) -> bool:
+        sequence = job.sequence
+        shown_ids = sequence.prompt_ids if self.manifest.continues_prompt else []
+        return too_long(self._tokenizer, shown_ids + sequence.token_ids, job.max_characters)
 
 
 def _utf8(prompt: bytes) -> str:

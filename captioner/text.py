@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from tokenizers import Tokenizer
 
 _INCOMPLETE = "�"  # what a byte-level tokenizer shows for the first bytes of a character
+_SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s)""")
+_WORD_END = re.compile(r"[^\w\s]*\s+")  # with the comma that only a next word makes good
 _BYTE = "<0x"  # how the byte tokens of byte fallback are written: <0x00> to <0xFF>
 
 
@@ -16,15 +20,19 @@ class TextStream:
     With byte fallback, one bad byte spoils all bytes in a row, so these wait for the next token that is none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), max_characters: int | None = None
+    ) -> None:
         """`ids` stand before the caption and are part of it, as the words of a prompt that it continues.
 
         The text ends before the `stop` string that is whole first after those words, however the ids are grouped.
-        None may be empty.
+        None may be empty. One longer than `max_characters` ends at the last sentence that fits; if the first does not,
+        at the last word that does.
         """
         self._tokenizer = tokenizer
         self._ids = list(ids)
         self._stop = stop
+        self._max_characters = max_characters
         self._said = 0
         self._stopped = False
         self._before = len(self._decode())
@@ -48,9 +56,20 @@ class TextStream:
             if text.endswith(_INCOMPLETE) or self._ends_in_byte():
                 return ""
             text = text[: len(text) - self._held(text)]
+        text = self._fitting(text, whole=final or self._stopped)
         new = text[self._said :]
         self._said = len(text)
         return new
+
+    def _fitting(self, text: str, whole: bool) -> str:
+        """`text` within the limit; if it is not `whole` yet, what of it stays however it goes on."""
+        limit = self._max_characters
+        if limit is None or (whole and len(text) <= limit):
+            return text
+        ends = [found.end() for found in _SENTENCE_END.finditer(text) if found.end() <= limit]
+        ends = ends or [found.start() for found in _WORD_END.finditer(text) if 0 < found.start() <= limit]
+        end = ends[-1] if ends else limit if len(text) > limit else 0
+        return text[: max(end, self._said)]
 
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
@@ -78,3 +97,11 @@ def stop_met(tokenizer: Tokenizer, token_ids: list[int], stop: tuple[str, ...]) 
     tail = token_ids[-1 - max(len(text.encode()) for text in stop) :]
     text = tokenizer.decode(tail, skip_special_tokens=True)
     return any(found in text for found in stop)
+
+
+def too_long(tokenizer: Tokenizer, shown_ids: list[int], max_characters: int | None) -> bool:
+    """Whether the text of these ids is over its limit of characters, if it has one."""
+    return (
+        max_characters is not None
+        and len(tokenizer.decode(shown_ids, skip_special_tokens=True).lstrip()) > max_characters
+    )

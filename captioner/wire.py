@@ -104,6 +104,15 @@ PARAMETERS = {
         Parameter("extras", str, 'JSON list of extra instructions by name, such as ["camera"]'),
         Parameter("name", str, "how to call the person or character in the image"),
         Parameter("max_tokens", int, "the most tokens to write", None, 1, 2048, "tokens"),
+        Parameter(
+            "max_characters",
+            int,
+            "the most characters of the caption, which ends at the last whole sentence that fits, or word",
+            None,
+            10,
+            10_000,
+            "characters",
+        ),
         Parameter("temperature", float, "0 takes the likeliest token; higher is more varied", 0.0, 0, 2),
         Parameter("top_p", float, "sample from the likeliest tokens holding this much probability", 1.0, 0.01, 1),
         Parameter("top_k", int, "sample from this many likeliest tokens; 0 takes all", 0, 0, 1000, "tokens"),
@@ -133,6 +142,7 @@ class CaptionParameters:
     extras: tuple[str, ...] = ()
     name: str | None = None
     max_tokens: int | None = None
+    max_characters: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -200,7 +210,7 @@ class Timings:
     total: float
 
 
-# Of itself or at a stop text, at max_tokens, at a loop, at deadline_ms.
+# Of itself or at a stop text, at max_tokens or max_characters, at a loop, at deadline_ms.
 Ending = Literal["stop", "length", "repetition", "deadline"]
 
 
@@ -214,13 +224,15 @@ class Details:
     prompt: str  # exactly what the model was given
     seed: int
     max_tokens: int
+    max_characters: int | None
     temperature: float
     top_p: float
     top_k: int
     repetition_penalty: float
     num_beams: int
     finish_reason: Ending
-    tokens: int
+    tokens: int  # of the caption
+    prompt_tokens: int  # in front of it; the image's among them where the family puts the image among the words
     confidence: float | None  # that the main subject is right; None where the model carries no calibration
     unsure: bool | None  # confidence is under the model's own threshold
     mean_logprob: float  # nats a token; not a probability of being right
@@ -246,13 +258,14 @@ class ModelCard:
     version: str
     license: str
     styles: dict[str, list[str]]
-    extras: list[str]
+    extras: dict[str, str]  # name → the sentence it adds to the prompt
     takes_name: bool
     default_style: str
     default_length: str
     max_tokens: int
     device: str
     precision: str  # of the decoder
+    follows_instructions: bool  # a prompt is answered; otherwise it is the beginning of the caption
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 
     @classmethod

@@ -243,7 +243,12 @@ def test_describe_answers_with_the_models_card(service: CaptionService, encoder:
     assert reply.code == ""
     card = ModelCard.from_json(reply.details[0])
     assert card.styles == {"plain": ["short", "long"], "named": ["short"]}
-    assert (card.extras, card.takes_name, card.max_tokens, card.device) == (["camera"], True, 20, "cpu")
+    assert (card.extras, card.takes_name, card.max_tokens, card.device) == (
+        {"camera": "in the fog"},
+        True,
+        20,
+        "cpu",
+    )
     assert card.prompts["plain"]["short"] == tiny.SHORT
     assert reply.pieces == [""]
     assert encoder.calls == []

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from captioner.text import TextStream, stop_met
+from captioner.text import TextStream, stop_met, too_long
 from tests import tiny
 
 TOKENS = tiny.tokenizer()
@@ -153,3 +153,45 @@ def test_the_token_that_completes_a_stop_string_is_told_from_the_others(text: st
     met = [count for count in counts if stop_met(TOKENS, ids[:count], stop)]
     expected = [count for count in counts if any(one in TOKENS.decode(ids[:count]) for one in stop)]
     assert met[:1] == expected[:1]
+
+
+SENTENCES = st.lists(
+    st.sampled_from(["a", "grey", "cat", ".", ", ", " ", "! ", "\n", "3.5", "sofa's", '"So."']), max_size=30
+)
+
+
+@given(SENTENCES.map("".join), st.integers(1, 40), st.data())
+def test_a_text_within_its_characters_is_a_beginning_that_never_depends_on_how_tokens_came(
+    text: str, limit: int, data: st.DataObject
+) -> None:
+    ids = encode(text)
+    until = next((n for n in range(len(ids)) if too_long(TOKENS, ids[:n], limit)), len(ids))
+    ids = ids[:until]  # the engine stops there
+    whole = TextStream(TOKENS, [], max_characters=limit).push(ids, final=True)
+    stream, said = TextStream(TOKENS, [], max_characters=limit), ""
+    while ids:
+        count = data.draw(st.integers(1, len(ids)))
+        said += stream.push(ids[:count])
+        assert len(said) <= limit
+        ids = ids[count:]
+    said += stream.push([], final=True)
+    assert said == whole
+    assert len(whole) <= limit
+    assert text.lstrip().startswith(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "kept"),
+    [
+        ("A grey cat. It lies on a sofa.", 30, "A grey cat. It lies on a sofa."),
+        ("A grey cat. It lies on a sofa.", 29, "A grey cat."),
+        ("A grey cat. It lies on a sofa.", 11, "A grey cat."),
+        ("A grey cat. It lies on a sofa.", 10, "A grey cat"),
+        ("A grey cat. It lies on a sofa.", 9, "A grey"),
+        ("cat, sofa, window", 16, "cat, sofa"),
+        ("It costs 3.5 dollars here", 20, "It costs 3.5 dollars"),
+        ("Incomprehensibilities", 10, "Incomprehe"),
+    ],
+)
+def test_a_limit_of_characters_ends_at_a_sentence_or_else_at_a_word(text: str, limit: int, kept: str) -> None:
+    assert TextStream(TOKENS, [], max_characters=limit).push(encode(text), final=True) == kept

@@ -26,6 +26,7 @@ DECODER = "decoder."  # of its weights in model.safetensors
 PROMPTS = PromptTable(
     {
         "descriptive": {length: FORMS[length] for length in ("short", "medium", "long")},
+        "alt-text": {length: FORMS[length] for length in ("short", "medium")},
         "plain": {"medium": FORMS["plain"]},
         "tags": {"medium": FORMS["tags"]},
     },
