@@ -2,36 +2,37 @@
 
 `Client` is `AsyncClient` driven from a loop of its own, so there is one path to the server. Nothing here knows a
 model; requests and answers are those of `captioner.wire`.
+
+With several replicas a request goes to the least busy one, and on to another where one is away, busy, stopping or
+silent: captions are idempotent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
+import secrets
 import threading
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
-import numpy as np
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc import service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from typing_extensions import Self
 
 from captioner import wire
-from captioner.errors import CaptionerError, RequestCancelled, ServerUnreachable, StreamStalled, from_wire
+from captioner.errors import CaptionerError, ParameterInvalid, typed
 from captioner.image import check_file_size
+from captioner.replica import Connection, Replica, infer_request
+from captioner.stream import AsyncCaptionStream
 from captioner.wire import Details, ModelCard
 
 ImageSource = bytes | str | PathLike[str]
+Addresses = str | Sequence[str]  # HOST:PORT of gRPC, or grpcs://HOST:PORT; several in a list or with commas
 T = TypeVar("T")
-# By default a channel asks a server that was away for a minute only half a minute after it came back.
-RECONNECT = [("grpc.initial_reconnect_backoff_ms", 250), ("grpc.max_reconnect_backoff_ms", 1000)]
+DEFAULT_ADDRESS = f"127.0.0.1:{wire.GRPC_PORT}"
+DEFAULT_IN_FLIGHT = 32
 
 
 @dataclass(frozen=True)
@@ -45,81 +46,40 @@ class Caption:
         return self.text
 
 
-class AsyncCaptionStream:
-    """One caption being written: iterate for its text; `details` is there once the iteration has ended."""
+@dataclass(frozen=True)
+class Captioned:
+    """One image of many: its caption, or the error that kept it from one."""
 
-    def __init__(self, call: Any, stall_timeout_s: float, address: str) -> None:
-        self.details: Details | None = None
-        self._call = call
-        self._stall_timeout_s = stall_timeout_s
-        self._address = address
-        self._cancelled = False
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        while True:
-            outputs = await self._read()
-            if outputs is None:
-                raise StopAsyncIteration
-            if outputs.get(wire.DETAILS.name):
-                self.details = Details.from_json(outputs[wire.DETAILS.name])
-            if outputs.get(wire.CAPTION.name):
-                return outputs[wire.CAPTION.name]
-
-    async def _read(self) -> dict[str, str] | None:
-        """The next response's texts by output name, None at the end of the stream."""
-        # Not wait_for: before Python 3.12 it loses a cancellation that comes in the same turn as the result.
-        read = asyncio.ensure_future(self._call.read())
-        try:
-            done, _ = await asyncio.wait({read}, timeout=self._stall_timeout_s)
-            if not done:
-                self.cancel()
-                raise StreamStalled(
-                    f"{self._address} sent nothing for {self._stall_timeout_s:g} s; the request was given up"
-                )
-            response = read.result()
-        except asyncio.CancelledError:
-            if self._cancelled:  # by its owner, who is to be told; a cancelled task is to end
-                raise RequestCancelled("the caption was cancelled") from None
-            self.cancel()
-            raise
-        except grpc.RpcError as error:
-            raise _transport_error(error, self._address) from None
-        if response is grpc.aio.EOF:
-            return None
-        if response.error_message:
-            raise from_wire(response.error_message)
-        contents = response.infer_response.raw_output_contents
-        return {
-            output.name: deserialize_bytes_tensor(content)[0].decode()
-            for output, content in zip(response.infer_response.outputs, contents, strict=True)
-        }
-
-    def cancel(self) -> None:
-        """Ends the decoding on the server; calling it after the end does nothing."""
-        self._cancelled = True
-        self._call.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
+    image: ImageSource
+    caption: Caption | None
+    error: CaptionerError | None
 
 
 class AsyncClient:
-    """Talks to the `captioner` model of one Triton server from one event loop.
+    """Talks to the `captioner` model of one or several Triton servers from one event loop.
 
-    `stall_timeout_s`: a stream that is silent for this long raises StreamStalled; a server whose Python process died
-    says nothing else.
+    `addresses`: HOST:PORT of their gRPC doors, `grpcs://HOST:PORT` for TLS. The rest is `replica.Connection`'s.
     """
 
-    def __init__(self, address: str = f"127.0.0.1:{wire.GRPC_PORT}", *, stall_timeout_s: float = 30.0) -> None:
-        self.address = address
-        self.stall_timeout_s = stall_timeout_s
-        self._channel: grpc.aio.Channel | None = None
+    def __init__(
+        self,
+        addresses: Addresses = DEFAULT_ADDRESS,
+        *,
+        stall_timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+        root_certificates: bytes | None = None,
+    ) -> None:
+        connection = Connection(stall_timeout_s, headers or {}, root_certificates)
+        names = addresses.split(",") if isinstance(addresses, str) else addresses
+        names = [name.strip() for name in names if name.strip()]
+        if not names:
+            raise ParameterInvalid(f"server is {addresses!r}; it must be HOST:PORT, or several with commas between")
+        self._replicas = [Replica(name, connection) for name in names]
+
+    @property
+    def address(self) -> str:
+        """Where the replicas are."""
+        return ",".join(replica.address for replica in self._replicas)
 
     async def stream(
         self, image: ImageSource, *, prompt: str | None = None, **parameters: object
@@ -128,13 +88,7 @@ class AsyncClient:
 
         `parameters` are those of `captioner.wire.PARAMETERS`; a wrong one is refused here, before anything is sent.
         """
-        if isinstance(image, bytes):
-            data = image
-        else:
-            check_file_size(Path(image).stat().st_size)
-            data = await asyncio.to_thread(Path(image).read_bytes)
-        check_file_size(len(data))
-        return await self._start({"image": data, "prompt": prompt}, {"stream": True} | parameters)
+        return await self._start({"image": await _bytes_of(image), "prompt": prompt}, {"stream": True} | parameters)
 
     async def caption(self, image: ImageSource, *, prompt: str | None = None, **parameters: object) -> Caption:
         """The whole caption at once."""
@@ -144,38 +98,65 @@ class AsyncClient:
             raise CaptionerError(f"{self.address} ended the stream without details")
         return Caption(text, stream.details)
 
+    async def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        prompt: str | None = None,
+        **parameters: object,
+    ) -> AsyncGenerator[Captioned, None]:
+        """Every image's caption or error as it is ready, `in_flight` asked for at once; one's error is not the others'.
+
+        `images` may be endless: the next is taken when there is room for it.
+        """
+
+        async def one(image: ImageSource) -> Captioned:
+            try:
+                return Captioned(image, await self.caption(image, prompt=prompt, **parameters), None)
+            except Exception as error:
+                return Captioned(image, None, typed(error))
+
+        waiting, running = iter(images), set[asyncio.Task[Captioned]]()
+        try:
+            while True:
+                for image in itertools.islice(waiting, in_flight - len(running)):
+                    running.add(asyncio.create_task(one(image)))
+                if not running:
+                    return
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in running:
+                task.cancel()
+
     async def describe(self) -> ModelCard:
-        """What the server captions with: model, revision, styles, lengths, limits."""
-        stream = await self._start({}, {"describe": True})
-        outputs = await stream._read()
-        if outputs is None:
-            raise CaptionerError(f"{self.address} ended the stream without an answer")
-        # To its end, not cancelled: Triton 2.51 can crash when a cancel meets the last response.
-        while await stream._read() is not None:
-            pass
-        return ModelCard.from_json(outputs[wire.DETAILS.name])
+        """What a server captions with: model, revision, styles, lengths, limits."""
+        replicas = sorted(self._replicas, key=lambda replica: replica.order)
+        for at, replica in enumerate(replicas):
+            try:
+                return await _card(replica)
+            except CaptionerError as error:
+                replica.rest()
+                if error.status != "UNAVAILABLE" or at == len(replicas) - 1:
+                    raise
+        raise AssertionError("there is at least one replica")
 
     async def close(self) -> None:
-        """Closes the channel; streams still open end."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        """Closes the channels; streams still open end."""
+        for replica in self._replicas:
+            await replica.close()
 
     async def _start(
         self, inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]
     ) -> AsyncCaptionStream:
-        request = infer_request(inputs, parameters)
-        if self._channel is None:  # made inside the running loop, which grpc.aio binds it to
-            self._channel = grpc.aio.insecure_channel(self.address, options=RECONNECT)
-        call = service_pb2_grpc.GRPCInferenceServiceStub(self._channel).ModelStreamInfer()
-        try:
-            await call.write(request)
-            await call.done_writing()
-        except grpc.RpcError as error:
-            raise _transport_error(error, self.address) from None
-        except asyncio.InvalidStateError:  # the server answered before it had read everything: the answer says why
-            pass
-        return AsyncCaptionStream(call, self.stall_timeout_s, self.address)
+        if parameters.get("temperature") and parameters.get("seed") is None:
+            parameters = {**parameters, "seed": secrets.randbits(32)}  # a second replica must write the same
+        infer_request({}, parameters)  # refuses them here
+        stream = AsyncCaptionStream(self._replicas, inputs, parameters)
+        await stream.start()
+        return stream
 
     async def __aenter__(self) -> Self:
         return self
@@ -184,35 +165,24 @@ class AsyncClient:
         await self.close()
 
 
-def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]) -> pb.ModelInferRequest:
-    """The request in Triton's protocol; None leaves an input or parameter out.
-
-    Raises ParameterUnknown or ParameterInvalid before anything travels.
-    """
-    values = {name: value for name, value in parameters.items() if value is not None}
-    for name in wire.TEXT_LISTS & values.keys():
-        if isinstance(values[name], list | tuple):
-            values[name] = json.dumps(values[name])
-    wire.parse_parameters(values)
-    request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=uuid.uuid4().hex)
-    for name, text in inputs.items():
-        if text is not None:
-            request.inputs.add(name=name, datatype="BYTES", shape=[1])
-            element = np.array([text.encode() if isinstance(text, str) else text], dtype=np.object_)
-            request.raw_input_contents.append(serialize_byte_tensor(element).item())
-    for name, value in values.items():
-        field = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[name], field, value)
-    return request
+async def _bytes_of(image: ImageSource) -> bytes:
+    if not isinstance(image, bytes):
+        path = Path(image)
+        check_file_size(path.stat().st_size)
+        image = await asyncio.to_thread(path.read_bytes)
+    check_file_size(len(image))
+    return image
 
 
-def _transport_error(error: grpc.RpcError, address: str) -> CaptionerError:
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.CANCELLED:
-        return RequestCancelled("the caption was cancelled")
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return ServerUnreachable(f"no answer from {address}: {details}")
-    return from_wire(details)
+async def _card(replica: Replica) -> ModelCard:
+    answer = await replica.ask({}, {"describe": True}, None)
+    outputs = await answer.read()
+    if outputs is None:
+        raise CaptionerError(f"{replica.address} ended the stream without an answer")
+    # To its end, not cancelled: Triton 2.51 can crash when a cancel meets the last response.
+    while await answer.read() is not None:
+        pass
+    return ModelCard.from_json(outputs[wire.DETAILS.name])
 
 
 class CaptionStream(Iterator[str]):
@@ -252,15 +222,24 @@ class CaptionStream(Iterator[str]):
 class Client:
     """The same client for code without an event loop; safe to share between threads."""
 
-    def __init__(self, address: str = f"127.0.0.1:{wire.GRPC_PORT}", *, stall_timeout_s: float = 30.0) -> None:
-        self._client = AsyncClient(address, stall_timeout_s=stall_timeout_s)
+    def __init__(
+        self,
+        addresses: Addresses = DEFAULT_ADDRESS,
+        *,
+        stall_timeout_s: float = 30.0,
+        headers: Mapping[str, str] | None = None,
+        root_certificates: bytes | None = None,
+    ) -> None:
+        self._client = AsyncClient(
+            addresses, stall_timeout_s=stall_timeout_s, headers=headers, root_certificates=root_certificates
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="captioner-client", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server's gRPC door."""
+        """See AsyncClient.address."""
         return self._client.address
 
     def stream(self, image: ImageSource, *, prompt: str | None = None, **parameters: object) -> CaptionStream:
@@ -271,12 +250,35 @@ class Client:
         """See AsyncClient.caption."""
         return self._run(self._client.caption(image, prompt=prompt, **parameters))
 
+    def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        prompt: str | None = None,
+        **parameters: object,
+    ) -> Iterator[Captioned]:
+        """See AsyncClient.caption_many. `images` is asked for its next from the client's own thread."""
+        captions = self._client.caption_many(images, in_flight=in_flight, prompt=prompt, **parameters)
+
+        async def following() -> Captioned | None:
+            return await anext(captions, None)
+
+        async def close() -> None:
+            await captions.aclose()
+
+        try:
+            while (captioned := self._run(following())) is not None:
+                yield captioned
+        finally:
+            self._run(close())
+
     def describe(self) -> ModelCard:
         """See AsyncClient.describe."""
         return self._run(self._client.describe())
 
     def close(self) -> None:
-        """Closes the channel and ends the loop; a second call does nothing."""
+        """Closes the channels and ends the loop; a second call does nothing."""
         if not self._loop.is_closed():
             self._run(self._client.close())
             self._loop.call_soon_threadsafe(self._loop.stop)

@@ -121,6 +121,20 @@ class StreamStalled(CaptionerError):
     status = "UNAVAILABLE"
 
 
+class AccessDenied(CaptionerError):
+    """A door in front of the server wants a key, or another one."""
+
+    code = "ACCESS_DENIED"
+    status = "INVALID_ARG"
+
+
+class CaptionsDiffer(CaptionerError):
+    """Client side: a stream broke, and the replica asked in its place writes another caption."""
+
+    code = "CAPTIONS_DIFFER"
+    status = "UNAVAILABLE"
+
+
 class RequestCancelled(CaptionerError):
     code = "CANCELLED"
     status = "CANCELLED"

@@ -16,7 +16,8 @@ from fastapi import FastAPI
 
 import captioner
 from captioner import wire
-from captioner.client import AsyncCaptionStream, AsyncClient
+from captioner.client import AsyncClient
+from captioner.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError, ImageMissing, RequestCancelled, ServerUnreachable
 from captioner.wire import ModelCard
 from frontend import look, words

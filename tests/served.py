@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def metric(served: Served, name: str) -> float:
     found = re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     assert found, f"{name} is not shown"
     return float(found[1])
+
+
+def assert_soon(holds: Callable[[], bool], seconds: float = 5) -> None:
+    """Waits until it does."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from captioner.client import Client
 from frontend.app import EXAMPLES
-from tests.served import Served, metric
+from tests.served import Served, assert_soon, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
@@ -285,13 +285,6 @@ def test_closing_the_tab_ends_the_decoding(open_page: Open, url: str, served: Se
             break
     assert metric(served, "captioner_cancelled_total") > cancelled
     assert_soon(lambda: metric(served, "captioner_running") == 0)
-
-
-def assert_soon(holds: Callable[[], bool], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds:g} s"
-        time.sleep(0.02)
 
 
 def test_another_image_ends_and_clears_the_caption_of_the_last(page: Page) -> None:
