@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from captioner import __version__
-from captioner.commands import caption, probe, up
+from captioner.commands import bench, caption, completion, doctor, probe, up
 from captioner.errors import CaptionerError
 
-VERBS = (up, caption, probe)
+VERBS = (up, caption, bench, doctor, probe, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

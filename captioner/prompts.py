@@ -6,7 +6,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from captioner.errors import ParameterUnsupported
+from captioner.errors import ParameterInvalid, ParameterUnsupported
 
 V = TypeVar("V")
 NAME = "{name}"  # where a template takes the name of the person or character
@@ -30,10 +30,8 @@ class PromptTable:
         templates = [prompt for lengths in self.styles.values() for prompt in lengths.values()]
         return any(NAME in template for template in [*templates, *self.extras.values()])
 
-    def render(
-        self, style: str | None, length: str | None, extras: tuple[str, ...] = (), name: str | None = None
-    ) -> str:
-        """The prompt, exactly as the model gets it. None takes the model's default.
+    def template(self, style: str | None, length: str | None, extras: tuple[str, ...] = ()) -> str:
+        """The prompt, with NAME where a name belongs. None takes the model's default.
 
         Raises ParameterUnsupported naming what this model does not know and what it does.
         """
@@ -42,7 +40,15 @@ class PromptTable:
             length = self.default_length if self.default_length in lengths else next(iter(lengths))
         sentences = [_known("length", length, lengths)]
         sentences += [_known("extra", extra, self.extras) for extra in extras]
-        prompt = " ".join(sentences)
+        return " ".join(sentences)
+
+    def render(
+        self, style: str | None, length: str | None, extras: tuple[str, ...] = (), name: str | None = None
+    ) -> str:
+        """The prompt, exactly as the model gets it; a place for a name and a name must come together."""
+        prompt = self.template(style, length, extras)
+        if name is None and NAME in prompt:
+            raise ParameterInvalid("name is not given; the prompt has a place for the name of a person or character")
         if name is None:
             return prompt
         if NAME not in prompt:

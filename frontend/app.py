@@ -1,67 +1,37 @@
-"""The page: an image in, its caption as it is written, over the client's gRPC stream.
+"""The page: what to write is chosen here, and the browser asks this server's own API for the captions.
 
-It knows the client and the model's card; no tensor, no pixel and no model.
+Gradio lays it out and answers what a choice means; each answer is one request, so any replica can give it. An image
+never meets Gradio: `browser/` shows it and sends it to `/v1/captions`, whose one response is the caption as it is
+written. It knows the client and the model's card; no tensor, no pixel and no model.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import uvicorn
-from fastapi import FastAPI
 
-import captioner
-from captioner import wire
 from captioner.client import AsyncClient
-from captioner.stream import AsyncCaptionStream
-from captioner.errors import CaptionerError, ImageMissing, RequestCancelled, ServerUnreachable
+from captioner.errors import CaptionerError
+from captioner.prompts import NAME, PromptTable
 from captioner.wire import ModelCard
-from frontend import look, words
-from frontend.fields import make_fields, read_fields
+from frontend import look, panes, words
+from frontend.fields import make_fields
 
-log = logging.getLogger(__name__)
-
-EXAMPLES = sorted((Path(captioner.__file__).parent / "examples").glob("*.jpg"))
 RETRY_S = 3.0
-UPLOAD_LIFE_S = 15 * 60
-MAX_UPLOAD_BYTES = 4 * wire.MAX_IMAGE_BYTES  # from the server's limit up to this, refused in words
+ALT_TEXT = "alt-text"
+ALT_TEXT_CHARACTERS = "125"  # where many screen readers and guidelines draw the line
 
 Updates = dict[Any, Any]  # component → its new value or properties
 
 
-class Run:
-    """A visitor's caption being written; it can be given up before the stream is there."""
-
-    def __init__(self) -> None:
-        self.stream: AsyncCaptionStream | None = None
-        self.given_up = False
-        self.image_changed = False
-
-    def follow(self, stream: AsyncCaptionStream) -> None:
-        """The stream that writes the caption."""
-        self.stream = stream
-        if self.given_up:
-            stream.cancel()
-
-    def give_up(self) -> None:
-        """Ends the decoding on the server."""
-        self.given_up = True
-        if self.stream is not None:
-            self.stream.cancel()
-
-
 class Page:
-    """The components and what they do. One serves all visitors: it keeps only the captions being written."""
+    """The components and what they do. One serves all visitors and keeps nothing of them."""
 
-    def __init__(self, address: str) -> None:
-        self.client = AsyncClient(address)
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
         self.card: ModelCard | None = None
-        self.runs: dict[str | None, Run] = {}  # by browser session
-        self.blocks = gr.Blocks(title="Captioner", analytics_enabled=False, delete_cache=(60, UPLOAD_LIFE_S))
+        self.blocks = gr.Blocks(title="Captioner", analytics_enabled=False)
         with self.blocks:
             self._lay_out()
             self._connect()
@@ -73,202 +43,143 @@ class Page:
             gr.HTML("<h1>Captioner</h1>")
             self.server = gr.HTML(elem_id="server")
         with gr.Row(elem_id="desk"):
-            with gr.Column(min_width=300):
-                self.image = gr.Image(
-                    label="Image",
-                    sources=["upload"],
-                    type="filepath",
-                    buttons=["fullscreen"],
-                    height=420,
-                    elem_id="image",
-                    alt_text="The image to caption",
-                    placeholder="#Drop a photo here\nor click to choose one, or paste it",
-                )
-                gr.Examples([[str(path)] for path in EXAMPLES], [self.image], label="Or try one of these")
-            with gr.Column(min_width=300):
-                with gr.Row(elem_id="choice"):
-                    self.style = gr.Dropdown(label="Style", visible=False, elem_id="style", min_width=180)
-                    self.length = gr.Radio(label="Length", visible=False, elem_id="length", min_width=240, scale=2)
-                with gr.Row():
-                    self.start = gr.Button("Caption", variant="primary", min_width=120, elem_id="start")
-                    self.stop = gr.Button("Stop", interactive=False, min_width=120, elem_id="stop")
-                self.problem = gr.HTML(elem_id="problem")
-                self.caption = gr.Textbox(
-                    label="Caption",
-                    lines=4,
-                    max_lines=16,
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id="caption",
-                    placeholder="The caption appears here as it is written.",
-                )
-                self.details = gr.HTML(elem_id="details")
-                with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-                    self.prompt = gr.Textbox(
-                        label="Prompt",
-                        info="exactly what the model is given; edit it to send your own",
-                        lines=2,
-                        max_lines=12,
-                        elem_id="prompt",
+            with gr.Column(scale=5, min_width=320, elem_id="work"), gr.Tabs(elem_id="panes"):
+                with gr.Tab("One image"):
+                    gr.HTML(panes.IMAGE, elem_id="image-pane")
+                    with gr.Row(elem_classes="actions"):
+                        self.start = gr.Button("Caption", variant="primary", elem_id="start")
+                        self.stop = gr.Button("Stop", elem_id="stop")
+                    self.caption = gr.Textbox(
+                        label="Caption",
+                        lines=3,
+                        max_lines=16,
+                        buttons=["copy"],
+                        elem_id="caption",
+                        placeholder="The caption appears here as it is written; you can edit it.",
                     )
-                    with gr.Row():
-                        self.fields = make_fields()
+                    gr.HTML(panes.ANSWER, elem_id="answer")
+                with gr.Tab("Batch"):
+                    gr.HTML(panes.FILES, elem_id="files-pane")
+                    with gr.Row(elem_classes="actions"):
+                        self.start_batch = gr.Button("Caption all", variant="primary", elem_id="start-batch")
+                        self.stop_batch = gr.Button("Stop", elem_id="stop-batch")
+                    gr.HTML(panes.TABLE, elem_id="table-pane")
+            with gr.Column(scale=3, min_width=300, elem_id="choice"):
+                self.style = gr.Dropdown(label="Style", visible=False, elem_id="style")
+                self.length = gr.Radio(label="Length", visible=False, elem_id="length")
+                self.limit = gr.Textbox(
+                    label="Most characters",
+                    info="the caption ends at the last whole sentence that fits, or word",
+                    placeholder="no limit",
+                    max_lines=1,
+                    elem_id="max_characters",
+                )
+                self.extras = gr.CheckboxGroup(label="Also", visible=False, elem_id="extras")
+                self.name = gr.Textbox(
+                    label="Name", info="of the person or character", visible=False, max_lines=1, elem_id="name"
+                )
+                self.prompt = gr.Textbox(
+                    label="Prompt",
+                    info="exactly what the model is given; edit it to send your own",
+                    lines=2,
+                    max_lines=12,
+                    elem_id="prompt",
+                )
+                self.rendered = gr.Textbox(visible=False)  # the prompt that the choices make
+                with gr.Accordion("Advanced", open=False, elem_id="advanced"), gr.Row():
+                    self.fields = make_fields()
         self.timer = gr.Timer(RETRY_S, active=False)
 
     def _connect(self) -> None:
-        common: dict[str, Any] = {
-            "show_progress": "hidden",
-            "api_visibility": "private",
-            "concurrency_limit": None,  # the captioner server decides who waits
-        }
-        choice = [self.style, self.length]
-        answer = [self.caption, self.details, self.problem, self.start, self.stop]
-        server = [self.server, self.timer]
+        # Not through Gradio's queue: its answers come in a second request, which another replica would not know.
+        common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        # Nor checked against the choices that one replica remembers to have offered.
+        common["preprocess"] = False
+        choices = [self.style, self.length, self.extras, self.name]
+        prompts = [self.prompt, self.rendered]
         for event in (self.blocks.load, self.timer.tick):
-            event(self.look_for_server, choice, [*server, *choice, self.prompt], **common)
-        self.style.input(self.choose_style, choice, [self.length, self.prompt], **common)
-        self.length.input(self.prompt_of, choice, self.prompt, **common)
-        self.start.click(
-            self.write,
-            [self.image, *choice, self.prompt, *self.fields],
-            [*answer, *server],
-            # gr.Image would open the file with Pillow: a broken one would fail here, before the server could
-            # say what is wrong with it, and others would be written anew.
-            preprocess=False,
-            **common,
-        )
-        # Not Gradio's `cancels`: it would end `write` before it can say what became of the caption.
-        self.stop.click(self.give_up, **common)
-        self.image.change(self.change_image, None, answer, **common)
-        self.blocks.unload(self.give_up)  # the tab was closed; Gradio would wait for the next piece of text
+            event(self.look_for_server, choices, [self.server, self.timer, self.limit, *choices, *prompts], **common)
+        self.style.input(self.choose_style, choices, [self.limit, *choices, *prompts], **common)
+        for event in (self.length.input, self.extras.input, self.name.input):
+            event(self.render, choices, [self.name, *prompts], **common)
+        # In the browser; see browser/main.js.
+        asked = [self.rendered, self.prompt, *choices, self.limit, *self.fields]
+        self.start.click(None, asked, js="(...choice) => window.captioner.caption(choice)", **common)
+        self.start_batch.click(None, asked, js="(...choice) => window.captioner.captionAll(choice)", **common)
+        self.stop.click(None, js="() => window.captioner.stop()", **common)
+        self.stop_batch.click(None, js="() => window.captioner.stopAll()", **common)
 
-    async def look_for_server(self, style: str | None, length: str | None) -> Updates:
+    async def look_for_server(
+        self, style: str | None, length: str | None, extras: list[str] | None, name: str | None
+    ) -> Updates:
         """Asks the server for the model's card and fits the page to it; asks on while nobody answers."""
         try:
             self.card = card = await self.client.describe()
         except CaptionerError as error:
-            return self._server_lost(error)
+            return {
+                self.server: words.server_down(error, self.client.address, RETRY_S),
+                self.timer: gr.Timer(active=True),
+            }
         style = style if style in card.styles else card.default_style
-        return self.choose_style(style, length) | {
+        known = [extra for extra in extras or [] if extra in card.extras]
+        return await self.choose_style(style, length, known, name) | {
             self.server: words.server_up(card),
             self.timer: gr.Timer(active=False),
             self.style: gr.Dropdown(list(card.styles), value=style, visible=len(card.styles) > 1),
+            self.extras: gr.CheckboxGroup(list(card.extras), value=known, visible=bool(card.extras)),
         }
 
-    def choose_style(self, style: str, length: str | None) -> Updates:
+    async def choose_style(self, style: str | None, length: str | None, extras: list[str], name: str | None) -> Updates:
         """The lengths a style has, the nearest to the one chosen, and the prompt that they make."""
-        lengths = self.card.styles.get(style, []) if self.card else []
-        wanted = [length, self.card.default_length if self.card else None, *lengths]
-        length = next((name for name in wanted if name in lengths), None)
-        return {
+        card = await self._card()
+        lengths = card.styles.get(style or "", []) if card else []
+        wanted = [length, card.default_length if card else None, *lengths]
+        length = next((each for each in wanted if each in lengths), None)
+        return await self.render(style, length, extras, name) | {
             self.length: gr.Radio(lengths, value=length, visible=len(lengths) > 1),
-            self.prompt: self.prompt_of(style, length),
+            self.limit: ALT_TEXT_CHARACTERS if style == ALT_TEXT else "",
         }
 
-    def prompt_of(self, style: str | None, length: str | None) -> str:
-        """The exact prompt of a style and length, as the model's card gives it; empty if it gives none."""
-        return self.card.prompts.get(style or "", {}).get(length or "", "") if self.card else ""
+    async def render(self, style: str | None, length: str | None, extras: list[str], name: str | None) -> Updates:
+        """The exact prompt of the choices; empty where the model's card gives none."""
+        card = await self._card()
+        prompt, takes_name = "", False
+        if card is not None and style in card.prompts and length in card.prompts[style]:
+            table = PromptTable(card.prompts, card.default_style, card.default_length, card.extras)
+            prompt = table.template(style, length, tuple(extras or ()))
+            takes_name = NAME in prompt
+            prompt = prompt.replace(NAME, name or NAME)
+        return {self.prompt: prompt, self.rendered: prompt, self.name: gr.Textbox(visible=takes_name)}
 
-    async def write(
-        self,
-        request: gr.Request,
-        image: dict[str, Any] | None,
-        style: str | None,
-        length: str | None,
-        prompt: str | None,
-        *fields: str,
-    ) -> AsyncIterator[Updates]:
-        """Streams the caption of an upload. Ended from outside, it cancels the server's work at once."""
-        yield self.cleared() | {
-            self.details: words.note("Looking at the image …"),
-            self.start: gr.Button(interactive=False),
-            self.stop: gr.Button(interactive=True),
-        }
-        run = self.runs[request.session_hash] = Run()
-        own_prompt = prompt if prompt and prompt != self.prompt_of(style, length) else None
-        text, ending = "", {self.details: ""}
-        try:
-            path, parameters = self._uploaded(image), read_fields(fields)
-            async with await self.client.stream(
-                path, prompt=own_prompt, style=style, length=length, **parameters
-            ) as stream:
-                run.follow(stream)
-                async for piece in stream:
-                    text += piece
-                    yield {self.caption: text}
-            if stream.details is not None:
-                ending = {self.details: words.details_line(stream.details)}
-        except RequestCancelled:
-            ending = {self.details: words.note("Stopped.")}
-        except CaptionerError as error:
-            ending[self.problem] = words.problem(error)
-            if isinstance(error, ServerUnreachable):
-                ending |= self._server_lost(error)
-        except Exception:
-            log.exception("a caption failed in the page")
-            ending[self.problem] = words.problem(CaptionerError("The page's log says why."))
-        finally:
-            self.runs.pop(request.session_hash, None)
-        yield self.cleared() if run.image_changed else ending | self._idle()
-
-    def give_up(self, request: gr.Request) -> None:
-        """Stop was pressed or the tab closed: ends the caption being written; what there is of it stays."""
-        if request.session_hash in self.runs:
-            self.runs[request.session_hash].give_up()
-
-    def change_image(self, request: gr.Request) -> Updates:
-        """Another image, or none: ends the caption being written and clears it."""
-        if request.session_hash in self.runs:
-            self.runs[request.session_hash].image_changed = True
-            self.give_up(request)
-        return self.cleared()
-
-    def cleared(self) -> Updates:
-        """Nothing that was said of the last image stays."""
-        return {self.caption: "", self.details: "", self.problem: ""} | self._idle()
-
-    def _idle(self) -> Updates:
-        return {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-
-    def _server_lost(self, error: CaptionerError) -> Updates:
-        return {
-            self.server: words.server_down(error, self.client.address, RETRY_S),
-            self.timer: gr.Timer(active=True),
-        }
-
-    def _uploaded(self, image: dict[str, Any] | None) -> Path:
-        """The file of an upload; ImageMissing for none, one that is gone, or a path that is no upload."""
-        if image is None:
-            raise ImageMissing("Drop, paste or choose one first.")
-        path = Path(image.get("path") or "").resolve()
-        if not (path.is_relative_to(Path(self.image.GRADIO_CACHE).resolve()) and path.is_file()):
-            raise ImageMissing(f"Uploads are deleted after {UPLOAD_LIFE_S // 60} minutes; choose it again.")
-        return path
+    async def _card(self) -> ModelCard | None:
+        """As this replica knows it, which may be the first time that it is asked."""
+        if self.card is None:
+            try:
+                self.card = await self.client.describe()
+            except CaptionerError:
+                return None
+        return self.card
 
 
-def build(client_address: str) -> gr.Blocks:
-    """The page for the captioner server at `client_address` (HOST:PORT of its gRPC door), up or not yet."""
-    return Page(client_address).blocks
+def build(client: AsyncClient) -> gr.Blocks:
+    """The page for the captioner server that `client` talks to, up or not yet."""
+    return Page(client).blocks
 
 
-def serve(address: str, host: str = "127.0.0.1", port: int = wire.PAGE_PORT, root_path: str | None = None) -> None:
-    """Serves the page until SIGINT or SIGTERM; `root_path` is where a proxy shows it, such as `/caption`."""
-    app = gr.mount_gradio_app(
-        FastAPI(openapi_url=None),
-        build(address),
+def mount(app: Any, client: AsyncClient, root_path: str) -> None:
+    """Adds the page at `/` of a FastAPI application, under what is there already."""
+    gr.mount_gradio_app(
+        app,
+        build(client),
         "/",
-        server_name=host,
-        server_port=port,
         footer_links=[],
         run_history=False,
-        root_path=root_path,
+        root_path=root_path or None,
         show_error=False,
-        max_file_size=MAX_UPLOAD_BYTES,
+        max_file_size=1,  # nothing is uploaded to Gradio
         ssr_mode=False,
         enable_monitoring=False,
-        mcp_server=False,
         theme=look.theme(),
         css_paths=look.CSS,
-        head=look.HEAD,
+        head=look.head(root_path),
     )
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)

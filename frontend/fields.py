@@ -1,12 +1,9 @@
-"""The advanced fields: one text input for each request parameter, read as the wire wants it."""
+"""The advanced fields: one text input for each request parameter; the API reads and checks what is written there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import gradio as gr
 
-from captioner.errors import ParameterInvalid
 from captioner.wire import PARAMETERS, Parameter
 
 NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "max_tokens", "seed")
@@ -20,11 +17,6 @@ def make_fields() -> list[gr.Textbox]:
     return [_field(PARAMETERS[name]) for name in NAMES]
 
 
-def read_fields(texts: Sequence[str]) -> dict[str, int | float | None]:
-    """Each parameter's number, None for an empty field; ParameterInvalid names the first that is none."""
-    return {name: _number(PARAMETERS[name], text) for name, text in zip(NAMES, texts, strict=True)}
-
-
 def _field(parameter: Parameter) -> gr.Textbox:
     return gr.Textbox(
         "",
@@ -35,12 +27,3 @@ def _field(parameter: Parameter) -> gr.Textbox:
         min_width=200,
         elem_id=parameter.name,
     )
-
-
-def _number(parameter: Parameter, text: str) -> int | float | None:
-    if not text.strip():
-        return None
-    try:
-        return int(text) if parameter.kind is int else float(text)
-    except ValueError:
-        raise ParameterInvalid(f"{parameter.name} is {text!r}; it must be {parameter.range}") from None

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import gradio as gr
 
-CSS = Path(__file__).with_name("page.css")
-HEAD = f"<script>{Path(__file__).with_name('page.js').read_text()}</script>"
+from frontend import words
+
+BROWSER = Path(__file__).with_name("browser")
+CSS = BROWSER / "page.css"
+
+
+def head(root_path: str) -> str:
+    """What every page brings: its words as data, and the script that is its hands."""
+    words_json = words.for_the_browser().replace("<", "\\u003c")
+    return (
+        f'<script type="application/json" id="captioner-words">{words_json}</script>'
+        f'<script type="module" src="{root_path}/browser/main.js"></script>'
+    )
 
 
 def theme() -> gr.themes.Base:

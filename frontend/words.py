@@ -1,7 +1,8 @@
-"""What the page says: refusals, details and the server's state, as small pieces of HTML."""
+"""What the page says of refusals, of a caption's end and of the server."""
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 from captioner.errors import (
@@ -20,7 +21,8 @@ from captioner.errors import (
     ServerUnreachable,
     StreamStalled,
 )
-from captioner.wire import Details, Ending, ModelCard
+from captioner.wire import Ending, ModelCard
+from frontend.fields import NAMES
 
 HEADINGS: dict[type[CaptionerError], str] = {
     ImageMissing: "There is no image to caption.",
@@ -40,43 +42,19 @@ HEADINGS: dict[type[CaptionerError], str] = {
 }
 FINISHES: dict[Ending, str] = {
     "stop": "complete",
-    "length": "cut at the token limit",
+    "length": "cut at the limit",
     "repetition": "cut where it began to repeat itself",
     "deadline": "cut at the deadline",
 }
 
 
-def problem(error: CaptionerError) -> str:
-    """A refusal in plain words, its wire code in small print."""
-    heading = next(HEADINGS[kind] for kind in type(error).__mro__ if kind in HEADINGS)
-    sentence = str(error)
-    return (
-        f'<div class="problem" role="alert"><strong>{escape(heading)}</strong>'
-        f"<span>{escape(sentence[:1].upper() + sentence[1:])}</span><code>{escape(error.code)}</code></div>"
-    )
-
-
-def details_line(details: Details) -> str:
-    """How the caption came to be, in one line."""
-    times = details.timings_ms
-    facts = {
-        "model": f"{details.model} {details.revision[:7]}",
-        "first token": f"{times.first_token:.0f} ms",
-        "total": f"{times.total:.0f} ms",
-        "tokens": f"{details.tokens}",
-        "finish": FINISHES[details.finish_reason],
-        "seed": f"{details.seed}",
+def for_the_browser() -> str:
+    """JSON of the words that `browser/words.js` says, by the wire's codes, and of the advanced fields' names."""
+    headings = {
+        code: next(HEADINGS[parent] for parent in kind.__mro__ if parent in HEADINGS)
+        for code, kind in CaptionerError.by_code.items()
     }
-    if details.confidence is not None:
-        facts["confidence"] = f"{details.confidence:.0%}"
-    unsure = '<p class="unsure">Unsure: the main subject may be wrong. Please check this caption.</p>'
-    items = "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items())
-    return f'{unsure if details.unsure else ""}<dl class="facts">{items}</dl>'
-
-
-def note(text: str) -> str:
-    """A passing remark where the details will be."""
-    return f'<p class="note" role="status">{escape(text)}</p>'
+    return json.dumps({"headings": headings, "finishes": FINISHES, "fields": NAMES})
 
 
 def server_up(card: ModelCard) -> str:

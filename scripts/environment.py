@@ -33,6 +33,7 @@ SYSTEM = {
     "chromium": "chromium",
     "docker-compose": "docker-compose",
     "fc-list": "fontconfig fonts-dejavu-core",
+    "nginx": "nginx-light",
 }
 
 

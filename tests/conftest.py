@@ -11,7 +11,7 @@ import torch
 
 from captioner.server import TritonServer
 
-pytest_plugins = ["tests.served"]  # `repository` and `served`: the embedded model on a real server
+pytest_plugins = ["tests.served", "tests.pages"]  # the embedded model on a real server; pages before it
 
 Start = Callable[..., TritonServer]
 

@@ -1,12 +1,14 @@
-"""The command line's options are the wire's parameters."""
+"""The command line's options are the wire's parameters and the job's; nothing heavy stands in front of its help."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
 from captioner import __version__, wire
+from captioner.bulk.local import IN_FLIGHT, RETRY_FOR_S
 from captioner.cli import main, parser
 
 PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]
@@ -30,12 +32,41 @@ def test_what_is_not_asked_for_is_left_to_the_server() -> None:
     assert arguments.server == f"127.0.0.1:{wire.GRPC_PORT}"
 
 
-def test_several_files_are_captioned_by_one_command() -> None:
-    assert parser().parse_args(["caption", "a.jpg", "b.png"]).files == [Path("a.jpg"), Path("b.png")]
+def test_several_paths_are_captioned_by_one_command() -> None:
+    assert parser().parse_args(["caption", "a.jpg", "photos", "*.png"]).paths == ["a.jpg", "photos", "*.png"]
+
+
+def test_a_caption_goes_to_the_terminal_and_what_is_there_is_left_unless_it_is_said() -> None:
+    arguments = parser().parse_args(["caption", "a.jpg"])
+    assert (arguments.to, arguments.out, arguments.existing, arguments.engine) == ("stdout", None, "skip", "local")
+    assert (arguments.in_flight, arguments.retry_for) == (IN_FLIGHT, RETRY_FOR_S)
+
+
+def test_help_comes_before_anything_heavy_is_imported() -> None:
+    heavy = ["grpc", "numpy", "PIL", "torch", "ray", "tqdm", "tritonclient", "gradio"]
+    program = (
+        "import sys\n"
+        "from captioner.cli import main\n"
+        "try: main(['caption', '--help'])\n"
+        f"except SystemExit: sys.exit(str([name for name in {heavy} if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert "--existing" in done.stdout and done.stderr.strip() == ""
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["caption"], ["sing"], ["caption", "a.jpg", "--seed", "one"], ["up", "--http-port", "x"]]
+    "words",
+    [
+        [],
+        ["caption"],
+        ["sing"],
+        ["caption", "a.jpg", "--seed", "one"],
+        ["caption", "a.jpg", "--to", "paper"],
+        ["caption", "a.jpg", "--existing", "keep"],
+        ["caption", "a.jpg", "--in-flight", "0"],
+        ["caption", "a.jpg", "--engine", "steam"],
+        ["up", "--http-port", "x"],
+    ],
 )
 def test_a_command_that_makes_no_sense_ends_with_the_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -15,11 +15,13 @@ def family(root: type[CaptionerError]) -> list[type[CaptionerError]]:
     return [root, *(kind for child in root.__subclasses__() for kind in family(child))]
 
 
-KINDS = family(CaptionerError)
+# Those that a door defines for itself are there once it is imported.
+KINDS = [kind for kind in family(CaptionerError) if kind.__module__ == CaptionerError.__module__]
 
 
 def test_each_class_has_a_code_of_its_own() -> None:
-    assert len({kind.code for kind in KINDS}) == len(KINDS) == len(CaptionerError.by_code)
+    everywhere = family(CaptionerError)
+    assert len({kind.code for kind in everywhere}) == len(everywhere) == len(CaptionerError.by_code)
 
 
 @pytest.mark.parametrize("kind", KINDS)

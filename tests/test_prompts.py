@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.errors import ParameterUnsupported
+from captioner.errors import ParameterInvalid, ParameterUnsupported
 from captioner.prompts import PromptTable
 
 TABLE = PromptTable(
@@ -62,6 +62,12 @@ def test_an_unknown_choice_is_refused_with_the_known(
 def test_a_name_without_a_place_for_it_is_refused() -> None:
     with pytest.raises(ParameterUnsupported, match="'Ada'"):
         TABLE.render("descriptive", None, (), "Ada")
+
+
+def test_a_place_for_a_name_without_a_name_is_refused_and_not_sent_as_it_is() -> None:
+    with pytest.raises(ParameterInvalid, match="name is not given"):
+        TABLE.render("character", None)
+    assert TABLE.template("character", None) == "Describe {name}."
 
 
 def test_a_model_without_extras_says_so() -> None:

@@ -25,7 +25,7 @@ from captioner.errors import (
     StreamStalled,
 )
 from captioner.replica import Replica
-from frontend.app import EXAMPLES
+from frontend.panes import EXAMPLES
 from tests.proxy import Proxy
 from tests.served import Served, assert_soon, metric
 

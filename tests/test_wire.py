@@ -169,9 +169,9 @@ INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
 )
 def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float | None) -> None:
     details = Details(
-        model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, max_characters=99, temperature=0.5, top_p=1.0,
-        top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7, prompt_tokens=2, confidence=sure,
-        unsure=None if sure is None else sure < 0.5, mean_logprob=-1.25,
+        model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, max_characters=99,
+        temperature=0.5, top_p=1.0, top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7,
+        prompt_tokens=2, confidence=sure, unsure=None if sure is None else sure < 0.5, mean_logprob=-1.25,
         image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
@@ -180,8 +180,9 @@ def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float
 
 def test_a_model_card_comes_back_as_it_was_sent() -> None:
     card = ModelCard(
-        model="m", revision="r", version="1", license="mit", styles={"plain": ["short"]}, extras={"camera": "From where?"},
-        takes_name=False, default_style="plain", default_length="short", max_tokens=9, device="cpu", precision="fp32", follows_instructions=False,
+        model="m", revision="r", version="1", license="mit", styles={"plain": ["short"]},
+        extras={"camera": "From where?"}, takes_name=False, default_style="plain", default_length="short", max_tokens=9,
+        device="cpu", precision="fp32", follows_instructions=False,
         prompts={"plain": {"short": "<|short|>"}},
     )  # fmt: skip
     assert ModelCard.from_json(to_json(card)) == card

@@ -1,0 +1,97 @@
+"""Captions from servers, many requests in flight, driven by this process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from captioner.bulk.item import Item, Outcome
+from captioner.bulk.sources import read
+from captioner.client import AsyncClient, Caption
+from captioner.errors import CaptionerError, ServerStopping, typed
+
+IN_FLIGHT = 32
+RETRY_FOR_S = 120.0
+_READERS = 8
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
+# Triton's own words, which have no code, while it loads a model or ends.
+_COMING_OR_GOING = re.compile(
+    "Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process"
+)
+
+
+class LocalEngine:
+    """captioner.bulk.item.Engine over `server`, one address or several separated by commas.
+
+    At most `in_flight` images are held. Whatever a server says that will pass (SERVER_BUSY and the like) is asked
+    again, ever more slowly, until `retry_for_s` seconds have gone by.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        in_flight: int = IN_FLIGHT,
+        retry_for_s: float = RETRY_FOR_S,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._server, self._in_flight, self._retry_for_s = server, in_flight, retry_for_s
+        self._parameters = dict(parameters or {})
+
+    async def __call__(self, items: Iterable[Item]) -> AsyncIterator[Outcome]:
+        """Every item's outcome. `items` is read, and the images are, in threads."""
+        loop = asyncio.get_running_loop()
+        outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue(self._in_flight)
+        iterator, turn = iter(items), asyncio.Lock()
+
+        async def work() -> None:
+            while True:
+                async with turn:
+                    item: Item | None = await loop.run_in_executor(threads, next, iterator, None)
+                if item is None:
+                    return
+                await outcomes.put(await self._outcome(client, item, threads))
+
+        async def work_all() -> None:
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                await outcomes.put(None)
+
+        with ThreadPoolExecutor(_READERS, "images") as threads:
+            async with AsyncClient(self._server) as client:
+                workers = [asyncio.create_task(work()) for _ in range(self._in_flight)]
+                all_work = asyncio.create_task(work_all())
+                try:
+                    while (outcome := await outcomes.get()) is not None:
+                        yield outcome
+                    await all_work
+                finally:
+                    for task in (*workers, all_work):
+                        task.cancel()
+                    await asyncio.gather(*workers, all_work, return_exceptions=True)
+
+    async def _outcome(self, client: AsyncClient, item: Item, threads: ThreadPoolExecutor) -> Outcome:
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(threads, read, item)
+            return Outcome(item, await self._caption(client, data), None)
+        except Exception as error:  # one image's failure is its own
+            return Outcome(item, None, typed(error))
+
+    async def _caption(self, client: AsyncClient, data: bytes) -> Caption:
+        wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + self._retry_for_s
+        while True:
+            try:
+                return await client.caption(data, **self._parameters)
+            except CaptionerError as error:
+                if type(error) is CaptionerError and _COMING_OR_GOING.search(str(error)):
+                    error = ServerStopping(str(error))
+                if error.status != "UNAVAILABLE" or time.monotonic() + wait_s > give_up:
+                    raise error from None
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)

@@ -1,0 +1,80 @@
+// Zip archives, read and written by the browser itself: no library travels to it. Layout: PKWARE's APPNOTE, 4.3.
+
+const CENTRAL = 0x02014b50, LOCAL = 0x04034b50, END = 0x06054b50;
+const UTF8 = 0x800, ENCRYPTED = 1, STORED = 0, DEFLATED = 8;
+
+// The files of an archive: {name, open}, where `open()` gives the file's bytes as a Blob.
+export async function* filesOf(archive) {
+  const tail = await bytes(archive.slice(-65557)); // the end record and the longest comment
+  let at = tail.byteLength - 22;
+  while (at >= 0 && tail.getUint32(at, true) !== END) at--;
+  if (at < 0) throw new Error("this is no zip archive, or one that is cut off");
+  const [count, size, start] = [tail.getUint16(at + 10, true), tail.getUint32(at + 12, true), tail.getUint32(at + 16, true)];
+  if (count === 0xffff || start === 0xffffffff) throw new Error("zip64 archives are not read here; unpack it and drop the folder");
+  const directory = await bytes(archive.slice(start, start + size));
+  for (let entry = 0; entry + 46 <= directory.byteLength && directory.getUint32(entry, true) === CENTRAL; ) {
+    const field = (offset, wide) => (wide ? directory.getUint32(entry + offset, true) : directory.getUint16(entry + offset, true));
+    const nameLength = field(28);
+    const raw = new Uint8Array(directory.buffer, directory.byteOffset + entry + 46, nameLength);
+    const name = new TextDecoder(field(8) & UTF8 ? "utf-8" : "ibm866").decode(raw);
+    const [flags, method, packed, local] = [field(8), field(10), field(20, true), field(42, true)];
+    if (!name.endsWith("/")) yield { name, open: () => unpack(archive, { name, flags, method, packed, local }) };
+    entry += 46 + nameLength + field(30) + field(32);
+  }
+}
+
+async function unpack(archive, { name, flags, method, packed, local }) {
+  if (flags & ENCRYPTED) throw new Error(`${name} is encrypted`);
+  const header = await bytes(archive.slice(local, local + 30));
+  if (header.byteLength < 30 || header.getUint32(0, true) !== LOCAL) throw new Error(`${name} is cut off`);
+  const start = local + 30 + header.getUint16(26, true) + header.getUint16(28, true);
+  const data = archive.slice(start, start + packed);
+  if (method === STORED) return data;
+  if (method !== DEFLATED) throw new Error(`${name} is packed by method ${method}; 0 and 8 are read here`);
+  return new Response(data.stream().pipeThrough(new DecompressionStream("deflate-raw"))).blob();
+}
+
+// An archive of texts: [name, text] each, stored.
+export function zipOf(texts) {
+  const encode = new TextEncoder();
+  const [files, directory] = [[], []];
+  let offset = 0;
+  for (const [name, text] of texts) {
+    const [path, data] = [encode.encode(name), encode.encode(text)];
+    const common = [20, UTF8, STORED, 0, 0x21]; // version, flags, method, time, date: 1 January 1980
+    const rest = record("LLLSS", [crc32(data), data.length, data.length, path.length, 0]);
+    const local = [record("LSSSSS", [LOCAL, ...common]), rest, path, data];
+    const central = [record("LSSSSSS", [CENTRAL, 20, ...common]), rest, record("SSSLL", [0, 0, 0, 0, offset]), path];
+    offset += local.reduce((sum, part) => sum + part.length, 0);
+    files.push(...local);
+    directory.push(...central);
+  }
+  const size = directory.reduce((sum, part) => sum + part.length, 0);
+  const end = record("LSSSSLLS", [END, 0, 0, texts.length, texts.length, size, offset, 0]);
+  return new Blob([...files, ...directory, end], { type: "application/zip" });
+}
+
+function record(kinds, values) {
+  const view = new DataView(new ArrayBuffer([...kinds].reduce((sum, kind) => sum + (kind === "L" ? 4 : 2), 0)));
+  let at = 0;
+  [...kinds].forEach((kind, index) => {
+    kind === "L" ? view.setUint32(at, values[index], true) : view.setUint16(at, values[index], true);
+    at += kind === "L" ? 4 : 2;
+  });
+  return new Uint8Array(view.buffer);
+}
+
+const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+  return n;
+});
+
+function crc32(data) {
+  let sum = 0xffffffff;
+  for (const byte of data) sum = TABLE[(sum ^ byte) & 0xff] ^ (sum >>> 8);
+  return (sum ^ 0xffffffff) >>> 0;
+}
+
+async function bytes(blob) {
+  return new DataView(await blob.arrayBuffer());
+}

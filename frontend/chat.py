@@ -1,0 +1,159 @@
+"""POST /v1/chat/completions and GET /v1/models: what OpenAI's clients speak, answered with a caption."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from captioner.client import AsyncClient
+from captioner.errors import CaptionerError
+from captioner.stream import AsyncCaptionStream
+from captioner.wire import Details, Ending, ModelCard
+from frontend.body import read_json
+from frontend.chat_request import WIRE_NAMES, ChatRequest, chat_request, check_model
+from frontend.events import MEDIA_TYPES, Events, event, first_text
+from frontend.refusals import refusal_body
+from frontend.remote import RemoteImages
+from frontend.schema import answers, chat_body
+
+CARD_LIFE_S = 5.0  # how long another version may go unnoticed
+FINISH_REASONS: dict[Ending, str] = {
+    "stop": "stop",
+    "repetition": "stop",
+    "length": "length",
+    "deadline": "length",
+}
+
+
+class ServedCard:
+    """The served model's card, asked for again when it has grown old."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._card: ModelCard | None = None
+        self._asked = 0.0
+
+    async def get(self) -> ModelCard:
+        """The card; raises what `AsyncClient.describe` does."""
+        if self._card is None or time.monotonic() - self._asked > CARD_LIFE_S:
+            self._card = await self._client.describe()
+            self._asked = time.monotonic()
+        return self._card
+
+
+class Completion:
+    """One answer, whole or in chunks."""
+
+    def __init__(self, card: ModelCard, asked: ChatRequest) -> None:
+        self._asked = asked
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": card.model,
+            "system_fingerprint": card.revision,
+        }
+
+    def whole(self, text: str, details: Details) -> dict[str, Any]:
+        """A chat.completion."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = _choice("message", message, FINISH_REASONS[details.finish_reason])
+        return self._head | {
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": _usage(details),
+            "captioner": self._captioner(details),
+        }
+
+    async def chunks(self, stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:
+        """The chat.completion.chunks, and [DONE]; an error in place of the rest where the writing breaks off."""
+        try:
+            yield self._chunk([_choice("delta", {"role": "assistant", "content": first}, None)])
+            async for text in stream:
+                yield self._chunk([_choice("delta", {"content": text}, None)])
+            details = stream.details
+            if details is None:
+                raise CaptionerError("the stream ended without details")
+            last = [_choice("delta", {}, FINISH_REASONS[details.finish_reason])]
+            yield self._chunk(last, captioner=self._captioner(details))
+            if self._asked.include_usage:
+                yield self._chunk([], usage=_usage(details))
+            yield b"data: [DONE]\n\n"
+        except CaptionerError as error:
+            yield event(refusal_body(error))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Says before the first word that the messages' text is not used."""
+        return {"x-captioner-unused-text": "true"} if self._asked.unused_text else {}
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: object) -> bytes:
+        usage = {"usage": None} if self._asked.include_usage else {}
+        return event(self._head | {"object": "chat.completion.chunk", "choices": choices} | usage | more)
+
+    def _captioner(self, details: Details) -> dict[str, Any]:
+        unused = self._asked.unused_text
+        return asdict(details) | ({"unused_text": unused} if unused else {})
+
+
+def chat(client: AsyncClient, images: RemoteImages) -> APIRouter:
+    """The routes."""
+    router = APIRouter()
+    served = ServedCard(client)
+
+    @router.post(
+        "/v1/chat/completions",
+        openapi_extra=chat_body(WIRE_NAMES),
+        responses=answers("A completion, or its chunks", *MEDIA_TYPES),
+    )
+    async def complete(request: Request) -> Response:
+        """A caption as the answer to a chat with an image."""
+        body = await read_json(request)
+        card = await served.get()
+        asked = chat_request(body, card)
+        completion = Completion(card, asked)
+        image = await images.read(asked.image)
+        if not asked.stream:
+            whole = await client.caption(image, prompt=asked.prompt, **asked.parameters)
+            return JSONResponse(completion.whole(whole.text, whole.details), headers=completion.headers)
+        stream = await client.stream(image, prompt=asked.prompt, **asked.parameters)
+        return Events(stream, completion.chunks(stream, await first_text(stream)), completion.headers)
+
+    @router.get("/v1/models", responses=answers("The model", "application/json"))
+    async def models() -> JSONResponse:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [_model(await served.get())]})
+
+    @router.get("/v1/models/{model:path}", responses=answers("The model", "application/json"))
+    async def model(model: str) -> JSONResponse:
+        """The served model's card, by its id."""
+        card = await served.get()
+        check_model(model, card)
+        return JSONResponse(_model(card))
+
+    return router
+
+
+def _choice(kind: str, said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, kind: said, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _usage(details: Details) -> dict[str, int]:
+    return {
+        "prompt_tokens": details.prompt_tokens,
+        "completion_tokens": details.tokens,
+        "total_tokens": details.prompt_tokens + details.tokens,
+    }
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    owner, slash, _ = card.model.partition("/")
+    about = {name: value for name, value in asdict(card).items() if name != "model"}
+    # When it was made is not known.
+    return {"id": card.model, "object": "model", "created": 0, "owned_by": owner if slash else "captioner"} | about

@@ -1,0 +1,96 @@
+"""What /openapi.json says of bodies and answers, made from the wire's own table; its examples are valid requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.openapi.utils import get_openapi
+
+import captioner
+from captioner.wire import PARAMETERS, TEXT_LISTS, Parameter
+
+# A white square of 8 × 8 pixels.
+EXAMPLE_IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAA"
+    "DsdIMmAAAADUlEQVR42mP4z8SADAEPcQEOdvOI0AAAAABJRU5ErkJggg=="
+)
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+TEXTS = {"type": "array", "items": {"type": "string"}}
+
+Schema = dict[str, Any]
+Answers = dict[int | str, dict[str, Any]]
+
+
+def captions_body(names: tuple[str, ...]) -> Schema:
+    """The body of POST /v1/captions."""
+    prompt = {"type": "string", "description": "used as it is, in place of style, length, extras and name"}
+    file = {"type": "string", "format": "binary"}
+    text = {"type": "string", "description": "base64, a data URL, or an https address where the server allows it"}
+    others = {"prompt": prompt} | {name: _parameter(PARAMETERS[name]) for name in names}
+    example = {"image": EXAMPLE_IMAGE, "length": "short"}
+    return _body(
+        {
+            "multipart/form-data": {"schema": _object({"image": file} | others, "image")},
+            "application/json": {"schema": _object({"image": text} | others, "image"), "example": example},
+        }
+    )
+
+
+def chat_body(names: tuple[str, ...]) -> Schema:
+    """The body of POST /v1/chat/completions."""
+    usage = _object({"include_usage": {"type": "boolean"}})
+    bound = {"type": "integer", "minimum": 1, "description": "the most tokens to write"}
+    own = {
+        "model": {"type": "string", "description": "the served model's id, or captioner"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "stream": {"type": "boolean", "default": False},
+        "stream_options": usage,
+        "max_tokens": bound,
+        "max_completion_tokens": bound,
+    }
+    parameters = {name: _parameter(PARAMETERS[name]) for name in names}
+    image = {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}}
+    content = [{"type": "text", "text": "Describe the image."}, image]
+    example = {"model": "captioner", "messages": [{"role": "user", "content": content}], "max_tokens": 20}
+    schema = _object(own | parameters, "model", "messages")
+    return _body({"application/json": {"schema": schema, "example": example}})
+
+
+def answers(description: str, *media_types: str) -> Answers:
+    """A door's answers: what was asked for, or a refusal."""
+    texts = {name: {"type": "string"} for name in ("code", "message", "type")}
+    error = _object(texts | {"param": {"type": ["string", "null"]}}, "code", "message")
+    example = {"code": "IMAGE_TOO_LARGE", "message": "31.0 MiB; the limit is 20 MiB", "type": "invalid_request_error"}
+    refused = {"schema": _object({"error": error}, "error"), "example": {"error": example | {"param": None}}}
+    return {
+        200: {"description": description, "content": {kind: {} for kind in media_types}},
+        "default": {"description": "A refusal", "content": {"application/json": refused}},
+    }
+
+
+def document(router: APIRouter, root_path: str) -> Schema:
+    """The whole of /openapi.json."""
+    return get_openapi(
+        title="Captioner",
+        version=captioner.__version__,
+        summary="An image in, its caption out.",
+        routes=router.routes,
+        servers=[{"url": root_path or "/"}],
+    )
+
+
+def _parameter(parameter: Parameter) -> Schema:
+    schema: Schema = {"type": TYPES[parameter.kind], "description": parameter.doc}
+    if parameter.name in TEXT_LISTS:
+        schema = {"anyOf": [TEXTS, {"type": "string"}], "description": parameter.doc}
+    more = {"default": parameter.default, "minimum": parameter.minimum, "maximum": parameter.maximum}
+    return schema | {name: value for name, value in more.items() if value is not None}
+
+
+def _object(properties: Schema, *required: str) -> Schema:
+    return {"type": "object", "properties": properties} | ({"required": list(required)} if required else {})
+
+
+def _body(content: Schema) -> Schema:
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,47 @@
+"""The doors of one process: the page, what it is made of, and the HTTP API, over one client of the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from captioner.client import Addresses, AsyncClient
+from frontend import app as page
+from frontend import look, panes
+from frontend.api import add_api
+from frontend.options import Options
+
+
+def application(addresses: Addresses, options: Options) -> FastAPI:
+    """Everything, for the captioner server's replicas at `addresses`, up or not yet."""
+    client = AsyncClient(addresses)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    add_api(app, client, options)
+    app.mount("/browser", StaticFiles(directory=look.BROWSER))
+    app.mount("/examples", StaticFiles(directory=panes.EXAMPLES[0].parent))
+    page.mount(app, client, options.root_path)
+    return app
+
+
+def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
+    """Serves until SIGINT or SIGTERM; `tls` is (certificate, key), files in PEM."""
+    certificate, key = tls or (None, None)
+    uvicorn.run(
+        application(addresses, options),
+        host=host,
+        port=port,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
