@@ -88,6 +88,13 @@ class PromptTooLong(ParameterRefused):
     code = "PROMPT_TOO_LONG"
 
 
+class OutputRefused(CaptionerError):
+    """A caption cannot be put where it was asked for."""
+
+    code = "OUTPUT_REFUSED"
+    status = "INVALID_ARG"
+
+
 class ServerBusy(CaptionerError):
     """Running and waiting places are taken; the sentence says when to retry."""
 
@@ -160,6 +167,10 @@ class StartupRefused(CaptionerError):
 
 CaptionerError.by_code[CaptionerError.code] = CaptionerError
 
+# Triton's own words, which have no code, while it loads a model or ends.
+_COMING_OR_GOING = re.compile(
+    "Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process"
+)
 _CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 
 
@@ -174,4 +185,4 @@ def from_wire(message: str) -> CaptionerError:
         error = CaptionerError.by_code.get(match[1])
         if error is not None:
             return error(message[match.end() :].strip())
-    return CaptionerError(message.strip())
+    return (ServerStopping if _COMING_OR_GOING.search(message) else CaptionerError)(message.strip())

@@ -24,13 +24,14 @@ from PIL import Image
 
 from benchmarks.images import EXAMPLES
 from captioner.bulk import exif, sidecars, tables, xmp
-from captioner.bulk.disk import OutputRefused, replace
+from captioner.bulk.disk import replace
 from captioner.bulk.edits import Edit
 from captioner.bulk.item import Item
 from captioner.bulk.journal import Journal
 from captioner.bulk.outputs import Captioned
 from captioner.bulk.sources import Found, Sources
 from captioner.client import Caption
+from captioner.errors import OutputRefused
 from captioner.wire import Details, ImageInfo, Timings
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from captioner import __version__, wire
-from captioner.bulk.local import IN_FLIGHT, RETRY_FOR_S
+from captioner.bulk.local import IN_FLIGHT
+from captioner.bulk.patience import RETRY_FOR_S
 from captioner.cli import main, parser
 
 PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]

@@ -11,14 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from captioner.errors import CaptionerError
-
-
-class OutputRefused(CaptionerError):
-    """A caption cannot be put where it was asked for."""
-
-    code = "OUTPUT_REFUSED"
-    status = "INVALID_ARG"
+from captioner.errors import OutputRefused
 
 
 def replace(path: Path, data: bytes) -> None:

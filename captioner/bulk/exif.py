@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from captioner.bulk.disk import OutputRefused
+from captioner.errors import OutputRefused
 
 DESCRIPTION, XP_COMMENT = 0x010E, 0x9C9C
 _ASCII, _BYTE = 2, 1

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from captioner.bulk.disk import OutputRefused
 from captioner.bulk.item import Engine, Item
 from captioner.bulk.outputs import Captioned, Output
 from captioner.bulk.progress import Progress
 from captioner.bulk.sources import Found, Sources, reason
-from captioner.errors import CaptionerError, ImageMissing, ParameterRefused, typed
+from captioner.errors import CaptionerError, ImageMissing, OutputRefused, ParameterRefused, typed
 
 _WAITING = 256  # captions that wait to be written
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

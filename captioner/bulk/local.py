@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import re
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from captioner.bulk.item import Item, Outcome
+from captioner.bulk.patience import RETRY_FOR_S, PatientClient
 from captioner.bulk.sources import read
-from captioner.client import AsyncClient, Caption
-from captioner.errors import CaptionerError, ServerStopping, typed
+from captioner.client import AsyncClient
+from captioner.errors import typed
 
 IN_FLIGHT = 32
-RETRY_FOR_S = 120.0
 _READERS = 8
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
-# Triton's own words, which have no code, while it loads a model or ends.
-_COMING_OR_GOING = re.compile(
-    "Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process"
-)
 
 
 class LocalEngine:
     """captioner.bulk.item.Engine over `server`, one address or several separated by commas.
 
-    At most `in_flight` images are held. Whatever a server says that will pass (SERVER_BUSY and the like) is asked
-    again, ever more slowly, until `retry_for_s` seconds have gone by.
+    At most `in_flight` images are held. Servers that are away are waited for, see PatientClient.
     """
 
     def __init__(
@@ -55,7 +46,7 @@ class LocalEngine:
                     item: Item | None = await loop.run_in_executor(threads, next, iterator, None)
                 if item is None:
                     return
-                await outcomes.put(await self._outcome(client, item, threads))
+                await outcomes.put(await self._outcome(patient, item, threads))
 
         async def work_all() -> None:
             try:
@@ -65,6 +56,7 @@ class LocalEngine:
 
         with ThreadPoolExecutor(_READERS, "images") as threads:
             async with AsyncClient(self._server) as client:
+                patient = PatientClient(client, self._parameters, self._retry_for_s)
                 workers = [asyncio.create_task(work()) for _ in range(self._in_flight)]
                 all_work = asyncio.create_task(work_all())
                 try:
@@ -76,22 +68,9 @@ class LocalEngine:
                         task.cancel()
                     await asyncio.gather(*workers, all_work, return_exceptions=True)
 
-    async def _outcome(self, client: AsyncClient, item: Item, threads: ThreadPoolExecutor) -> Outcome:
+    async def _outcome(self, client: PatientClient, item: Item, threads: ThreadPoolExecutor) -> Outcome:
         try:
             data = await asyncio.get_running_loop().run_in_executor(threads, read, item)
-            return Outcome(item, await self._caption(client, data), None)
+            return Outcome(item, await client.caption(data), None)
         except Exception as error:  # one image's failure is its own
             return Outcome(item, None, typed(error))
-
-    async def _caption(self, client: AsyncClient, data: bytes) -> Caption:
-        wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + self._retry_for_s
-        while True:
-            try:
-                return await client.caption(data, **self._parameters)
-            except CaptionerError as error:
-                if type(error) is CaptionerError and _COMING_OR_GOING.search(str(error)):
-                    error = ServerStopping(str(error))
-                if error.status != "UNAVAILABLE" or time.monotonic() + wait_s > give_up:
-                    raise error from None
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)

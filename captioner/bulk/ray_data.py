@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.bulk.item import Engine, Item, Outcome
-from captioner.bulk.local import RETRY_FOR_S
+from captioner.bulk.patience import RETRY_FOR_S
 from captioner.bulk.ray_worker import Work, Worker
 from captioner.client import Caption
 from captioner.errors import CaptionerError, StartupRefused, from_wire
@@ -50,7 +50,7 @@ def engine(
 ) -> Engine:
     """`workers` actors with `in_flight` images between them, which ask `server` (one address or several, by commas).
 
-    A server that is away is waited for, `retry_for_s` seconds after an actor's last caption.
+    A server that is away is waited for, see PatientClient.
     With `repository` in its place each actor holds the newest published model itself. Raises StartupRefused where Ray
     cannot be used, ArtefactBroken where the model is not what was published.
     """

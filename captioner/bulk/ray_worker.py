@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from captioner.bulk.item import Item
-from captioner.bulk.local import RETRY_FOR_S
+from captioner.bulk.patience import RETRY_FOR_S, PatientClient
 from captioner.bulk.sources import read
 from captioner.client import AsyncClient, Caption
-from captioner.errors import CaptionerError, typed
+from captioner.errors import typed
 from captioner.wire import to_json
 
 
@@ -41,9 +39,8 @@ class Worker:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._places = asyncio.Semaphore(work.in_flight)
-        self._last_caption = time.monotonic()
         if work.server is not None:
-            self._client = AsyncClient(work.server)
+            self._client = PatientClient(AsyncClient(work.server), work.parameters, work.retry_for_s)
         else:
             from captioner.backend_folder import usable_cores
             from captioner.bulk.in_worker import InWorker
@@ -67,16 +64,4 @@ class Worker:
     async def _caption(self, image: bytes) -> Caption:
         if self._work.repository is not None:
             return await asyncio.wrap_future(self._model.submit(image, self._work.parameters))
-        wait_s = 0.1
-        while True:
-            try:
-                caption = await self._client.caption(image, **self._work.parameters)
-            except CaptionerError as error:
-                waited_s = time.monotonic() - self._last_caption  # by all: who comes later is not waited for anew
-                if error.status != "UNAVAILABLE" or waited_s > self._work.retry_for_s:
-                    raise
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
-                wait_s = min(2 * wait_s, 5.0)
-            else:
-                self._last_caption = time.monotonic()
-                return caption
+        return await self._client.caption(image)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from captioner.bulk import disk, exif, xmp
-from captioner.bulk.disk import OutputRefused
 from captioner.bulk.edits import Edit
 from captioner.bulk.item import Item
 from captioner.bulk.journal import Journal
 from captioner.bulk.outputs import Captioned
 from captioner.bulk.sources import Found, read, reason
 from captioner.bulk.stems import is_image
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, OutputRefused
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _WRITERS = 8  # files written at once: each waits for its disk

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, get_args
 
 from captioner.bulk import disk
-from captioner.bulk.disk import OutputRefused
 from captioner.bulk.edits import Edit
 from captioner.bulk.outputs import Captioned
 from captioner.bulk.sources import Found
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, OutputRefused
 from captioner.wire import Details, Ending
 
 _SYNC_SECONDS = 1.0  # of captions a power cut may take; a kill takes none

@@ -6,7 +6,7 @@ import re
 from io import BytesIO
 from xml.etree import ElementTree
 
-from captioner.bulk.disk import OutputRefused
+from captioner.errors import OutputRefused
 
 META, DC = "adobe:ns:meta/", "http://purl.org/dc/elements/1.1/"
 RDF, XML = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/XML/1998/namespace"

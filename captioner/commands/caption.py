@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.commands.options import add_parameters, add_server, parameters
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, OutputRefused
 
 if TYPE_CHECKING:  # what a job needs is imported when there is one: `captioner --help` stays quick
     from captioner.bulk.edits import Edit
@@ -97,7 +97,6 @@ def _at_least_one(text: str) -> int:
 
 def _edit(arguments: argparse.Namespace) -> Edit:
     """What is asked of the texts; whatever does not go together is refused by name."""
-    from captioner.bulk.disk import OutputRefused
     from captioner.bulk.edits import Edit
 
     to, existing, joins = arguments.to, arguments.existing, arguments.existing in ("append", "prepend")
@@ -178,7 +177,11 @@ def _engine(arguments: argparse.Namespace) -> Engine:
         from captioner.bulk import ray_data
 
         return ray_data.engine(
-            server=arguments.server, workers=arguments.workers or 2, in_flight=arguments.in_flight, parameters=asked
+            server=arguments.server,
+            workers=arguments.workers or 2,
+            in_flight=arguments.in_flight,
+            parameters=asked,
+            retry_for_s=arguments.retry_for,
         )
     from captioner.bulk.local import LocalEngine
 
@@ -189,7 +192,6 @@ def _engine(arguments: argparse.Namespace) -> Engine:
 
 def _output(arguments: argparse.Namespace, sources: Sources, edit: Edit, progress: Progress) -> Output:
     from captioner.bulk import sidecars, tables
-    from captioner.bulk.disk import OutputRefused
     from captioner.bulk.journal import Journal
 
     to, out = arguments.to, arguments.out
