@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-in-flight", type=int, default=Options.max_in_flight, help="requests held at once (default: %(default)s)"
     )
+    parser.add_argument("--mcp", action="store_true", help="a tool for agents at /gradio_api/mcp/ (extra: mcp)")
     parser.add_argument("--tls-certificate", metavar="FILE", help="PEM; with --tls-key, serves HTTPS itself")
     parser.add_argument("--tls-key", metavar="FILE", help="PEM")
     return parser
@@ -69,6 +70,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         auth=(user, password) if auth else None,
         image_hosts=tuple(arguments.image_host),
         max_in_flight=arguments.max_in_flight,
+        mcp=arguments.mcp,
         root_path=arguments.root_path.rstrip("/"),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from captioner.client import AsyncClient
 from captioner.errors import CaptionerError
@@ -17,6 +18,7 @@ from captioner.prompts import NAME, PromptTable
 from captioner.wire import ModelCard
 from frontend import look, panes, words
 from frontend.fields import make_fields
+from frontend.tools import Tool
 
 RETRY_S = 3.0
 ALT_TEXT = "alt-text"
@@ -161,16 +163,15 @@ class Page:
         return self.card
 
 
-def build(client: AsyncClient) -> gr.Blocks:
-    """The page for the captioner server that `client` talks to, up or not yet."""
-    return Page(client).blocks
-
-
-def mount(app: Any, client: AsyncClient, root_path: str) -> None:
-    """Adds the page at `/` of a FastAPI application, under what is there already."""
+def mount(app: Any, client: AsyncClient, root_path: str, tool: Tool | None = None) -> None:
+    """Adds the page at `/` of a FastAPI application, under what is there already; `tool` is offered by MCP."""
+    page = Page(client)
+    if tool is not None:
+        with page.blocks:
+            api(tool, api_name="caption_image", queue=False)
     gr.mount_gradio_app(
         app,
-        build(client),
+        page.blocks,
         "/",
         footer_links=[],
         run_history=False,
@@ -179,6 +180,7 @@ def mount(app: Any, client: AsyncClient, root_path: str) -> None:
         max_file_size=1,  # nothing is uploaded to Gradio
         ssr_mode=False,
         enable_monitoring=False,
+        mcp_server=tool is not None,
         theme=look.theme(),
         css_paths=look.CSS,
         head=look.head(root_path),

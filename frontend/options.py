@@ -15,6 +15,7 @@ class Options:
     auth: tuple[str, str] | None = None  # user and password, for the page and the API alike
     image_hosts: tuple[str, ...] = ()  # such as images.example.org, *.example.org or images.example.org:8443
     max_in_flight: int = 64
+    mcp: bool = False  # a tool for agents at /gradio_api/mcp/
     root_path: str = ""  # where a proxy shows all of this, such as /caption
 
     def __post_init__(self) -> None:

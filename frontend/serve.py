@@ -14,6 +14,8 @@ from frontend import app as page
 from frontend import look, panes
 from frontend.api import add_api
 from frontend.options import Options
+from frontend.remote import RemoteImages
+from frontend.tools import caption_tool
 
 
 def application(addresses: Addresses, options: Options) -> FastAPI:
@@ -26,10 +28,11 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    add_api(app, client, options)
+    images = RemoteImages(options.image_hosts)
+    add_api(app, client, options, images)
     app.mount("/browser", StaticFiles(directory=look.BROWSER))
     app.mount("/examples", StaticFiles(directory=panes.EXAMPLES[0].parent))
-    page.mount(app, client, options.root_path)
+    page.mount(app, client, options.root_path, caption_tool(client, images) if options.mcp else None)
     return app
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import Serve
 from tests.served import ROOT, Served
 
 README = (ROOT / "README.md").read_text()
@@ -20,19 +21,25 @@ PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 ELSEWHERE = ("make run", "docker compose", ".venv/bin/python -m export", "CAPTIONER_PRECISION")
 
 
-def here(text: str, served: Served) -> str:
+@pytest.fixture(scope="module")
+def page(served: Served, serve_page: Serve) -> str:
+    return serve_page(served.grpc)
+
+
+def here(text: str, served: Served, page: str = "") -> str:
     """The same with this test's server and interpreter."""
     addresses = {
         "127.0.0.1:8000": served.http,
         "127.0.0.1:8001": served.grpc,
         "127.0.0.1:8002": served.metrics,
+        "http://127.0.0.1:7860": page,
     }
     for shown, used in addresses.items():
         text = text.replace(shown, used)
     text = text.replace(
         ".venv/bin/captioner caption", f"{sys.executable} -m captioner.cli caption --server {served.grpc}"
     )
-    return text.replace("/tmp/request.json", "$TMPDIR/request.json")
+    return text.replace("/tmp/", "$TMPDIR/")
 
 
 def run(command: list[str], tmp_path: Path) -> str:
@@ -51,19 +58,20 @@ def run(command: list[str], tmp_path: Path) -> str:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {language for language, _ in BLOCKS} == {"sh", "python", "text"}
-    assert len(COMMANDS) == 8 and len(PROGRAMS) == 2
+    assert len(COMMANDS) == 10 and len(PROGRAMS) == 3
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(ELSEWHERE)])
-def test_a_command_runs(served: Served, tmp_path: Path, command: str) -> None:
-    assert run(["bash", "-euo", "pipefail", "-c", here(command, served)], tmp_path).strip()
+def test_a_command_runs(served: Served, page: str, tmp_path: Path, command: str) -> None:
+    said = run(["bash", "-euo", "pipefail", "-c", here(command, served, page)], tmp_path).strip()
+    assert said or (tmp_path / "captions.jsonl").read_text().count('"caption": "ohwx, ') == 4
 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_runs(served: Served, tmp_path: Path, program: str) -> None:
-    assert run([sys.executable, "-c", here(program, served)], tmp_path).strip()
+def test_a_program_runs(served: Served, page: str, tmp_path: Path, program: str) -> None:
+    assert run([sys.executable, "-c", here(program, served, page)], tmp_path).strip()
 
 
 @pytest.mark.triton
