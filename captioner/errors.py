@@ -88,11 +88,10 @@ class PromptTooLong(ParameterRefused):
     code = "PROMPT_TOO_LONG"
 
 
-class OutputRefused(CaptionerError):
+class OutputRefused(ParameterRefused):
     """A caption cannot be put where it was asked for."""
 
     code = "OUTPUT_REFUSED"
-    status = "INVALID_ARG"
 
 
 class ServerBusy(CaptionerError):

@@ -30,6 +30,8 @@ from captioner.errors import (
 
 TLS_SCHEME = "grpcs://"
 REST_S = 5.0  # how long a replica that failed is the last to be asked
+# What grpc.aio says, in place of the status, where a call ends while its request is being written: asked again for it.
+BROKE_OFF, WRITE_TRIES = "Internal error from Core", 4
 LATE_S = 2.0  # how long after its deadline a request is given up here, where the server did not
 # By default a channel asks a server that was away for a minute only half a minute after it came back.
 RECONNECT = [("grpc.initial_reconnect_backoff_ms", 250), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -125,20 +127,25 @@ class Replica:
         request = infer_request(inputs, parameters)
         connection = self._connection
         metadata = [(name.lower(), value) for name, value in connection.headers.items()]
-        call = service_pb2_grpc.GRPCInferenceServiceStub(self._open()).ModelStreamInfer(
-            timeout=None if deadline_s is None else max(deadline_s, 0) + LATE_S, metadata=metadata
-        )
-        try:
-            await call.write(request)
-            await call.done_writing()
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        except grpc.RpcError as error:
-            raise _transport_error(error, self.address) from None
-        except asyncio.InvalidStateError:  # the server answered before it had read everything: the answer says why
-            pass
-        return Answer(call, connection.stall_timeout_s, self)
+        timeout_s = None if deadline_s is None else max(deadline_s, 0) + LATE_S
+        for tries_left in reversed(range(WRITE_TRIES)):
+            call = service_pb2_grpc.GRPCInferenceServiceStub(self._open()).ModelStreamInfer(
+                timeout=timeout_s, metadata=metadata
+            )
+            try:
+                await call.write(request)
+                await call.done_writing()
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            except grpc.RpcError as error:
+                if tries_left and error.details() == BROKE_OFF:
+                    continue
+                raise _transport_error(error, self.address) from None
+            except asyncio.InvalidStateError:  # the server answered before it had read everything: the answer says why
+                pass
+            return Answer(call, connection.stall_timeout_s, self)
+        raise AssertionError("the last try returns or raises")
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:  # made inside the running loop, which grpc.aio binds it to
@@ -183,7 +190,7 @@ def _transport_error(error: grpc.RpcError, address: str) -> CaptionerError:
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.CANCELLED:
         return RequestCancelled("the caption was cancelled")
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and details == BROKE_OFF):
         return ServerUnreachable(f"no answer from {address}: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{address} did not end at the deadline; the request was given up")

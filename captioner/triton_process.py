@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import socket
 import subprocess
 import sys
 import tempfile
@@ -98,18 +97,23 @@ class TritonProcess:
             time.sleep(_POLL_SECONDS)
 
     def is_ready(self) -> bool:
-        """Whether every model is loaded and every port answers; metrics is the last that Triton opens."""
-        options = self._options
+        """Whether every model is loaded and every port answers; metrics is the last that Triton opens.
+
+        Metrics are asked for, not only the port: another's may be open there.
+        """
         try:
-            with socket.create_connection((reachable(options.host), options.metrics_port), timeout=1):
-                status, _ = self.request("GET", "/v2/health/ready")
+            status, _ = self.request("GET", "/v2/health/ready")
+            return (
+                status == 200 and self.request("GET", "/metrics", timeout=1, port=self._options.metrics_port)[0] == 200
+            )
         except OSError:
             return False
-        return status == 200
 
-    def request(self, method: str, path: str, body: str = "", timeout: float = 10) -> tuple[int, bytes]:
+    def request(
+        self, method: str, path: str, body: str = "", timeout: float = 10, port: int | None = None
+    ) -> tuple[int, bytes]:
         """One HTTP request with the admin key; the status and the body. Raises OSError if nothing answers."""
-        address = reachable(self._options.host), self._options.http_port
+        address = reachable(self._options.host), port or self._options.http_port
         connection = http.client.HTTPConnection(*address, timeout=timeout)
         try:
             connection.request(method, path, body, {ADMIN_HEADER: self._options.admin_key})
