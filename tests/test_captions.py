@@ -351,3 +351,15 @@ def test_precision_and_slots_are_set_by_variables(
             client.caption(PHOTO, num_beams=4)
     log = next(path for path in server.log_path.parent.glob("*.log")).read_text()
     assert f"on cpu in {precision}: " in log and "MiB of weights, 3 slots x" in log and "decode threads 1" in log
+
+
+@pytest.mark.parametrize("limit", [12, 30, 60])
+def test_a_limit_of_characters_holds_streamed_and_whole_and_says_so(client: Client, limit: int) -> None:
+    free = client.caption(PHOTO, length="long")
+    whole = client.caption(PHOTO, length="long", max_characters=limit)
+    with client.stream(PHOTO, length="long", max_characters=limit) as stream:
+        assert "".join(stream) == whole.text
+    assert 0 < len(whole.text) <= limit < len(free.text)
+    assert free.text.startswith(whole.text)
+    assert whole.details.finish_reason == "length" and whole.details.max_characters == limit
+    assert whole.details.tokens < free.details.tokens

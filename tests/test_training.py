@@ -18,7 +18,7 @@ from captioner.families.concept_encoder import CLASSES, LOWER_SHAPE, ConceptEnco
 from training import artefact, calibration, metrics
 from training.batches import Words, make_batch, plain_look
 from training.critic import Reward, tag_reward
-from training.dataset import Caption, Photo, load_photos, mirror, pack, tags, tidy
+from training.dataset import Caption, Photo, load_photos, mirror, pack, tags, taught, tidy
 from training.measure import loss
 from training.model import Captioner, Look, Regularisation
 from training.tokenizer import CaptionTokenizer
@@ -306,3 +306,12 @@ def test_the_reward_of_one_batch_knows_how_rare_words_are_in_all_photos() -> Non
     assert rare > 5, "a whole caption said right is worth 10 less nothing"
     partly = reward(["A brown dog on a lake"], photos[:1])[0]
     assert common > partly > reward(["Two boats on a lake"], photos[:1])[0]
+
+
+def test_a_teachers_captions_stand_beside_a_photos_own(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text('{"a.webp": {"short": "a  dog .", "plain": ""}}')
+    photos = [Photo(name, (Caption("A cat", "medium"),), True) for name in ("a.webp", "b.webp")]
+    both = taught(photos, path)
+    assert both[0].captions == (Caption("A cat", "medium"), Caption("A dog", "short"))
+    assert both[1] == photos[1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from captioner.families.concept_encoder import ConceptEncoderConfig
 from training import artefact, calibration, measure, metrics
-from training.dataset import Photo, Split, load_photos, texts
+from training.dataset import Photo, Split, load_photos, taught, texts
 from training.features import LowerCache
 from training.model import Captioner, Regularisation
 from training.tokenizer import CaptionTokenizer
@@ -32,6 +32,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     splits: tuple[Split, ...] = ("train", "val", "test")
     photos = {split: load_photos(options.data, split, options.flickr8k and split == "train") for split in splits}
+    if options.taught is not None:
+        photos["train"] = taught(photos["train"], options.taught)
     if not photos["train"]:
         raise SystemExit(f"--data {options.data}: captions.json names no photo of split train outside Flickr8k")
     print(", ".join(f"{len(photos[split])} photos to {split}" for split in photos))
@@ -137,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone-rate", type=float, default=0.1, help="of the learning rate; 0 leaves it frozen")
     parser.add_argument("--exchange", type=float, default=0.1, help="part of the photos with one thing for another")
     parser.add_argument("--plain", type=int, default=3, help="times a pass shows photos with people's captions only")
+    parser.add_argument("--taught", type=Path, help="a teacher's captions, as llava.py writes them")
     parser.add_argument("--flickr8k", action="store_true", help="to measure only: its terms forbid free use")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +71,16 @@ def load_photos(data: Path, split: Split, flickr8k: bool = False) -> list[Photo]
         if kept:
             photos.append(Photo(entry["file"], (*kept, tags(kept)), written))
     return photos
+
+
+def taught(photos: list[Photo], path: Path) -> list[Photo]:
+    """The same photos with what a teacher wrote of them beside their own: `path` maps files to captions by form."""
+    written: dict[str, dict[Form, str]] = json.loads(path.read_text())
+    return [
+        replace(photo, captions=(*photo.captions, *(Caption(tidy(text), form) for form, text in said.items() if text)))
+        for photo in photos
+        for said in [written.get(photo.file, {})]
+    ]
 
 
 def texts(photo: Photo) -> list[str]:
