@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from captioner.embedded import BOS, EOS, FOLDER, FORMS, PAD, weights
 from captioner.errors import ModelUnsupported
 from captioner.families.concept_encoder import CLASSES, LOWER_SHAPE, ConceptEncoder, ConceptEncoderConfig
-from training import artefact, calibration, metrics
+from training import artefact, average, calibration, metrics
 from training.batches import Words, make_batch, plain_look
 from training.critic import Reward, tag_reward
 from training.dataset import Caption, Photo, load_photos, mirror, pack, tags, taught, tidy
@@ -315,3 +316,18 @@ def test_a_teachers_captions_stand_beside_a_photos_own(tmp_path: Path) -> None:
     both = taught(photos, path)
     assert both[0].captions == (Caption("A cat", "medium"), Caption("A dog", "short"))
     assert both[1] == photos[1]
+
+
+def test_the_average_of_two_seeds_lies_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, tokenizer = artefact.load(FOLDER)
+    name = "transformer.ln_f.bias"
+    for folder, shift in (("a", 0.0), ("b", 1.0)):
+        captioner.decoder.state_dict()[name].add_(shift)
+        artefact.save(tmp_path / folder, captioner, tokenizer)
+    monkeypatch.setattr(
+        sys, "argv", ["average", "--models", *(str(tmp_path / f) for f in "ab"), "--out", str(tmp_path / "c")]
+    )
+    average.main()
+    found = {folder: artefact.load(tmp_path / folder)[0].decoder.state_dict()[name] for folder in "abc"}
+    torch.testing.assert_close(found["c"], (found["a"] + found["b"]) / 2, atol=0.01, rtol=0)
+    assert (found["c"] - found["a"]).mean() > 0.4
