@@ -153,3 +153,14 @@ def open_page(browser: Browser) -> Iterator[Open]:
         with suppress(Exception):
             page.context.close()
     assert not faults
+
+
+def fill_field(page: Page, name: str, text: str) -> None:
+    """Writes into one of the page's fields as somebody does who sees it: one that is being drawn is emptied."""
+    field = page.locator(f"#{name} textarea, #{name} input")
+    for _ in range(20):
+        field.fill(text)
+        page.wait_for_timeout(100)
+        if field.input_value() == text:
+            return
+    raise AssertionError(f"{name} does not keep {text!r}")

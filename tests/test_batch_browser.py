@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from captioner.client import Client
 from frontend.panes import EXAMPLES
-from tests.pages import Open, Serve
+from tests.pages import Open, Serve, fill_field
 from tests.served import Served, assert_soon, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
@@ -160,7 +160,7 @@ def test_the_alt_text_style_holds_its_limit(open_page: Open, url: str, served: S
     page.get_by_label("Style").click()
     page.get_by_role("option", name="alt-text").click()
     expect(page.locator("#max_characters textarea, #max_characters input")).to_have_value("125")
-    page.fill("#max_characters textarea, #max_characters input", "40")
+    fill_field(page, "max_characters", "40")
     page.get_by_role("tab", name="Batch").click()
     page.set_input_files(FILES, crops(tmp_path, 12))
     run(page)

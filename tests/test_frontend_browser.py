@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from captioner.client import Client
 from frontend.panes import EXAMPLES
-from tests.pages import Open, Serve, free_port
+from tests.pages import Open, Serve, fill_field, free_port
 from tests.served import Served, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
@@ -77,8 +77,8 @@ def test_the_text_appears_as_it_is_written(page: Page) -> None:
         }"""
     )
     page.get_by_text("Advanced").click()
-    page.fill("#temperature textarea, #temperature input", "2")
-    page.fill("#max_tokens textarea, #max_tokens input", "80")
+    fill_field(page, "temperature", "2")
+    fill_field(page, "max_tokens", "80")
     final = caption(page)
     seen = page.evaluate("[...window.seen]")
     assert any(text not in ("", final) for text in seen), seen  # how many more is the machine's speed
@@ -142,7 +142,7 @@ def test_a_setting_out_of_range_is_refused_in_words_and_no_markup(page: Page) ->
     choose(page, PHOTO)
     page.get_by_text("Advanced").click()
     for text in ("3", "<img src=x onerror=alert(1)>${alert(2)}{{x}}"):
-        page.fill("#temperature textarea, #temperature input", text)
+        fill_field(page, "temperature", text)
         page.click(START)
         expect(page.locator(f"{PROBLEM} .problem")).to_contain_text(text)
         expect(page.locator(f"{PROBLEM} code")).to_have_text("PARAMETER_INVALID")
@@ -164,8 +164,8 @@ def press_stop_while_writing(page: Page) -> None:
 def make_it_long(page: Page) -> None:
     page.get_by_text("Advanced").click()
     page.locator("#length label:has(input)").last.click()
-    page.fill("#temperature textarea, #temperature input", "2")
-    page.fill("#max_tokens textarea, #max_tokens input", "80")
+    fill_field(page, "temperature", "2")
+    fill_field(page, "max_tokens", "80")
 
 
 ENDED_MS = 200

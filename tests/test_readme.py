@@ -34,12 +34,12 @@ def here(text: str, served: Served, page: str = "") -> str:
         "127.0.0.1:8002": served.metrics,
         "http://127.0.0.1:7860": page,
     }
+    text = text.replace("/tmp/", "$TMPDIR/")
     for shown, used in addresses.items():
         text = text.replace(shown, used)
-    text = text.replace(
+    return text.replace(
         ".venv/bin/captioner caption", f"{sys.executable} -m captioner.cli caption --server {served.grpc}"
     )
-    return text.replace("/tmp/", "$TMPDIR/")
 
 
 def run(command: list[str], tmp_path: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from frontend.panes import EXAMPLES
-from tests.pages import Open, Serve
+from tests.pages import Open, Serve, fill_field
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
@@ -33,7 +33,7 @@ def use_everything(page: Page) -> None:
     page.get_by_role("option", name="tags").click()
     expect(page.locator("#prompt textarea")).to_have_value("<|tags|>")
     page.get_by_text("Advanced").click()
-    page.fill("#seed textarea, #seed input", "7")
+    fill_field(page, "seed", "7")
     page.click("#start")
     expect(page.locator("#start")).to_be_enabled()
     expect(page.locator("#details .facts")).to_contain_text("7")
