@@ -56,6 +56,9 @@ class Manifest:
     model: str
     revision: str
     license: str
+    base_model: str  # what it was tuned from, as its card says; empty where it says nothing
+    intended_use: str  # a paragraph of its card
+    precision: str  # of the vision encoder
     image: ImageSpec
     feature_tokens: int  # image tokens a picture becomes, or each tile of it
     feature_width: int

@@ -72,6 +72,8 @@ class ServedModel:
             revision=self.manifest.revision,
             version=self._version,
             license=self.manifest.license,
+            base_model=self.manifest.base_model,
+            intended_use=self.manifest.intended_use,
             styles={style: list(lengths) for style, lengths in prompts.styles.items()},
             extras=prompts.extras,
             takes_name=prompts.takes_name,
@@ -80,6 +82,7 @@ class ServedModel:
             max_tokens=self.manifest.generation.max_tokens,
             device=self._device,
             precision=self._precision,
+            encoder_precision=self.manifest.precision,
             follows_instructions=not self.manifest.continues_prompt,
             prompts=prompts.styles,
         )

@@ -257,6 +257,8 @@ class ModelCard:
     revision: str
     version: str
     license: str
+    base_model: str  # what it was tuned from, as its card says; empty where it says nothing
+    intended_use: str  # a paragraph of its card
     styles: dict[str, list[str]]
     extras: dict[str, str]  # name → the sentence it adds to the prompt
     takes_name: bool
@@ -265,6 +267,7 @@ class ModelCard:
     max_tokens: int
     device: str
     precision: str  # of the decoder
+    encoder_precision: str
     follows_instructions: bool  # a prompt is answered; otherwise it is the beginning of the caption
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 

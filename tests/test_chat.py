@@ -38,6 +38,8 @@ CARD = ModelCard(
     revision="0123456789abcdef",
     version="1",
     license="mit",
+    base_model="",
+    intended_use="",
     styles={"plain": ["short"]},
     extras={},
     takes_name=False,
@@ -46,6 +48,7 @@ CARD = ModelCard(
     max_tokens=64,
     device="cpu",
     precision="fp32",
+    encoder_precision="fp32",
     follows_instructions=True,
 )
 CONTINUES = replace(CARD, follows_instructions=False)

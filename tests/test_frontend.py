@@ -28,6 +28,8 @@ CARD = ModelCard(
     revision="0123456789",
     version="1",
     license="mit",
+    base_model="",
+    intended_use="",
     styles={"plain": ["short", "long"], "tags": ["short"], "free": [], "alt-text": ["short"]},
     extras={"name": "It is {name}."},
     takes_name=True,
@@ -36,6 +38,7 @@ CARD = ModelCard(
     max_tokens=8,
     device="cpu",
     precision="fp32",
+    encoder_precision="fp32",
     follows_instructions=False,
     prompts={
         "plain": {"short": "Say little.", "long": "Say much."},

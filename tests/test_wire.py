@@ -180,9 +180,10 @@ def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float
 
 def test_a_model_card_comes_back_as_it_was_sent() -> None:
     card = ModelCard(
-        model="m", revision="r", version="1", license="mit", styles={"plain": ["short"]},
+        model="m", revision="r", version="1", license="mit", base_model="b", intended_use="Use it.",
+        styles={"plain": ["short"]},
         extras={"camera": "From where?"}, takes_name=False, default_style="plain", default_length="short", max_tokens=9,
-        device="cpu", precision="fp32", follows_instructions=False,
+        device="cpu", precision="fp32", encoder_precision="int8", follows_instructions=False,
         prompts={"plain": {"short": "<|short|>"}},
     )  # fmt: skip
     assert ModelCard.from_json(to_json(card)) == card
