@@ -18,9 +18,9 @@ from captioner.families import family
 from captioner.families.base import Source
 from captioner.hub import EMBEDDED, EMBEDDED_FOLDER, Found
 from captioner.manifest import Manifest
+from captioner.repository import COMMITTED, VERSIONED, Repository
 from captioner.wire import CAPTIONER, VISION_ENCODER
-from export.export import export
-from export.publish import COMMITTED, PUBLISHED
+from export.publish import export_and_publish
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "benchmarks"
@@ -72,7 +72,7 @@ def published(name: str, size: Size, seed: int = 0, kept: Path = KEPT) -> Publis
                 folder.mkdir()
                 seeded.save(name, folder, size, seed)
             found = Found(EMBEDDED if name == EMBEDDED_NAME else name, f"{seed:040x}", folder)
-            export(found, empty_repository(made / "repository"), lambda _: None)
+            export_and_publish(found, Repository(empty_repository(made / "repository")), (), lambda _: None)
             for outdated in kept.glob(f"{name}-{size}-{seed}-*"):
                 shutil.rmtree(outdated, ignore_errors=True)
             made.replace(place)
@@ -99,7 +99,7 @@ def empty_repository(folder: Path) -> Path:
 def served_copy(source: Published, folder: Path) -> Path:
     """A repository of its own with today's code and configs; the published files are hard links where that works."""
     repository = empty_repository(folder)
-    for model in PUBLISHED:
+    for model in VERSIONED:
         for path in sorted((source.repository / model / "1").rglob("*")):
             target = repository / path.relative_to(source.repository)
             if path.is_file() and path.name not in COMMITTED:
@@ -117,5 +117,6 @@ def _making() -> str:
     for folder in (ROOT / "benchmarks" / "seeded", ROOT / "captioner" / "families", ROOT / "export"):
         for path in sorted(folder.glob("*.py")):
             digest.update(path.read_bytes())
-    digest.update((ROOT / "captioner" / "manifest.py").read_bytes())
+    for name in ("manifest.py", "check.py", "repository.py"):
+        digest.update((ROOT / "captioner" / name).read_bytes())
     return digest.hexdigest()[:12]

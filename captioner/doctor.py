@@ -18,8 +18,9 @@ from captioner.backend_folder import environment, triton_root
 from captioner.client import Client
 from captioner.errors import ArtefactBroken, CaptionerError, StartupRefused
 from captioner.machine import Facts
-from captioner.manifest import NAME, Manifest
+from captioner.manifest import Manifest
 from captioner.probe import tiny_picture
+from captioner.repository import Repository
 from captioner.server import take_ports
 from captioner.settings import Settings
 
@@ -194,22 +195,25 @@ def ports(problems: list[Problem], ours: bool) -> Facts:
 def published(repository: Path, problems: list[Problem]) -> Facts:
     """Every version of the captioner, its model, and whether its files are those that were exported."""
     facts: Facts = {"folder": str(repository)}
-    if not (repository / wire.CAPTIONER / "config.pbtxt").is_file():
+    try:
+        found = Repository(repository)
+    except ArtefactBroken:
         problems.append(Problem(f"{repository} is no model repository of Captioner; name one with --repository"))
         return facts
-    found = [path.parent.name for path in (repository / wire.CAPTIONER).glob(f"*/{NAME}")]
-    versions = sorted(int(name) for name in found if name.isdecimal())
-    for version in versions:
+    numbers = found.numbers()
+    for version in numbers:
         try:
-            manifest = Manifest.load(repository / wire.CAPTIONER / str(version))
+            manifest = Manifest.load(found.folder(wire.CAPTIONER, version))
             facts[f"version {version}"] = f"{manifest.model}@{manifest.revision[:12]}"
             manifest.verify(repository, str(version))
             facts[f"version {version}"] += ", files verified"
         except ArtefactBroken as broken:
             facts[f"version {version}"] = f"{facts.get(f'version {version}', '')} broken: {broken}".strip()
             sentence = f"version {version} is broken: {broken}"
-            problems.append(Problem(sentence, blocks=version == versions[-1]))
-    if not versions:
+            problems.append(Problem(sentence, blocks=version == numbers[-1]))
+    for aside in found.aside().values():
+        facts[f"version {aside.version}"] = f"{aside.state}: {aside.reason}"
+    if not numbers:
         facts["versions"] = "none; `captioner up` publishes the embedded model"
     return facts
 

@@ -17,6 +17,7 @@ from captioner.image import ImageSpec
 from captioner.prompts import PromptTable
 
 NAME = "manifest.json"
+CHECK_IMAGE, CHECK_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest
 FRAME_PROMPT, FRAME_IMAGE = "{prompt}", "{image}"  # the places in a frame
 
 
@@ -45,6 +46,24 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a model's card says of it; empty where it says nothing."""
+
+    license: str = ""
+    base_model: str = ""  # what it was tuned from
+    intended_use: str = ""  # a paragraph
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the model wrote of CHECK_IMAGE when it was exported, by greedy choice: a load must write it again."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One published model. `files` maps "<triton model>/<file>" to the sha256 of its bytes, in hex.
 
@@ -55,9 +74,7 @@ class Manifest:
     family: str  # Hugging Face model_type
     model: str
     revision: str
-    license: str
-    base_model: str  # what it was tuned from, as its card says; empty where it says nothing
-    intended_use: str  # a paragraph of its card
+    card: Card
     precision: str  # of the vision encoder
     image: ImageSpec
     feature_tokens: int  # image tokens a picture becomes, or each tile of it
@@ -70,6 +87,7 @@ class Manifest:
     context_tokens: int  # prompt and caption together
     generation: Generation
     calibration: Calibration | None
+    check: Check | None
     files: dict[str, str]
 
     @property
@@ -98,9 +116,12 @@ class Manifest:
             values["generation"] = Generation(**values["generation"])
             calibration = values["calibration"]
             values["calibration"] = None if calibration is None else Calibration(**calibration)
+            values["card"] = Card(**values["card"])
+            check = values["check"]
+            values["check"] = check and Check(tuple(check["prompt_ids"]), tuple(check["token_ids"]), check["caption"])
             values["start_ids"] = tuple(values["start_ids"])
             values["stop_ids"] = tuple(values["stop_ids"])
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise ArtefactBroken(f"{path} does not fit this version of captioner: {error}; export again") from None
         return cls(**values)
 
@@ -108,8 +129,8 @@ class Manifest:
         """Writes `folder/manifest.json`."""
         (folder / NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
-    def verify(self, repository: Path, version: str) -> None:
-        """Hashes every published file of `version`; ArtefactBroken names the first that is not the exported one."""
+    def verify(self, repository: Path, version: str = "") -> None:
+        """Hashes every file of `version`, or of an export's folder; ArtefactBroken names the first that is another."""
         for name, expected in self.files.items():
             model, _, file = name.partition("/")
             path = repository / model / version / file

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from captioner.engine.engine import Load
 
@@ -51,16 +51,21 @@ class Counters:
         return values | {metric.name: float(value) for metric, value in engine.items()}
 
 
-class Changes:
-    """Passes on what changed since the last time; `increment` takes the difference, by metric name."""
+class Shown:
+    """The metrics on Triton's own /metrics, by version; instances of one version, one a device, add up.
 
-    def __init__(self, increment: Mapping[str, Callable[[float], None]]) -> None:
-        self._increment = increment
-        self._shown = dict.fromkeys(increment, 0.0)
+    `family` is Triton's MetricFamily. What a version showed goes with it.
+    """
+
+    def __init__(self, family: Any, version: str) -> None:
+        families = {m.name: family(m.name, m.doc, getattr(family, m.kind)) for m in ALL}
+        self._families = families  # a metric without its family is gone
+        self._metrics = {name: each.Metric(labels={"version": version}) for name, each in families.items()}
+        self._values = dict.fromkeys(families, 0.0)
 
     def show(self, values: Mapping[str, float]) -> None:
-        """`values` of every metric, now."""
+        """`values` of every metric, now; only what changed is told, as a difference."""
         for name, now in values.items():
-            if now != self._shown[name]:
-                self._increment[name](now - self._shown[name])
-                self._shown[name] = now
+            if now != self._values[name]:
+                self._metrics[name].increment(now - self._values[name])
+                self._values[name] = now

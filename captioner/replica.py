@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 import uuid
@@ -169,10 +168,7 @@ def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[
 
     Raises ParameterUnknown or ParameterInvalid before anything travels.
     """
-    values = {name: value for name, value in parameters.items() if value is not None}
-    for name in wire.TEXT_LISTS & values.keys():
-        if isinstance(values[name], list | tuple):
-            values[name] = json.dumps(values[name])
+    values = wire.sent(parameters)
     wire.parse_parameters(values)
     request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=uuid.uuid4().hex)
     for name, text in inputs.items():

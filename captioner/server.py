@@ -17,7 +17,7 @@ from types import TracebackType
 
 from captioner import wire
 from captioner.errors import CaptionerError, StartupRefused
-from captioner.triton_process import ADMIN_HEADER, ServerOptions, TritonProcess, reachable
+from captioner.triton_process import ServerOptions, TritonProcess, reachable
 
 _WATCH_SECONDS = 0.5
 _PROBE_FAILURES = 2  # in a row
@@ -50,10 +50,12 @@ class TritonServer:
         drain_seconds: int = 10,
         progress: Callable[[list[str], float], None] = _quiet,
         on_restart: Callable[[str], None] = _quiet,
+        on_ready: Callable[[], None] = _quiet,
         probe: Callable[[], bool] | None = None,
         probe_seconds: float = 30,
     ) -> None:
-        """`progress` gets the models that still load and the seconds so far; `on_restart` gets the reason.
+        """`progress` gets the models that still load and the seconds so far; `on_restart` gets the reason, before the
+        new server starts; `on_ready` is called after each start and must not block.
 
         `models` None takes Captioner's own. `probe`, called every `probe_seconds` while the server is ready,
         says whether it works; it bounds its own time. `admin_key` opens model control and
@@ -82,6 +84,7 @@ class TritonServer:
         )
         self._progress = progress
         self._on_restart = on_restart
+        self._on_ready = on_ready
         self._probe = probe
         self._probe_seconds = probe_seconds
         self._probe_failures = 0
@@ -129,7 +132,7 @@ class TritonServer:
     @property
     def admin_headers(self) -> dict[str, str]:
         """What a tritonclient call takes as `headers` for the restricted protocols; both doors' spellings."""
-        return {ADMIN_HEADER: self.admin_key, f"triton-grpc-protocol-{ADMIN_HEADER}": self.admin_key}
+        return {wire.ADMIN_HEADER: self.admin_key, f"triton-grpc-protocol-{wire.ADMIN_HEADER}": self.admin_key}
 
     def load(self, model: str, timeout: float = 300) -> None:
         """Loads or reloads `model`; the version that served keeps serving until the new one is ready.
@@ -153,6 +156,8 @@ class TritonServer:
         self._process = TritonProcess(self._options)
         self._process.wait_ready(self._progress, self._stopping.is_set)
         self._probe_failures, self._next_probe = 0, time.monotonic() + self._probe_seconds
+        if not self._stopping.is_set():
+            self._on_ready()
 
     def _supervise(self) -> None:
         try:

@@ -5,6 +5,7 @@ An environment variable of the same name, such as CAPTIONER_PRECISION, goes befo
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -37,6 +38,12 @@ class Settings:
         for name in ("slots", "kv_cache_mib", "max_waiting", "feature_cache_mib", "decode_threads"):
             if getattr(self, name) < 0:
                 raise StartupRefused(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+    @classmethod
+    def of_config(cls, model_config: str, environment: Mapping[str, str]) -> Settings:
+        """From the model's config as Triton hands it over, in JSON."""
+        parameters = json.loads(model_config)["parameters"]
+        return cls.parse({name: value["string_value"] for name, value in parameters.items()}, environment)
 
     @classmethod
     def parse(cls, texts: Mapping[str, str], environment: Mapping[str, str] = MappingProxyType({})) -> Settings:

@@ -1,4 +1,4 @@
-"""From a published version folder to a running CaptionService: verified, loaded, warmed."""
+"""From a published version folder to a running CaptionService: verified, loaded, warmed, checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from captioner.check import check_decoder
 from captioner.engine.capacity import capacity
 from captioner.engine.engine import Engine
 from captioner.engine.runner import Runner
@@ -69,6 +70,7 @@ def load_service(
         runner.warm_up(torch.zeros(manifest.feature_tokens, manifest.feature_width), prompt_ids)
     except Exception as error:  # a quantised layer of a size that its kernel does not take, say
         raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
+    check_decoder(runner, manifest, folder / version, exact=precision == "fp32" and device.type == "cpu")
     engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
     model = ServedModel(manifest, version, str(device), precision, tokenizer, room.slots)
     return CaptionService(model, engine, encode, show, settings)

@@ -14,8 +14,8 @@ from pathlib import Path
 from captioner import backend_folder, guard
 from captioner.errors import StartupRefused
 from captioner.server_log import ServerLog
+from captioner.wire import ADMIN_HEADER
 
-ADMIN_HEADER = "captioner-admin"
 RESTRICTED = "shared-memory,model-repository,trace,logging"
 _POLL_SECONDS = 0.1
 _ZOMBIE_SECONDS = 1.0

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captioner.errors import CaptionerError, StartupRefused
+from captioner.model_control import ModelControl, admin_key
 from captioner.probe import probe as caption_something
+from captioner.repository import Repository
 from captioner.server import TritonServer, take_ports
+from export.rollback import stand_by
 
 PR_SET_PDEATHSIG = 1
 PAGE_START_SECONDS = 60.0
 PROBE_STALL_SECONDS = 20.0
+PUBLISH_ENDS_SECONDS = 60.0
 
 
 def up(
@@ -53,6 +57,13 @@ def up(
             return error.code == "SERVER_BUSY"  # a server that refuses in words is alive
         return True
 
+    repository = repository.resolve()
+    key = admin_key(repository)
+
+    def restarting(reason: str) -> None:
+        say(f"restarting: {reason}")
+        recover(repository, say)
+
     say("starting Triton and the page")
     page = subprocess.Popen(
         [sys.executable, "-m", "frontend", "--server", f"127.0.0.1:{grpc_port}", "--port", str(page_port)],
@@ -66,7 +77,9 @@ def up(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             progress=_Progress(say, stopping),
-            on_restart=lambda reason: say(f"restarting: {reason}"),
+            admin_key=key,
+            on_restart=restarting,
+            on_ready=lambda: stand_by_soon(repository, f"127.0.0.1:{grpc_port}", key, say),
             probe=probe,
         ) as server:
             _wait_for_page(page, page_port, stopping)
@@ -84,6 +97,30 @@ def up(
         except subprocess.TimeoutExpired:
             page.kill()
     return 0
+
+
+def recover(path: Path, say: Callable[[str], None]) -> None:
+    """Before a start, so that it serves what was confirmed: what a publish left that died, or that the server took."""
+    try:
+        with Repository(path).lock(PUBLISH_ENDS_SECONDS) as repository:
+            for version in repository.recover():
+                say(f"version {version} was left unfinished; it is set aside")
+    except CaptionerError as error:  # a publish that still runs, and that will find the server gone
+        say(error.wire())
+
+
+def stand_by_soon(path: Path, address: str, key: str, say: Callable[[str], None]) -> None:
+    """Loads the version before the live one as well, meanwhile: a rollback then only moves the traffic."""
+
+    def run() -> None:
+        try:
+            with Repository(path).lock() as repository:
+                if len(repository.versions()) > 1:
+                    stand_by(repository, ModelControl(address, key))
+        except CaptionerError as error:
+            say(f"the version before does not stand by: {error.wire()}")
+
+    threading.Thread(target=run, name="stand-by", daemon=True).start()
 
 
 def _end_with_us() -> None:

@@ -47,6 +47,7 @@ PIXELS = Tensor("pixels", "TYPE_UINT8", (-1, -1, 3))  # (height, width, RGB)
 IMAGE_INFO = Tensor("image_info", "TYPE_STRING", (1,))  # JSON of `ImageInfo`
 FEATURES = Tensor("features", "TYPE_FP32", (-1, -1))  # (image tokens, width)
 
+ADMIN_HEADER = "captioner-admin"  # opens model control to the holder of the server's key
 CAPTIONER = "captioner"
 IMAGE_ENCODER = "image_encoder"
 PREPROCESS = "preprocess"
@@ -155,6 +156,15 @@ class CaptionParameters:
     deadline_ms: int | None = None
     priority_level: int = 2
     describe: bool = False
+
+
+def sent(parameters: Mapping[str, object]) -> dict[str, Any]:
+    """Parameters as they travel: None is left out, a list of texts is JSON."""
+    values = {name: value for name, value in parameters.items() if value is not None}
+    for name in TEXT_LISTS & values.keys():
+        if isinstance(values[name], list | tuple):
+            values[name] = json.dumps(values[name])
+    return values
 
 
 def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:

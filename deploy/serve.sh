@@ -6,10 +6,11 @@ set -eu
 # This image's configs and code; the versions published beside them stay.
 cp -rT /opt/captioner/model_repository "$MODEL_REPOSITORY"
 python3 -m export --repository "$MODEL_REPOSITORY" \
-    ${CAPTIONER_REVISION:+--revision "$CAPTIONER_REVISION"} ${CAPTIONER_MODEL:+"$CAPTIONER_MODEL"}
+    ${CAPTIONER_MODEL:+"$CAPTIONER_MODEL${CAPTIONER_REVISION:+@$CAPTIONER_REVISION}"}
 
-# Doors for administrators stay shut: their key is drawn and told to nobody.
-key=$(cat /proc/sys/kernel/random/uuid)
+# Doors for administrators open to who may write the repository: the key lies there, or in CAPTIONER_ADMIN_KEY.
+key=$(python3 -c 'import pathlib, sys; from captioner.model_control import admin_key
+print(admin_key(pathlib.Path(sys.argv[1])))' "$MODEL_REPOSITORY")
 shut="shared-memory,model-repository,trace,logging:captioner-admin=$key"
 
 exec tritonserver \

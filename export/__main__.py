@@ -1,4 +1,4 @@
-"""`python -m export [MODEL]`: arguments only."""
+"""`python -m export [MODEL[@REVISION]]`: exported and published on this disk, for a server that is yet to start."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from captioner import hub
 from captioner.errors import CaptionerError
-from captioner.hub import EMBEDDED, find
-from export import publish
+from captioner.repository import Repository
 
 
 def main() -> int:
@@ -17,28 +17,33 @@ def main() -> int:
     parser.add_argument(
         "model",
         nargs="?",
-        help=f"a folder or a Hugging Face id; left out: what is published, else {EMBEDDED}",
+        help=f"a folder or a Hugging Face id, with @REVISION; left out: what is published, else {hub.EMBEDDED}",
     )
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="Triton model repository")
     arguments = parser.parse_args()
     try:
-        versions = publish.published(arguments.repository)
-        newest = max(versions, default=0)
-        if arguments.model is None and newest and versions[newest].model != EMBEDDED:
-            print(f"{versions[newest].model} is published as version {newest}")
-            return 0
-        found = find(arguments.model or EMBEDDED, arguments.revision)
-        if newest and (versions[newest].model, versions[newest].revision) == (found.name, found.revision):
-            print(f"{found} is published as version {newest}")
-            return 0
-        from export.export import export  # torch and transformers, only when there is something to export
-
-        export(found, arguments.repository, lambda text: print(text, flush=True))
+        _publish(arguments.model, Repository(arguments.repository))
     except CaptionerError as error:
         print(error.wire(), file=sys.stderr)
         return 2
     return 0
+
+
+def _publish(model: str | None, repository: Repository) -> None:
+    with repository.lock(wait_s=60):
+        repository.recover()
+    versions = repository.versions()
+    newest = max(versions, default=0)
+    if model is None and newest and versions[newest].model != hub.EMBEDDED:
+        print(f"{versions[newest].model} is published as version {newest}")
+        return
+    found = hub.find(*hub.parse(model or hub.EMBEDDED))
+    if newest and (versions[newest].model, versions[newest].revision) == (found.name, found.revision):
+        print(f"{found} is published as version {newest}")
+        return
+    from export.publish import export_and_publish  # torch and transformers, only when there is something to export
+
+    export_and_publish(found, repository, (), lambda text: print(text, flush=True))
 
 
 if __name__ == "__main__":

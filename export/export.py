@@ -1,59 +1,103 @@
-"""The steps from a model's name to a published version, each announced before it is made."""
+"""The steps from a model's name to a folder that can be published, each announced before it is made."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 
+import captioner
 from captioner import hub
 from captioner.errors import ModelUnsupported
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.manifest import Manifest
+from captioner.image import load_pixels
+from captioner.manifest import CHECK_FEATURES, CHECK_IMAGE, NAME, Manifest, sha256
+from captioner.repository import VERSIONED
 from captioner.wire import CAPTIONER, VISION_ENCODER
-from export import publish
+from export.card import read_card
 from export.decoder import export_decoder
-from export.parity import check_parity
+from export.parity import check_of, check_parity
 from export.vision_encoder import export_vision_encoder, onnx_features
 
+Precision = Literal["fp32", "fp16", "int8"]
+CHECK_PHOTO = Path(captioner.__file__).parent / "examples" / "cat.jpg"
 
-def export(found: hub.Found, repository: Path, say: Callable[[str], None]) -> int:
-    """Exports a model's folder into the next version of `repository` and returns the version's number.
 
-    Raises ModelUnsupported or ArtefactBroken; what is published already stays as it is.
+def export(
+    found: hub.Found,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    precision: Precision = "fp32",
+    calibration: Path | None = None,
+) -> Manifest:
+    """Exports a model into `folder`, a sub-folder for each Triton model that has versions; whole or not at all.
+
+    Raises ModelUnsupported or ArtefactBroken.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    version = publish.next_version(repository)
     model_type = _model_type(found.folder)
     say(f"loading {found} ({model_type})")
     try:
         source = family(model_type).load(found.folder)
     except OSError as error:  # transformers' own word for a file that is missing or cannot be read
         raise ModelUnsupported(f"{found} cannot be loaded: {error}") from error
-    staged = publish.stage(repository, version)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        manifest = _write(source, model_type, found, made, say)
+        made.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return manifest
+
+
+def _write(source: Source, model_type: str, found: hub.Found, made: Path, say: Callable[[str], None]) -> Manifest:
+    for model in VERSIONED:
+        (made / model).mkdir()
+    decoder = made / CAPTIONER
     say("exporting the vision encoder to ONNX")
     with torch.inference_mode(False):
-        onnx_path = export_vision_encoder(
-            source, staged[VISION_ENCODER], {"model": found.name, "revision": found.revision}
-        )
+        metadata = {"model": found.name, "revision": found.revision}
+        onnx_path = export_vision_encoder(source, made / VISION_ENCODER, metadata)
     say("writing the decoder and the tokenizer")
-    export_decoder(source, staged[CAPTIONER])
+    export_decoder(source, decoder)
     say("comparing with the original")
-    manifest = _manifest(source, model_type, found, onnx_path, publish.hashes(staged))
-    say(str(check_parity(source, onnx_path, staged[CAPTIONER], manifest)))
-    for path in staged.values():
-        manifest.save(path)
-    publish.publish(staged, version)
-    say(f"published version {version} in {os.path.relpath(repository)}")
-    return version
+    pixels, info = load_pixels(CHECK_PHOTO.read_bytes(), source.image)
+    (features,) = onnx_features(onnx_path, pixels[np.newaxis])
+    tokens = features.shape[0] // (info.tile_rows * info.tile_columns + 1)
+    manifest = source.manifest(
+        family=model_type,
+        model=found.name,
+        revision=found.revision,
+        feature_shape=(tokens, features.shape[1]),
+        files={},
+        card=read_card(found.folder),
+    )
+    say(str(check_parity(source, onnx_path, decoder, manifest)))
+    shutil.copyfile(CHECK_PHOTO, decoder / CHECK_IMAGE)
+    save_file({"features": torch.from_numpy(features).contiguous()}, decoder / CHECK_FEATURES)
+    (decoder / CHECK_FEATURES).chmod(0o644)  # as in export_decoder
+    manifest = replace(manifest, check=check_of(features, info, decoder, manifest))
+    manifest = replace(manifest, files=_hashes(made))
+    for model in VERSIONED:
+        manifest.save(made / model)
+    return manifest
 
 
 def _model_type(folder: Path) -> str:
@@ -63,9 +107,7 @@ def _model_type(folder: Path) -> str:
         raise ModelUnsupported(f"{folder / 'config.json'} names no model_type: {error!r}") from error
 
 
-def _manifest(source: Source, family: str, found: hub.Found, onnx_path: Path, files: dict[str, str]) -> Manifest:
-    blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8).numpy()
-    _, tokens, width = onnx_features(onnx_path, blank).shape
-    return source.manifest(
-        family=family, model=found.name, revision=found.revision, feature_shape=(tokens, width), files=files
-    )
+def _hashes(made: Path) -> dict[str, str]:
+    """The sha256 of every exported file, by "<triton model>/<file>"."""
+    files = sorted(path for path in made.rglob("*") if path.is_file() and path.name != NAME)
+    return {path.relative_to(made).as_posix(): sha256(path) for path in files}

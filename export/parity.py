@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from captioner.engine.engine import Engine
+from captioner.check import CHECK_TOKENS, Request, greedy
 from captioner.engine.runner import Runner
-from captioner.engine.sampling import Sampling
-from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.manifest import Manifest
+from captioner.manifest import Check, Manifest
+from captioner.wire import ImageInfo
 from export.vision_encoder import onnx_features
 
 PARITY_BATCH = 3  # not the batch of the export
@@ -61,29 +60,39 @@ def check_parity(source: Source, onnx_path: Path, folder: Path, manifest: Manife
         raise ArtefactBroken(
             f"features differ by {difference:.1e} of the largest; the limit is {MAX_FEATURE_DIFFERENCE:.0e}"
         )
-    kind, tokenizer = family(manifest.family), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    decoder = kind.decoder(folder, manifest, "fp32", torch.device("cpu"))
-    engine = Engine(Runner(decoder, PARITY_BATCH), manifest.stop_ids, max_waiting=0)
     prompts = cycle(prompt for lengths in source.prompts.styles.values() for prompt in lengths.values())
-    sequences = []
+    kind, tokenizer = family(manifest.family), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    requests = []
     for features, prompt in zip(torch.from_numpy(found), prompts, strict=False):
         ids = kind.prompt_ids(tokenizer, manifest, prompt, rows, columns)
-        limit = min(TOKENS, source.context_tokens - len(ids))
-        sequences.append(Sequence(ids, Sampling(), limit, features=features))
-        engine.admit()
-        engine.submit(sequences[-1])
-    while engine.load().running + engine.load().waiting:
-        engine.step()
-    for picture, sequence in zip(torch.from_numpy(pixels), sequences, strict=True):
-        if sequence.error is not None:
-            raise ArtefactBroken(f"the published decoder fails: {sequence.error!r}")
-        original = source.generate(picture, sequence.prompt_ids, max_new_tokens=sequence.max_tokens, **GREEDY)
+        requests.append((ids, features, min(TOKENS, source.context_tokens - len(ids))))
+    written = _greedy(folder, manifest, requests)
+    for picture, (ids, _, most), tokens in zip(torch.from_numpy(pixels), requests, written, strict=True):
+        original = source.generate(picture, ids, max_new_tokens=most, **GREEDY)
         original = [token for token in original if token not in source.stop_ids]
-        if original != sequence.token_ids:
-            raise ArtefactBroken(
-                f"greedy tokens differ: the original gives {original}, the export {sequence.token_ids}"
-            )
-    return Parity(difference, sum(len(sequence.token_ids) for sequence in sequences), PARITY_BATCH)
+        if original != tokens:
+            raise ArtefactBroken(f"greedy tokens differ: the original gives {original}, the export {tokens}")
+    return Parity(difference, sum(map(len, written)), PARITY_BATCH)
+
+
+@torch.inference_mode()
+def check_of(features: NDArray[np.float32], info: ImageInfo, folder: Path, manifest: Manifest) -> Check:
+    """What the exported decoder in `folder` writes of a picture with these features, for every load to write again."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompt = manifest.prompts.render(None, None)
+    ids = family(manifest.family).prompt_ids(tokenizer, manifest, prompt, info.tile_rows, info.tile_columns)
+    most = min(CHECK_TOKENS, manifest.context_tokens - len(ids))
+    (tokens,) = _greedy(folder, manifest, [(ids, torch.from_numpy(features), most)])
+    shown = [*ids, *tokens] if manifest.continues_prompt else tokens
+    return Check(tuple(ids), tuple(tokens), tokenizer.decode(shown).strip())
+
+
+def _greedy(folder: Path, manifest: Manifest, requests: list[Request]) -> list[list[int]]:
+    decoder = family(manifest.family).decoder(folder, manifest, "fp32", torch.device("cpu"))
+    try:
+        return greedy(Runner(decoder, len(requests)), manifest.stop_ids, requests)
+    except Exception as error:
+        raise ArtefactBroken(f"the published decoder fails: {error!r}") from error
 
 
 def _pictures(height: int, width: int, seed: int) -> NDArray[np.uint8]:

@@ -1,78 +1,159 @@
-"""Version folders of the model repository: staged beside their place, renamed into it whole.
+"""An exported folder to the version that is served: placed, loaded, checked; only then does traffic move.
 
-The `captioner` folder goes last, and its manifest holds the hash of every file. A process that dies between two renames
-leaves the version before complete and the new one without its entry; the next export, which `captioner up` begins with,
-publishes it again. A server that is started in between without one would put the old decoder behind the new encoder.
+The captioner of a version asks that version's own encoder, so the old pair serves on while the new one is loaded beside
+it. What is new to Triton comes in an order in which nothing yet depends on it, and leaves in the reverse order. A step
+that fails sets the version aside with the reason; the one before has served all the while.
 """
 
 from __future__ import annotations
 
-import contextlib
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.errors import ArtefactBroken
-from captioner.manifest import NAME as MANIFEST
-from captioner.manifest import Manifest, sha256
-from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
+import numpy as np
 
-PUBLISHED = (VISION_ENCODER, PREPROCESS, CAPTIONER)  # in the order of their renames
-COMMITTED = ("model.py", ".gitkeep")  # what every version folder takes over from version 1
+from captioner.check import check_caption, check_features
+from captioner.client import Client
+from captioner.errors import ArtefactBroken, ServerBusy, StartupRefused, typed
+from captioner.hub import Found
+from captioner.manifest import CHECK_IMAGE, Check, Manifest
+from captioner.model_control import ModelControl
+from captioner.repository import VERSIONED, Repository
+from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER
+from export.export import Precision, export
+from export.rollback import ENCODER, Say, stand_alone, take_back
 
-
-def published(repository: Path) -> dict[int, Manifest]:
-    """Every complete version by number; those of another manifest format are left out."""
-    versions = {}
-    for version in _versions(repository):
-        with contextlib.suppress(ArtefactBroken):
-            versions[version] = Manifest.load(repository / CAPTIONER / str(version))
-    return versions
-
-
-def next_version(repository: Path) -> int:
-    """1 in a repository as it was cloned, then one more than the newest."""
-    return max(_versions(repository), default=0) + 1
+DOOR_SECONDS = 60.0  # of refusals by a busy server
+FEATURE_TOLERANCE = 0.05  # of the largest feature: devices and decoders of JPEG round in their own ways
+KEEP = 4  # versions on disk
 
 
-def _versions(repository: Path) -> list[int]:
-    model = repository / CAPTIONER
-    if not model.is_dir():
-        raise ArtefactBroken(f"{repository} is no model repository: it has no folder {CAPTIONER}")
-    return [int(path.parent.name) for path in model.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
+def publish(
+    artefact: Path,
+    repository: Repository,
+    controls: Sequence[ModelControl],
+    say: Say,
+    *,
+    keep: int = KEEP,
+    take: bool = False,
+) -> int:
+    """Publishes an exported folder as the next version and returns its number; without servers, for their next start.
+
+    `take` moves the artefact's files instead of copying them. Raises ArtefactBroken, RepositoryBusy or what a server
+    refused with; the version before serves on, and the new one is set aside with the reason.
+    """
+    with repository.lock():
+        for dead in repository.recover():
+            say(f"version {dead} was left unfinished; it is set aside")
+        manifest = Manifest.load(artefact / CAPTIONER)
+        before = list(repository.versions())[-2:]
+        version = repository.stage()
+        try:
+            _fill(artefact, repository, version, take)
+            manifest.verify(repository.staged(version))
+            say(f"verified {len(manifest.files)} files")
+            if controls:
+                _load(repository, controls, before, version, manifest, say)
+            else:
+                for model in VERSIONED:
+                    repository.place(model, version)
+        except BaseException as error:  # Ctrl-C among them
+            for fault in take_back(repository, controls, version, "refused", typed(error).wire()):
+                say(fault.wire())
+            raise
+        repository.confirm(version)
+        gone = repository.prune(keep)
+    say(f"{'live' if controls else 'published'}: version {version}, {manifest.model}@{manifest.revision[:12]}")
+    if gone:
+        say(f"removed old versions: {', '.join(map(str, gone))}")
+    return version
 
 
-def stage(repository: Path, version: int) -> dict[str, Path]:
-    """Empty folders to export into, by Triton model, holding only what is committed."""
-    staged = {}
-    for model in PUBLISHED:
-        folder = repository / model / f".{version}-staged"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name in COMMITTED:
-            if (repository / model / "1" / name).is_file():
-                shutil.copy2(repository / model / "1" / name, folder)
-        staged[model] = folder
-    return staged
+def export_and_publish(
+    found: Found,
+    repository: Repository,
+    controls: Sequence[ModelControl],
+    say: Say,
+    *,
+    keep: int = KEEP,
+    precision: Precision = "fp32",
+    calibration: Path | None = None,
+) -> int:
+    """Both steps, on the repository's own disk; raises what either does."""
+    with repository.workplace() as folder:
+        export(found, folder, say, precision=precision, calibration=calibration)
+        return publish(folder, repository, controls, say, keep=keep, take=True)
 
 
-def hashes(staged: dict[str, Path]) -> dict[str, str]:
-    """The sha256 of every exported file, by "<triton model>/<file>"."""
-    return {
-        f"{model}/{path.relative_to(folder).as_posix()}": sha256(path)
-        for model, folder in staged.items()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (*COMMITTED, MANIFEST)
-    }
+def _fill(artefact: Path, repository: Repository, version: int, take: bool) -> None:
+    for model in VERSIONED:
+        for path in sorted((artefact / model).iterdir()):
+            target = repository.staged(version) / model / path.name
+            if take:
+                shutil.move(path, target)
+            elif path.is_dir():
+                shutil.copytree(path, target)
+            elif not target.exists():  # the models' code is this repository's
+                shutil.copyfile(path, target)
 
 
-def publish(staged: dict[str, Path], version: int) -> None:
-    """Renames the staged folders into place."""
-    for model in PUBLISHED:
-        folder = staged[model]
-        target = folder.parent / str(version)
-        replaced = folder.parent / f".{version}-replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():  # version 1 as it was cloned
-            target.rename(replaced)
-        folder.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+def _load(
+    repository: Repository,
+    controls: Sequence[ModelControl],
+    before: Sequence[int],
+    version: int,
+    manifest: Manifest,
+    say: Say,
+) -> None:
+    """Every step on every server, before the next; the last two make the version live."""
+    live = list(before[-1:])
+    for control in controls:  # so that no more than two versions are ever in memory
+        stand_alone(repository, control, live)
+    for model in ENCODER:
+        repository.place(model, version)
+        for control in controls:
+            say(f"loading {model} version {version} on {control.address}")
+            control.load(repository.path, model, [*live, version])
+    for control in controls:
+        _check_encoder(control, repository.staged(version) / CAPTIONER, version)
+    say("the encoder gives the exporter's features")
+    repository.place(CAPTIONER, version)
+    for control in controls:
+        say(f"loading {CAPTIONER} version {version} on {control.address}")
+        control.load(repository.path, CAPTIONER, [*live, version])
+    if manifest.check is not None:
+        for control in controls:
+            _check_door(control, manifest.check, repository.folder(CAPTIONER, version), version)
+
+
+def _check_encoder(control: ModelControl, folder: Path, version: int) -> None:
+    photo = np.array([[(folder / CHECK_IMAGE).read_bytes()]], dtype=np.object_)
+    pixels = control.infer(PREPROCESS, version, IMAGE, photo, PIXELS)
+    found = control.infer(VISION_ENCODER, version, PIXELS, pixels, FEATURES)[0]
+    expected = check_features(folder).numpy()
+    if found.shape != expected.shape:
+        raise ArtefactBroken(f"the encoder on {control.address} gives {found.shape}, the exporter's {expected.shape}")
+    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+    if not difference <= FEATURE_TOLERANCE:
+        raise ArtefactBroken(
+            f"features on {control.address} differ by {difference:.1e} of the largest from the exporter's; the limit "
+            f"is {FEATURE_TOLERANCE:.0e}"
+        )
+
+
+def _check_door(control: ModelControl, check: Check, folder: Path, version: int) -> None:
+    photo, end = (folder / CHECK_IMAGE).read_bytes(), time.monotonic() + DOOR_SECONDS
+    with Client(control.address) as client:
+        while True:
+            try:
+                caption = client.caption(photo, num_beams=1, max_tokens=max(len(check.token_ids), 1))
+                break
+            except ServerBusy:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.2)
+    if caption.details.version != str(version):
+        raise StartupRefused(f"{control.address} serves version {caption.details.version}, not {version}")
+    check_caption(check, caption.text)

@@ -133,7 +133,7 @@ def test_the_container_starts_triton_as_the_embedded_server_does(tmp_path: Path)
         if name in here:
             continue
         if name.endswith(("-restricted-api", "-restricted-protocol")):
-            assert f"{triton_process.RESTRICTED}:{triton_process.ADMIN_HEADER}=" in SERVE and name in SERVE
+            assert f"{triton_process.RESTRICTED}:{wire.ADMIN_HEADER}=" in SERVE and name in SERVE
             continue
         assert text in SERVE.replace("'", ""), f"deploy/serve.sh starts Triton without {text}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.published import empty_repository
 from captioner import wire
 from captioner.engine.engine import Engine
 from captioner.engine.runner import Runner
@@ -23,9 +24,11 @@ from captioner.families.base import Source
 from captioner.hub import find
 from captioner.image import ImageSpec
 from captioner.manifest import NAME, Manifest
+from captioner.repository import COMMITTED, VERSIONED, Repository
 from export import __main__ as command
 from export import export as exporting
-from export import parity, publish
+from export import parity
+from export.publish import export_and_publish
 from export.vision_encoder import onnx_features
 from tests import tiny
 
@@ -33,22 +36,12 @@ ROOT = Path(__file__).parent.parent
 PUBLISHED = {
     "vision_encoder/model.onnx",
     "captioner/tokenizer.json",
+    "captioner/check.jpg",
+    "captioner/check.safetensors",
     "captioner/decoder/config.json",
     "captioner/decoder/generation_config.json",
     "captioner/decoder/model.safetensors",
 }
-
-
-def empty_repository(folder: Path) -> Path:
-    """The committed part of model_repository, without what may have been published there."""
-    for model in (ROOT / "model_repository").iterdir():
-        version = folder / model.name / "1"
-        version.mkdir(parents=True)
-        shutil.copy2(model / "config.pbtxt", folder / model.name)
-        for name in publish.COMMITTED:
-            if (model / "1" / name).is_file():
-                shutil.copy2(model / "1" / name, version)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +57,13 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository into which the model was exported once; tests that change it take a copy."""
     repository = empty_repository(tmp_path_factory.mktemp("exported"))
     said: list[str] = []
-    assert exporting.export(find(str(model)), repository, said.append) == 1
-    assert said[-1].startswith("published version 1")
+    assert export_into(repository, model, said.append) == 1
+    assert said[-1].startswith("published: version 1, tiny@")
     return repository
+
+
+def export_into(repository: Path, model: Path, say: Callable[[str], None] = lambda _: None) -> int:
+    return export_and_publish(find(str(model)), Repository(repository), (), say)
 
 
 @pytest.fixture
@@ -96,7 +93,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_the_manifest_says_what_was_exported(manifest: Manifest, model: Path) -> None:
-    assert (manifest.family, manifest.model, manifest.license) == ("vision-encoder-decoder", "tiny", "mit")
+    assert (manifest.family, manifest.model, manifest.card.license) == ("vision-encoder-decoder", "tiny", "mit")
     assert manifest.revision == find(str(model)).revision
     assert manifest.image == ImageSpec(32, 32, "bicubic")
     assert (manifest.feature_tokens, manifest.feature_width) == (17, tiny.FEATURE_WIDTH)
@@ -104,14 +101,14 @@ def test_the_manifest_says_what_was_exported(manifest: Manifest, model: Path) ->
 
 
 def test_every_published_file_is_hashed_and_every_version_folder_has_the_manifest(exported: Path) -> None:
-    manifests = {name: Manifest.load(exported / name / "1") for name in publish.PUBLISHED}
+    manifests = {name: Manifest.load(exported / name / "1") for name in VERSIONED}
     assert set(manifests["captioner"].files) == PUBLISHED
     assert len({json.dumps(m.files) for m in manifests.values()}) == 1
     manifests["captioner"].verify(exported, "1")
     published = {
         str(path.relative_to(exported)).replace("/1/", "/")
         for path in exported.rglob("*")
-        if path.is_file() and "/1/" in str(path) and path.name not in (*publish.COMMITTED, NAME)
+        if path.is_file() and "/1/" in str(path) and path.name not in (*COMMITTED, NAME) and path.suffix != ".pyc"
     }
     assert published == PUBLISHED
 
@@ -121,7 +118,7 @@ def test_the_version_folders_keep_their_models_code(exported: Path) -> None:
         assert (exported / name / "1" / "model.py").read_bytes() == (
             ROOT / "model_repository" / name / "1" / "model.py"
         ).read_bytes()
-    assert not [path for path in exported.glob("*/.*") if path.is_dir()], "nothing staged or replaced is left"
+    assert not [path for path in exported.rglob(".*") if path.is_dir() and any(path.iterdir())], "nothing is left"
 
 
 def test_published_files_can_be_read_by_another_user(exported: Path) -> None:
@@ -194,24 +191,11 @@ def test_another_model_becomes_the_next_version_and_the_first_stays(
     other = shutil.copytree(model, tmp_path / "other")
     (other / "extra.json").write_text("{}")
     assert run(monkeypatch, other, "--repository", repository) == 0
-    versions = publish.published(repository)
+    versions = Repository(repository).versions()
     assert {number: found.model for number, found in versions.items()} == {1: "tiny", 2: "other"}
     for number, found in versions.items():
         found.verify(repository, str(number))
     assert (repository / "captioner" / "2" / "model.py").is_file()
-
-
-@pytest.mark.usefixtures("fast")
-def test_a_version_that_was_left_half_made_is_cleaned_by_the_next_export(repository: Path, model: Path) -> None:
-    for name in publish.PUBLISHED:  # staged, and even half renamed: everything but the captioner
-        for left in (".2-staged", ".2-replaced", "2"):
-            if (name, left) != ("captioner", "2"):
-                (repository / name / left).mkdir()
-                (repository / name / left / "half.onnx").write_text("half")
-    assert exporting.export(find(str(model)), repository, lambda _: None) == 2
-    Manifest.load(repository / "captioner" / "2").verify(repository, "2")
-    assert not [path for path in repository.glob("*/.*") if path.is_dir()]
-    assert not list(repository.rglob("half.onnx"))
 
 
 def test_an_export_that_fails_leaves_the_published_version_alone(
@@ -227,15 +211,15 @@ def test_an_export_that_fails_leaves_the_published_version_alone(
         lambda source, folder, metadata: shutil.copy2(repository / "vision_encoder" / "1" / "model.onnx", folder),
     )
     with pytest.raises(ArtefactBroken):
-        exporting.export(find(str(model)), repository, lambda _: None)
-    assert list(publish.published(repository)) == [1]
+        export_into(repository, model)
+    assert list(Repository(repository).versions()) == [1]
     Manifest.load(repository / "captioner" / "1").verify(repository, "1")
 
 
 @pytest.mark.usefixtures("fast")
 def test_a_manifest_of_an_older_format_does_not_bar_a_new_export(repository: Path, model: Path) -> None:
     (repository / "captioner" / "1" / NAME).write_text("{}")
-    assert exporting.export(find(str(model)), repository, lambda _: None) == 2
+    assert export_into(repository, model) == 2
 
 
 def test_weights_that_differ_are_not_published(exported: Path, model: Path, manifest: Manifest) -> None:

@@ -67,13 +67,6 @@ def test_the_image_is_prepared_as_the_models_own_processor_does_it(folder: Path,
 def test_a_source_carries_what_the_folder_says(source: Source) -> None:
     assert source.image == ImageSpec(32, 32, "bicubic")
     assert (source.start_ids, source.stop_ids, source.context_tokens) == ((0,), (1,), tiny.CONTEXT)
-    assert source.license == "mit"
-
-
-def test_a_folder_without_a_card_has_an_unknown_license(folder: Path, tmp_path: Path) -> None:
-    copy = changed(folder, tmp_path, "config.json")
-    (copy / "README.md").unlink()
-    assert VisionEncoderDecoder.load(copy).license == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,6 @@ def test_a_source_carries_what_the_folder_says(source: Source) -> None:
     assert source.stop_ids == (special[seeded.TURN],)
     assert source.context_tokens == 512, "its positions; an image and a text could take more"
     assert (source.image.most_tiles**2 + 1) * TOKENS + WORDS_TOKENS > 512
-    assert source.license == "apache-2.0"
 
 
 @pytest.mark.parametrize(("size", "text"), [*ASKED, ((200, 30), "wide"), ((30, 200), "tall")])

@@ -132,7 +132,6 @@ def test_a_source_carries_what_the_folder_says(source: Source) -> None:
     assert (source.image_token_id, source.start_ids) == (seeded.TINY[seeded.IMAGE], ())
     assert source.stop_ids == (seeded.TINY[seeded.TURN],)
     assert source.prompts is PROMPTS
-    assert source.license == "llama3.1"
 
 
 @pytest.mark.parametrize("text", ["what is it?", "  a name: é 猫", ""])

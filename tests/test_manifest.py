@@ -12,16 +12,14 @@ import pytest
 
 from captioner.errors import ArtefactBroken
 from captioner.image import ImageSpec
-from captioner.manifest import NAME, Calibration, Generation, Manifest, sha256
+from captioner.manifest import NAME, Calibration, Card, Check, Generation, Manifest, sha256
 from captioner.prompts import PromptTable
 
 MANIFEST = Manifest(
     family="vision-encoder-decoder",
     model="a/b",
     revision="0" * 40,
-    license="mit",
-    base_model="org/base",
-    intended_use="For tests.",
+    card=Card("mit", "org/base", "For tests."),
     precision="fp32",
     image=ImageSpec(32, 48, "bicubic"),
     feature_tokens=5,
@@ -34,6 +32,7 @@ MANIFEST = Manifest(
     context_tokens=48,
     generation=Generation(max_tokens=20, repetition_penalty=1.1, num_beams=3),
     calibration=Calibration(2.5, 0.5, 0.6),
+    check=Check((0, 4), (2, 3), "a cat"),
     files={},
 )
 
@@ -66,9 +65,9 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
 def test_a_manifest_of_another_format_names_the_keys_that_differ(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     values = json.loads((tmp_path / NAME).read_text("utf-8"))
-    values["colour"] = values.pop("license")
+    values["colour"] = values.pop("card")
     (tmp_path / NAME).write_text(json.dumps(values))
-    with pytest.raises(ArtefactBroken, match="differ in colour, license; export again"):
+    with pytest.raises(ArtefactBroken, match="differ in card, colour; export again"):
         Manifest.load(tmp_path)
 
 

@@ -14,14 +14,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from benchmarks import seeded
+from benchmarks.published import empty_repository
 from captioner.client import Client
 from captioner.families import family
 from captioner.hub import find
 from captioner.image import load_pixels
 from captioner.manifest import Manifest
+from captioner.repository import Repository
 from captioner.server import TritonServer
-from export.export import export
-from tests.test_export import empty_repository
+from export.publish import export_and_publish
 
 PHOTO = Path(__file__).parent.parent / "captioner" / "examples" / "coffee.jpg"
 TOKENS = 6
@@ -46,7 +47,7 @@ def test_a_model_of_published_size_is_exported_loaded_and_captions_as_the_origin
     photo = strip()
     folder, repository = tmp_path / name, empty_repository(tmp_path / "model_repository")
     seeded.save(name, folder, "published")
-    version = export(find(str(folder)), repository, print)
+    version = export_and_publish(find(str(folder)), Repository(repository), (), print)
     manifest = Manifest.load(repository / "captioner" / str(version))
     server = TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "server.log")
     with server, Client(server.grpc_address, stall_timeout_s=300) as client:

@@ -42,7 +42,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 
 def test_the_repository_holds_the_models_of_the_wire_and_no_others() -> None:
-    assert {path.name for path in REPOSITORY.iterdir() if path.is_dir()} == set(MODELS)
+    assert {path.name for path in REPOSITORY.glob("[!.]*") if path.is_dir()} == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)

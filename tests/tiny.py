@@ -28,7 +28,7 @@ from captioner.errors import CaptionerError
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.families.weights import load_weights
 from captioner.image import ImageSpec
-from captioner.manifest import FRAME_PROMPT, Generation, Manifest
+from captioner.manifest import FRAME_PROMPT, Card, Generation, Manifest
 from captioner.prompts import PromptTable
 
 torch.set_num_threads(1)  # with more, tensors this small only wait for one another
@@ -97,9 +97,7 @@ def published() -> Path:
         family="vision-encoder-decoder",
         model="tiny",
         revision="0" * 40,
-        license="mit",
-        base_model="",
-        intended_use="",
+        card=Card("mit"),
         precision="fp32",
         image=ImageSpec(32, 32, "bilinear"),
         feature_tokens=FEATURE_TOKENS,
@@ -112,6 +110,7 @@ def published() -> Path:
         context_tokens=CONTEXT,
         generation=Generation(max_tokens=20),
         calibration=None,
+        check=None,
         files={},
     ).save(folder)
     return folder

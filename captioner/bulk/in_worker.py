@@ -6,7 +6,6 @@ decoder's own service, which batches whatever is asked at once.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -20,10 +19,11 @@ from tritonclient.grpc import model_config_pb2
 
 from captioner import wire
 from captioner.client import Caption
-from captioner.errors import ArtefactBroken, CaptionerError
+from captioner.errors import CaptionerError
 from captioner.features import Encoded
 from captioner.image import load_pixels
-from captioner.manifest import NAME, Manifest
+from captioner.manifest import Manifest
+from captioner.repository import Repository
 from captioner.served_model import CaptionRequest
 from captioner.settings import Settings
 from captioner.startup import load_service
@@ -38,7 +38,7 @@ class InWorker:
     """
 
     def __init__(self, repository: Path, in_flight: int, threads: int) -> None:
-        version = newest_version(repository)
+        version = str(Repository(repository).live())
         self._image = Manifest.load(repository / wire.CAPTIONER / version).image
         gpu = 0 if torch.cuda.is_available() else None
         encoder = repository / wire.VISION_ENCODER / version / "model.onnx"
@@ -49,10 +49,7 @@ class InWorker:
 
     def submit(self, image: bytes, parameters: Mapping[str, object]) -> Future[Caption]:
         """The caption to come; `parameters` are those of Client.caption. It raises what a server would refuse."""
-        values = {name: value for name, value in parameters.items() if value is not None} | {"stream": False}
-        for name in wire.TEXT_LISTS & values.keys():
-            if isinstance(values[name], list | tuple):
-                values[name] = json.dumps(values[name])
+        values = wire.sent(parameters) | {"stream": False}
         prompt = values.pop("prompt", None)
         reply = _Reply()
         request = CaptionRequest(image, None if prompt is None else str(prompt).encode(), values, streaming=False)
@@ -88,15 +85,6 @@ class _Reply:
 
     def is_cancelled(self) -> bool:
         return False
-
-
-def newest_version(repository: Path) -> str:
-    """The version that Triton would serve; ArtefactBroken where nothing is published."""
-    published = [path.parent.name for path in (repository / wire.CAPTIONER).glob(f"*/{NAME}")]
-    numbers = [int(name) for name in published if name.isdecimal()]
-    if not numbers:
-        raise ArtefactBroken(f"{repository} holds no published model; run: python -m export --repository {repository}")
-    return str(max(numbers))
 
 
 def _settings(config: Path, in_flight: int) -> Settings:

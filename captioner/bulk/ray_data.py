@@ -65,12 +65,9 @@ def engine(
     except ImportError as error:
         raise StartupRefused(f"Ray Data cannot be used: {error}; run: pip install 'captioner[ray]'") from error
     if repository is not None:
-        from captioner.bulk.in_worker import newest_version
-        from captioner.manifest import Manifest
-        from captioner.wire import CAPTIONER
+        from captioner.repository import Repository
 
-        version = newest_version(repository)
-        Manifest.load(repository / CAPTIONER / version).verify(repository, version)
+        Repository(repository).verify()
         repository = repository.resolve()
     return RayEngine(Work(server, repository, workers, max(1, in_flight // workers), dict(parameters), retry_for_s))
 

@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from captioner import wire
 
+if TYPE_CHECKING:
+    from captioner.model_control import ModelControl
+
 SERVER = f"127.0.0.1:{wire.GRPC_PORT}"
+REPOSITORY = Path(os.environ.get("MODEL_REPOSITORY") or Path(__file__).parents[2] / "model_repository")
+PRECISIONS = ("fp32", "fp16", "int8")
 OWN = ("stream", "describe")  # the command's own business
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """`--server`."""
     parser.add_argument("--server", default=SERVER, help="HOST:PORT of gRPC, default %(default)s")
+
+
+def add_repository(parser: argparse.ArgumentParser) -> None:
+    """`--repository`."""
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="Triton model repository")
+
+
+def add_controls(parser: argparse.ArgumentParser) -> None:
+    """`--repository` and the servers on it."""
+    add_repository(parser)
+    parser.add_argument(
+        "--server",
+        action="append",
+        metavar="HOST:PORT",
+        help=f"gRPC of a server on this repository, once for each replica; default {SERVER}, if it answers",
+    )
+    parser.add_argument("--no-server", action="store_true", help="change the folders only, for the next start")
+
+
+def controls(arguments: argparse.Namespace) -> list[ModelControl]:
+    """The servers that `add_controls` was told of; ServerUnreachable for one that was named and does not answer."""
+    from captioner.errors import ServerUnreachable
+    from captioner.model_control import ModelControl, admin_key
+
+    if arguments.no_server:
+        return []
+    key = admin_key(arguments.repository)
+    found = [ModelControl(address, key) for address in arguments.server or [SERVER]]
+    silent = [control.address for control in found if not control.is_ready()]
+    if silent and arguments.server:
+        raise ServerUnreachable(f"no server is ready at {', '.join(silent)}; --no-server changes the folders only")
+    if silent:
+        print(f"no server at {SERVER}: the next start serves what is changed here", flush=True)
+        return []
+    return found
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """How a model is exported."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of the vision encoder, default %(default)s"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="photos that int8 is fitted to; default our own"
+    )
+
+
+def say(text: str) -> None:
+    """A step, at once."""
+    print(text, flush=True)
 
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:

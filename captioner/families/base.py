@@ -19,7 +19,7 @@ from captioner.errors import ParameterInvalid
 from captioner.families.decoder import Decoder
 from captioner.families.weights import Precision
 from captioner.image import ImageSpec
-from captioner.manifest import FRAME_IMAGE, FRAME_PROMPT, Calibration, Generation, Manifest
+from captioner.manifest import FRAME_IMAGE, FRAME_PROMPT, Calibration, Card, Check, Generation, Manifest
 from captioner.prompts import PromptTable
 
 
@@ -35,7 +35,6 @@ class Generate(Protocol):
 class Source:
     """A captioner as its authors published it, taken apart at the seam between image and text."""
 
-    license: str
     vision_encoder: torch.nn.Module  # uint8 (B, height, width, 3) → float32 (B, image tokens, feature width)
     decoder: PreTrainedModel  # what `save_pretrained` writes for the server
     generate: Generate
@@ -51,14 +50,24 @@ class Source:
     calibration: Calibration | None = None
 
     def manifest(
-        self, *, family: str, model: str, revision: str, feature_shape: tuple[int, int], files: dict[str, str]
+        self,
+        *,
+        family: str,
+        model: str,
+        revision: str,
+        feature_shape: tuple[int, int],
+        files: dict[str, str],
+        card: Card = Card(),  # noqa: B008 - frozen
+        precision: str = "fp32",
+        check: Check | None = None,
     ) -> Manifest:
         """What the server reads of it; `feature_shape` is (image tokens, width) of one image or tile."""
         return Manifest(
             family=family,
             model=model,
             revision=revision,
-            license=self.license,
+            card=card,
+            precision=precision,
             image=self.image,
             feature_tokens=feature_shape[0],
             feature_width=feature_shape[1],
@@ -70,6 +79,7 @@ class Source:
             context_tokens=self.context_tokens,
             generation=self.generation,
             calibration=self.calibration,
+            check=check,
             files=files,
         )
 

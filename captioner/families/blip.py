@@ -14,7 +14,6 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.families.decoder import Decoder
 from captioner.families.generation import published_generation
@@ -68,7 +67,6 @@ class Blip(Family):
             return [int(token) for token in written[0][len(prompt_ids) :]]
 
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=model.text_decoder,
             generate=generate,

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from captioner.embedded import FORMS, weights
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.families.decoder import Decoder
 from captioner.families.weights import Precision, load_weights
@@ -58,7 +57,6 @@ class ConceptEncoderDecoder(Family):
             return [int(token) for token in written[0][len(prompt_ids) :]]
 
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=decoder,
             generate=generate,

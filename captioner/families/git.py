@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, GenerationConfig, GitConfig, GitForCausa
 from captioner.engine.kv_cache import CacheShape, causal_mask
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.decoder import Decoder
 from captioner.families.generation import published_generation
 from captioner.families.processor import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
@@ -133,7 +132,6 @@ class Git(Family):
             return [int(token) for token in written[0][len(prompt_ids) :]]
 
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=_without_vision(model),
             generate=generate,

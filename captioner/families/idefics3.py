@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from captioner.errors import ModelUnsupported
 from captioner.families import instruct
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.decoder import Decoder
 from captioner.families.prefix import language_model, load_decoder
 from captioner.families.processor import Normalise, image_spec, read_processor
@@ -87,7 +86,6 @@ class Idefics3(Family):
         tile_tokens = len(encoder.position_ids) // config.scale_factor**2
         most_tokens = (image.most_tiles**2 + 1) * (tile_tokens + 2)
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=language_model(model, model.model.text_model),
             generate=generate,

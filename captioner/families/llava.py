@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneratio
 from captioner.errors import ModelUnsupported
 from captioner.families import instruct
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.decoder import Decoder
 from captioner.families.prefix import language_model, load_decoder
 from captioner.families.processor import CLIP_DEFAULTS, Normalise, image_spec, read_processor
@@ -73,7 +72,6 @@ class Llava(Family):
             return instruct.continuation(model, prompt_ids, encoder.normalise(pixels_HWC[None]), **stop | options)
 
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=language_model(model, model.model.language_model),
             generate=generate,

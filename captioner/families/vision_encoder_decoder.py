@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family, Source
-from captioner.families.card import license_of
 from captioner.families.cross_attention import CrossAttentionDecoder, image_projections
 from captioner.families.decoder import Decoder
 from captioner.families.generation import published_generation
@@ -74,7 +73,6 @@ class VisionEncoderDecoder(Family):
             return [int(token) for token in written[0][len(prompt_ids) :]]
 
         return Source(
-            license=license_of(folder),
             vision_encoder=encoder,
             decoder=model.decoder,
             generate=generate,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the published decoder onto this instance's device."""
-        texts = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
-        settings = Settings.parse(texts, os.environ)
+        settings = Settings.of_config(args["model_config"], os.environ)
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        self.metrics = {metric.name: metric_on_triton(metric) for metric in metrics.ALL}
-        show = metrics.Changes({name: shown.increment for name, (_, shown) in self.metrics.items()}).show
-        self.service = load_service(Path(args["model_repository"]), args["model_version"], gpu, settings, encode, show)
+        folder, version = Path(args["model_repository"]), args["model_version"]
+        show = metrics.Shown(pb_utils.MetricFamily, version).show
+        self.service = load_service(folder, version, gpu, settings, partial(encode, int(version)), show)
 
     def execute(self, requests: list[Any]) -> None:
         """image, prompt [1] and parameters → any number of caption and details [1]."""
@@ -46,8 +46,8 @@ def read(request: Any) -> CaptionRequest:
     """Copies what is needed; Triton takes the tensors back when `execute` returns."""
     image, prompt = (first(pb_utils.get_input_tensor_by_name(request, each.name)) for each in (wire.IMAGE, wire.PROMPT))
     parameters = json.loads(request.parameters() or "{}")
-    over_grpc = "user-agent" in parameters  # forwarded from gRPC's metadata only, see captioner/triton_process.py
-    return CaptionRequest(image, prompt, parameters, over_grpc)
+    # Triton forwards the user agent from gRPC only, see captioner/triton_process.py.
+    return CaptionRequest(image, prompt, parameters, streaming="user-agent" in parameters)
 
 
 def first(tensor: Any) -> bytes | None:
@@ -55,20 +55,24 @@ def first(tensor: Any) -> bytes | None:
     return None if tensor is None else bytes(tensor.as_numpy().reshape(-1)[0])
 
 
-def encode(image: bytes) -> Encoded:
-    """The hop to image_encoder; blocks, and raises the refusal that preprocess answered."""
+def encode(version: int, image: bytes) -> Encoded:
+    """An image's way through its own version's encoder, whatever else is loaded; raises what preprocess refused."""
+    file = pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))
+    pixels, info = hop(wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
+    (features,) = hop(wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
+    return Encoded(features.as_numpy()[0].copy(), wire.ImageInfo(**json.loads(first(info) or b"{}")))
+
+
+def hop(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
+    """The outputs of another Triton model; blocks."""
+    memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
     request = pb_utils.InferenceRequest(
-        model_name=wire.IMAGE_ENCODER,
-        requested_output_names=[wire.FEATURES.name, wire.IMAGE_INFO.name],
-        inputs=[pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))],
-        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        model_name=model, model_version=version, inputs=[tensor], requested_output_names=names, preferred_memory=memory
     )
     response = request.exec()
     if response.has_error():
         raise from_wire(response.error().message())
-    features = pb_utils.get_output_tensor_by_name(response, wire.FEATURES.name).as_numpy()[0].copy()
-    info = first(pb_utils.get_output_tensor_by_name(response, wire.IMAGE_INFO.name))
-    return Encoded(features, wire.ImageInfo(**json.loads(info or b"{}")))
+    return [pb_utils.get_output_tensor_by_name(response, name) for name in names]
 
 
 class TritonReply:
@@ -78,8 +82,8 @@ class TritonReply:
         self.sender = request.get_response_sender()
 
     def send(self, caption: str, details: str, final: bool) -> None:
-        texts = {wire.CAPTION.name: caption, wire.DETAILS.name: details}
-        tensors = [pb_utils.Tensor(k, np.array([v.encode()], dtype=np.object_)) for k, v in texts.items()]
+        texts = (wire.CAPTION.name, caption), (wire.DETAILS.name, details)
+        tensors = [pb_utils.Tensor(name, np.array([text.encode()], dtype=np.object_)) for name, text in texts]
         self.sender.send(
             pb_utils.InferenceResponse(tensors), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
         )
@@ -90,10 +94,3 @@ class TritonReply:
 
     def is_cancelled(self) -> bool:
         return bool(self.sender.is_cancelled())
-
-
-def metric_on_triton(metric: metrics.Metric) -> Any:
-    """The metric on Triton's own /metrics, without labels: the devices' instances add up."""
-    kind = getattr(pb_utils.MetricFamily, metric.kind)
-    family = pb_utils.MetricFamily(name=metric.name, description=metric.doc, kind=kind)
-    return family, family.Metric(labels={})  # both must live

@@ -1,0 +1,42 @@
+"""`captioner publish`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from captioner.commands.options import add_controls, add_export, controls, say
+
+
+def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its options."""
+    publish = verbs.add_parser("publish", help="make a model the live version, without a lost request")
+    publish.set_defaults(run=run)
+    publish.add_argument(
+        "model", metavar="MODEL[@REVISION]", help="a folder made by `captioner export`, or what to export first"
+    )
+    add_controls(publish)
+    publish.add_argument(
+        "--keep", type=int, default=4, help="versions that stay on disk, at least 2; default %(default)s"
+    )
+    add_export(publish)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publishes, step by step."""
+    from captioner import hub
+    from captioner.manifest import NAME
+    from captioner.repository import Repository
+    from captioner.wire import CAPTIONER
+    from export.publish import export_and_publish, publish
+
+    repository = Repository(arguments.repository)
+    servers = controls(arguments)
+    folder = Path(arguments.model)
+    if (folder / CAPTIONER / NAME).is_file():
+        publish(folder, repository, servers, say, keep=arguments.keep)
+        return 0
+    found = hub.find(*hub.parse(arguments.model))
+    options = {"precision": arguments.precision, "calibration": arguments.calibration}
+    export_and_publish(found, repository, servers, say, keep=arguments.keep, **options)
+    return 0

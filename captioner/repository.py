@@ -1,0 +1,232 @@
+"""The version folders of a Triton model repository: placed whole, taken back, set aside, pruned. It knows no server.
+
+    <model>/<version>/            what Triton may load; the captioner's highest is live, the next is the one before
+    .staged/<version>/<model>/    a publish under way, until it is confirmed
+    .aside/<version>/<model>/     refused or rolled back, with the reason
+
+A version is one folder in each of three Triton models, so it is placed by three renames, the captioner's last. Whoever
+dies between them leaves `.staged/<version>`, and `recover`, which every start and every publish begins with, sets that
+version aside. Nothing but version folders is ever put beside them: Triton loads every version of a model anew when
+anything else in its folder changes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import py_compile
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from captioner.errors import ArtefactBroken, RepositoryBusy
+from captioner.manifest import NAME as MANIFEST
+from captioner.manifest import Manifest
+from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
+
+VERSIONED = (VISION_ENCODER, PREPROCESS, CAPTIONER)  # in the order of their renames
+COMMITTED = ("model.py", ".gitkeep")  # what every version folder takes over from version 1
+STAGED, ASIDE, LOCK, WHY = ".staged", ".aside", ".lock", "why.json"
+EXPORTED, EXPORT_SECONDS = ".exported-", 24 * 3600  # no export takes a day
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A version that is served no longer, or never was. `when` is in seconds since 1970."""
+
+    version: int
+    state: str  # "refused" or "rolled back"
+    reason: str
+    when: float
+
+
+class Repository:
+    """The repository in `path`; ArtefactBroken where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / CAPTIONER).is_dir():
+            raise ArtefactBroken(f"{path} is no model repository: it has no folder {CAPTIONER}")
+
+    def numbers(self) -> list[int]:
+        """Every version of the captioner, ascending, whether it can be read or not."""
+        found = (path.parent.name for path in (self.path / CAPTIONER).glob(f"*/{MANIFEST}"))
+        return sorted(int(name) for name in found if name.isdecimal())
+
+    def versions(self) -> dict[int, Manifest]:
+        """Every complete version by number, ascending; those of another manifest format are left out."""
+        found = {}
+        for version in self.numbers():
+            with suppress(ArtefactBroken):
+                found[version] = Manifest.load(self.folder(CAPTIONER, version))
+        return found
+
+    def live(self) -> int:
+        """The version that Triton serves; ArtefactBroken where nothing is published."""
+        numbers = self.numbers()
+        if not numbers:
+            raise ArtefactBroken(
+                f"{self.path} holds no published model; run: python -m export --repository {self.path}"
+            )
+        return numbers[-1]
+
+    def verify(self) -> None:
+        """Hashes every file of the live version; ArtefactBroken names the first that is not the exported one."""
+        live = self.live()
+        Manifest.load(self.folder(CAPTIONER, live)).verify(self.path, str(live))
+
+    def folder(self, model: str, version: int) -> Path:
+        """Where Triton looks for that version of `model`."""
+        return self.path / model / str(version)
+
+    def aside(self) -> dict[int, Aside]:
+        """The versions that were refused or rolled back, by number."""
+        found = {}
+        for path in (self.path / ASIDE).glob(f"*/{WHY}"):
+            with suppress(OSError, ValueError, TypeError):
+                why = Aside(**json.loads(path.read_text("utf-8")))
+                found[why.version] = why
+        return dict(sorted(found.items()))
+
+    def aside_manifest(self, version: int) -> Manifest:
+        """The manifest of a version that was set aside."""
+        return Manifest.load(self.path / ASIDE / str(version) / CAPTIONER)
+
+    @contextmanager
+    def lock(self, wait_s: float = 0) -> Iterator[Repository]:
+        """One at a time changes versions; RepositoryBusy after `wait_s`. The kernel lets go for a process that dies."""
+        end = time.monotonic() + wait_s
+        with (self.path / LOCK).open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise RepositoryBusy(f"another process is changing the versions in {self.path}") from None
+                    time.sleep(0.1)
+            yield self
+
+    def stage(self) -> int:
+        """Makes the empty folders of the next version, with the models' code in them, and returns its number."""
+        taken = [*self.numbers(), *self.aside(), *self._staged()]
+        version = max(taken, default=0) + 1
+        for model in VERSIONED:
+            folder = self.staged(version) / model
+            folder.mkdir(parents=True)
+            for name in COMMITTED:
+                if (self.folder(model, 1) / name).is_file():
+                    _copy_code(self.folder(model, 1) / name, folder / name)
+        return version
+
+    def staged(self, version: int) -> Path:
+        """Where that version's folders stand, by model, until they are placed."""
+        return self.path / STAGED / str(version)
+
+    def place(self, model: str, version: int) -> None:
+        """Renames a staged folder to where Triton looks."""
+        target = self.folder(model, version)
+        shutil.rmtree(target, ignore_errors=True)  # version 1 as it was cloned, or half a version that died
+        (self.staged(version) / model).rename(target)
+
+    def confirm(self, version: int) -> None:
+        """The version is published: a restart serves it."""
+        shutil.rmtree(self.staged(version), ignore_errors=True)
+
+    def set_aside(self, model: str, version: int) -> None:
+        """Takes one model's folder of that version, placed or staged, out of Triton's sight."""
+        target = self.path / ASIDE / str(version) / model
+        for folder in (self.folder(model, version), self.staged(version) / model):
+            if folder.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                folder.rename(target)
+                if version == 1:
+                    self._restore_committed(model, target)
+
+    def explain(self, version: int, state: str, reason: str) -> None:
+        """Keeps why a version was set aside, and forgets that it was under way."""
+        path = self.path / ASIDE / str(version) / WHY
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(Aside(version, state, reason, time.time()))) + "\n", "utf-8")
+        self.confirm(version)
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A folder on this disk to export into, gone afterwards; `recover` removes those whose process was killed."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=EXPORTED) as folder:
+            yield Path(folder) / "exported"
+
+    def recover(self) -> list[int]:
+        """Sets aside what a publish left that died; the numbers of those versions. For the holder of the lock.
+
+        Every version gets the code of this Captioner.
+        """
+        dead = self._staged()
+        numbers = self.numbers()
+        newest = max((number for number in numbers if number not in dead), default=0)
+        # What was being taken back loses its captioner first.
+        halves = {
+            int(folder.name)
+            for model in VERSIONED
+            for folder in (self.path / model).iterdir()
+            if folder.name.isdecimal() and int(folder.name) > max(newest, 1)
+        }
+        for version in sorted({*dead, *halves}):
+            for model in reversed(VERSIONED):
+                self.set_aside(model, version)
+            if version not in self.aside():
+                self.explain(version, "refused", "the process that published it or took it back died")
+            self.confirm(version)
+        for model, version in itertools.product(VERSIONED, numbers):
+            code, committed = self.folder(model, version) / "model.py", self.folder(model, 1) / "model.py"
+            if code.is_file() and code.read_bytes() != committed.read_bytes():  # published by another Captioner
+                _copy_code(committed, code)
+        for folder in self.path.glob(f"{EXPORTED}*"):
+            if time.time() - folder.stat().st_mtime > EXPORT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        return sorted({*dead, *halves})
+
+    def prune(self, keep: int) -> list[int]:
+        """Removes all but the newest `keep` versions, and as many set aside; never the live one or the one before.
+
+        Returns the numbers that are gone. Version 1 leaves the code that was committed.
+        """
+        old = list(self.numbers())[: -max(keep, 2)]
+        for version in old:
+            for model in reversed(VERSIONED):
+                folder = self.folder(model, version)
+                if version == 1:
+                    self._restore_committed(model, folder)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+        forgotten = list(self.aside())[:-keep] if keep else list(self.aside())
+        for version in forgotten:
+            shutil.rmtree(self.path / ASIDE / str(version), ignore_errors=True)
+        return sorted([*old, *forgotten])
+
+    def _restore_committed(self, model: str, source: Path) -> None:
+        """Leaves in version 1 only what was cloned."""
+        kept = {name: (source / name).read_bytes() for name in COMMITTED if (source / name).is_file()}
+        folder = self.folder(model, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+
+    def _staged(self) -> list[int]:
+        return sorted(int(path.name) for path in (self.path / STAGED).glob("*") if path.name.isdecimal())
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    made = target.with_name(f".{target.name}")
+    shutil.copy2(source, made)
+    made.replace(target)
+    if target.suffix == ".py":
+        # Left to Python, it would be written on the first load, and Triton would load the version once more.
+        py_compile.compile(str(target), doraise=True)

@@ -1,0 +1,102 @@
+"""A branch on the Hub, followed: each new commit is pulled, exported and published by `captioner publish`.
+
+That runs as a process of its own, so that its memory leaves with it. What the Hub or a server that is away prevents is
+tried again, ever later; a commit that was refused or rolled back is left alone until there is a newer one.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from captioner import hub
+from captioner.errors import ArtefactBroken, CaptionerError
+from captioner.repository import Repository
+
+LONGEST_WAIT_S = 3600.0
+PASSING = ("HUB_UNREACHABLE", "SERVER_UNREACHABLE", "SERVER_BUSY", "SERVER_STOPPING", "REPOSITORY_BUSY")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at the branch found: a commit to publish, or why there is none."""
+
+    commit: str
+    why_not: str = ""
+
+
+class Follower:
+    """Follows `branch` of `model` into `repository`; `publish` are the further arguments of `captioner publish`."""
+
+    def __init__(self, model: str, branch: str, repository: Repository, publish: Sequence[str], say: Say) -> None:
+        self._model = model
+        self._branch = branch
+        self._repository = repository
+        self._publish = list(publish)
+        self._say = say
+        self._failed: dict[str, str] = {}  # commit → what its publish said
+        self._said = ""
+
+    def look(self) -> Look:
+        """Asks the Hub. Raises HubUnreachable and its like."""
+        commit = hub.latest_commit(self._model, self._branch)
+        versions = self._repository.versions()
+        if versions and (live := versions[max(versions)]).model == self._model and live.revision == commit:
+            return Look(commit, f"{self._model}@{commit[:12]} is live")
+        if commit in self._failed:
+            return Look(commit, f"{commit[:12]} failed: {self._failed[commit]}")
+        for number, aside in self._repository.aside().items():
+            try:
+                manifest = self._repository.aside_manifest(number)
+            except ArtefactBroken:
+                continue
+            if (manifest.model, manifest.revision) == (self._model, commit):
+                return Look(commit, f"{commit[:12]} was {aside.state} as version {number}: {aside.reason}")
+        return Look(commit)
+
+    def step(self) -> bool:
+        """One look, and a publish if there is something new. False where it is worth trying again later."""
+        try:
+            look = self.look()
+        except CaptionerError as error:
+            self._say_once(error.wire())
+            return False
+        if look.why_not:
+            self._say_once(f"{look.why_not}; waiting for a newer commit on {self._branch}")
+            return True
+        self._say(f"publishing {self._model}@{look.commit}")
+        command = [sys.executable, "-m", "captioner.cli", "publish", f"{self._model}@{look.commit}", *self._publish]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr is not None
+                said = [line for line in process.stderr.read().splitlines() if line.strip()]
+            except BaseException:  # Ctrl-C or SIGTERM: it takes back what it has begun
+                process.terminate()
+                raise
+        if process.returncode == 0:
+            return True
+        last = said[-1] if said else f"exit code {process.returncode}"
+        self._say(last)
+        if last.partition(":")[0] in PASSING:
+            return False
+        self._failed[look.commit] = last
+        return True
+
+    def run(self, every_s: float, wake: threading.Event) -> None:
+        """Looks every `every_s` seconds, later after failures, at once when `wake` is set; for ever."""
+        wait_s = every_s
+        while True:
+            wait_s = every_s if self.step() else min(wait_s * 2, max(LONGEST_WAIT_S, every_s))
+            wake.wait(wait_s * random.uniform(0.9, 1.1))  # many followers do not ask at one moment
+            wake.clear()
+
+    def _say_once(self, text: str) -> None:
+        if text != self._said:
+            self._say(text)
+        self._said = text
