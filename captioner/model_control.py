@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from captioner.errors import AccessDenied, ServerUnreachable, from_wire
-from captioner.wire import ADMIN_HEADER, Tensor
+from captioner.wire import ADMIN_HEADER, CAPTIONER, Tensor
 
 KEY_FILE = ".admin-key"  # in the repository: who may write there decides anyway what is served
 KEY_VARIABLE = "CAPTIONER_ADMIN_KEY"
@@ -49,9 +49,12 @@ class ModelControl:
         self._client = grpc.InferenceServerClient(address)
 
     def is_ready(self) -> bool:
-        """Whether the server answers and serves all it was told to; False where there is none."""
+        """Whether the server is there and serves captions; False where there is none.
+
+        The server's own readiness is not asked: Triton denies it as long as it runs once any version failed to load.
+        """
         try:
-            return bool(self._client.is_server_ready(client_timeout=CALL_SECONDS))
+            return bool(self._client.is_model_ready(CAPTIONER, client_timeout=CALL_SECONDS))
         except InferenceServerException:
             return False
 

@@ -114,7 +114,7 @@ class Repository:
 
     def stage(self) -> int:
         """Makes the empty folders of the next version, with the models' code in them, and returns its number."""
-        taken = [*self.numbers(), *self.aside(), *self._staged()]
+        taken = [*self.numbers(), *_numbered(self.path / ASIDE), *_numbered(self.path / STAGED)]
         version = max(taken, default=0) + 1
         for model in VERSIONED:
             folder = self.staged(version) / model
@@ -129,10 +129,8 @@ class Repository:
         return self.path / STAGED / str(version)
 
     def place(self, model: str, version: int) -> None:
-        """Renames a staged folder to where Triton looks."""
-        target = self.folder(model, version)
-        shutil.rmtree(target, ignore_errors=True)  # version 1 as it was cloned, or half a version that died
-        (self.staged(version) / model).rename(target)
+        """Moves a staged folder to where Triton looks."""
+        _move(self.staged(version) / model, self.folder(model, version), version)
 
     def confirm(self, version: int) -> None:
         """The version is published: a restart serves it."""
@@ -140,14 +138,9 @@ class Repository:
 
     def set_aside(self, model: str, version: int) -> None:
         """Takes one model's folder of that version, placed or staged, out of Triton's sight."""
-        target = self.path / ASIDE / str(version) / model
         for folder in (self.folder(model, version), self.staged(version) / model):
             if folder.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(target, ignore_errors=True)
-                folder.rename(target)
-                if version == 1:
-                    self._restore_committed(model, target)
+                _move(folder, self.path / ASIDE / str(version) / model, version)
 
     def explain(self, version: int, state: str, reason: str) -> None:
         """Keeps why a version was set aside, and forgets that it was under way."""
@@ -167,17 +160,13 @@ class Repository:
 
         Every version gets the code of this Captioner.
         """
-        dead = self._staged()
+        dead = _numbered(self.path / STAGED)
         numbers = self.numbers()
         newest = max((number for number in numbers if number not in dead), default=0)
         # What was being taken back loses its captioner first.
-        halves = {
-            int(folder.name)
-            for model in VERSIONED
-            for folder in (self.path / model).iterdir()
-            if folder.name.isdecimal() and int(folder.name) > max(newest, 1)
-        }
-        for version in sorted({*dead, *halves}):
+        halves = {number for model in VERSIONED for number in _numbered(self.path / model) if number > max(newest, 1)}
+        unexplained = set(_numbered(self.path / ASIDE)).difference(self.aside())
+        for version in sorted({*dead, *halves, *unexplained}):
             for model in reversed(VERSIONED):
                 self.set_aside(model, version)
             if version not in self.aside():
@@ -190,7 +179,7 @@ class Repository:
         for folder in self.path.glob(f"{EXPORTED}*"):
             if time.time() - folder.stat().st_mtime > EXPORT_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
-        return sorted({*dead, *halves})
+        return sorted({*dead, *halves, *unexplained})
 
     def prune(self, keep: int) -> list[int]:
         """Removes all but the newest `keep` versions, and as many set aside; never the live one or the one before.
@@ -200,33 +189,48 @@ class Repository:
         old = list(self.numbers())[: -max(keep, 2)]
         for version in old:
             for model in reversed(VERSIONED):
-                folder = self.folder(model, version)
-                if version == 1:
-                    self._restore_committed(model, folder)
-                else:
-                    shutil.rmtree(folder, ignore_errors=True)
+                for path in _published(self.folder(model, version), version):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if version != 1:
+                    shutil.rmtree(self.folder(model, version), ignore_errors=True)
         forgotten = list(self.aside())[:-keep] if keep else list(self.aside())
         for version in forgotten:
             shutil.rmtree(self.path / ASIDE / str(version), ignore_errors=True)
         return sorted([*old, *forgotten])
 
-    def _restore_committed(self, model: str, source: Path) -> None:
-        """Leaves in version 1 only what was cloned."""
-        kept = {name: (source / name).read_bytes() for name in COMMITTED if (source / name).is_file()}
-        folder = self.folder(model, 1)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, content in kept.items():
-            (folder / name).write_bytes(content)
 
-    def _staged(self) -> list[int]:
-        return sorted(int(path.name) for path in (self.path / STAGED).glob("*") if path.name.isdecimal())
+def _numbered(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 def _copy_code(source: Path, target: Path) -> None:
     made = target.with_name(f".{target.name}")
     shutil.copy2(source, made)
     made.replace(target)
-    if target.suffix == ".py":
-        # Left to Python, it would be written on the first load, and Triton would load the version once more.
-        py_compile.compile(str(target), doraise=True)
+    _compile(target)
+
+
+def _compile(code: Path) -> None:
+    """Left to Python, the bytecode would be written on the first load, and Triton would load the version once more."""
+    if code.suffix == ".py" and code.is_file():
+        py_compile.compile(str(code), doraise=True)
+
+
+def _published(folder: Path, version: int) -> list[Path]:
+    """What a version folder holds, its manifest first; of version 1 without the code that was cloned."""
+    kept = COMMITTED if version == 1 else ()
+    found = [path for path in folder.glob("*") if path.name not in kept and path.name != "__pycache__"]
+    return sorted(found, key=lambda path: path.name != MANIFEST)
+
+
+def _move(source: Path, target: Path, version: int) -> None:
+    """Moves a version's folder at once; that of version 1, whose code stays, file by file and its manifest last."""
+    if version != 1:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for path in reversed(_published(source, version)):
+        path.replace(target / path.name)
+    _compile(target / "model.py")

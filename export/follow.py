@@ -1,7 +1,7 @@
 """A branch on the Hub, followed: each new commit is pulled, exported and published by `captioner publish`.
 
-That runs as a process of its own, so that its memory leaves with it. What the Hub or a server that is away prevents is
-tried again, ever later; a commit that was refused or rolled back is left alone until there is a newer one.
+That runs as a process of its own, so that its memory leaves with it. What a Hub or a server that is away prevents is
+tried again, ever later; a commit that was set aside or that cannot be exported waits for a newer one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from captioner.errors import ArtefactBroken, CaptionerError
 from captioner.repository import Repository
 
 LONGEST_WAIT_S = 3600.0
-PASSING = ("HUB_UNREACHABLE", "SERVER_UNREACHABLE", "SERVER_BUSY", "SERVER_STOPPING", "REPOSITORY_BUSY")
+FINAL = "MODEL_UNSUPPORTED"  # no later try ends otherwise
 
 Say = Callable[[str], None]
 
@@ -83,10 +83,9 @@ class Follower:
             return True
         last = said[-1] if said else f"exit code {process.returncode}"
         self._say(last)
-        if last.partition(":")[0] in PASSING:
-            return False
-        self._failed[look.commit] = last
-        return True
+        if last.startswith(FINAL):
+            self._failed[look.commit] = last
+        return last.startswith(FINAL)
 
     def run(self, every_s: float, wake: threading.Event) -> None:
         """Looks every `every_s` seconds, later after failures, at once when `wake` is set; for ever."""

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from captioner.check import check_caption, check_features
 from captioner.client import Client
 from captioner.errors import ArtefactBroken, ServerBusy, StartupRefused, typed
 from captioner.hub import Found
-from captioner.manifest import CHECK_IMAGE, Check, Manifest
+from captioner.manifest import CHECK_IMAGE, NAME, Check, Manifest
 from captioner.model_control import ModelControl
 from captioner.repository import VERSIONED, Repository
 from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER
@@ -51,7 +52,7 @@ def publish(
         before = list(repository.versions())[-2:]
         version = repository.stage()
         try:
-            _fill(artefact, repository, version, take)
+            _fill(artefact, manifest, repository.staged(version), take)
             manifest.verify(repository.staged(version))
             say(f"verified {len(manifest.files)} files")
             if controls:
@@ -87,16 +88,16 @@ def export_and_publish(
         return publish(folder, repository, controls, say, keep=keep, take=True)
 
 
-def _fill(artefact: Path, repository: Repository, version: int, take: bool) -> None:
-    for model in VERSIONED:
-        for path in sorted((artefact / model).iterdir()):
-            target = repository.staged(version) / model / path.name
-            if take:
-                shutil.move(path, target)
-            elif path.is_dir():
-                shutil.copytree(path, target)
-            elif not target.exists():  # the models' code is this repository's
-                shutil.copyfile(path, target)
+def _fill(artefact: Path, manifest: Manifest, staged: Path, take: bool) -> None:
+    """The exported files and their manifests, beside the models' code, which is this repository's."""
+    for name in [*manifest.files, *(f"{model}/{NAME}" for model in VERSIONED)]:
+        if not (artefact / name).is_file():
+            raise ArtefactBroken(f"{artefact / name} is missing; export again")
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        if take:
+            shutil.move(artefact / name, staged / name)
+        else:
+            shutil.copyfile(artefact / name, staged / name)
 
 
 def _load(
@@ -145,10 +146,11 @@ def _check_encoder(control: ModelControl, folder: Path, version: int) -> None:
 
 def _check_door(control: ModelControl, check: Check, folder: Path, version: int) -> None:
     photo, end = (folder / CHECK_IMAGE).read_bytes(), time.monotonic() + DOOR_SECONDS
+    greedy: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "repetition_guard": False}
     with Client(control.address) as client:
         while True:
             try:
-                caption = client.caption(photo, num_beams=1, max_tokens=max(len(check.token_ids), 1))
+                caption = client.caption(photo, max_tokens=max(len(check.token_ids), 1), **greedy)
                 break
             except ServerBusy:
                 if time.monotonic() >= end:

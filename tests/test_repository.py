@@ -91,6 +91,7 @@ def test_a_model_file_is_short_and_takes_only_the_installed_package(path: Path) 
     assert "sys.path" not in text
     assert imports(path) <= {
         "captioner",
+        "functools",
         "json",
         "logging",
         "numpy",
