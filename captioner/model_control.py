@@ -99,10 +99,6 @@ class ModelControl:
         found: NDArray[np.generic] = answer.as_numpy(output.name)
         return found
 
-    def close(self) -> None:
-        """Ends the connection."""
-        self._client.close()
-
 
 @contextmanager
 def _typed(address: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from captioner import wire
-from captioner.errors import CaptionerError, StartupRefused
+from captioner.errors import StartupRefused
 from captioner.triton_process import ServerOptions, TritonProcess, reachable
 
 _WATCH_SECONDS = 0.5
@@ -128,29 +127,6 @@ class TritonServer:
     def pid(self) -> int | None:
         """The process id of tritonserver, None while there is none."""
         return self._process.pid if self._process else None
-
-    @property
-    def admin_headers(self) -> dict[str, str]:
-        """What a tritonclient call takes as `headers` for the restricted protocols; both doors' spellings."""
-        return {wire.ADMIN_HEADER: self.admin_key, f"triton-grpc-protocol-{wire.ADMIN_HEADER}": self.admin_key}
-
-    def load(self, model: str, timeout: float = 300) -> None:
-        """Loads or reloads `model`; the version that served keeps serving until the new one is ready.
-
-        Raises CaptionerError with Triton's reason if it cannot be loaded.
-        """
-        self._control(model, "load", timeout)
-
-    def unload(self, model: str, timeout: float = 60) -> None:
-        """Unloads `model`; requests in flight end first."""
-        self._control(model, "unload", timeout)
-
-    def _control(self, model: str, verb: str, timeout: float) -> None:
-        if self._process is None:
-            raise CaptionerError(f"model {model!r} cannot be {verb}ed: the server does not run")
-        status, body = self._process.request("POST", f"/v2/repository/models/{model}/{verb}", "{}", timeout)
-        if status != 200:
-            raise CaptionerError(f"model {model!r} cannot be {verb}ed: {json.loads(body)['error']}")
 
     def _launch(self) -> None:
         self._process = TritonProcess(self._options)

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from captioner.errors import CaptionerError, StartupRefused
-from captioner.model_control import ModelControl, admin_key
+from captioner.model_control import admin_key
 from captioner.probe import probe as caption_something
 from captioner.repository import Repository
 from captioner.server import TritonServer, take_ports
-from export.rollback import stand_by
+from export.stand_by import stand_by_when_ready
 
 PR_SET_PDEATHSIG = 1
 PAGE_START_SECONDS = 60.0
@@ -58,11 +58,14 @@ def up(
         return True
 
     repository = repository.resolve()
-    key = admin_key(repository)
 
     def restarting(reason: str) -> None:
         say(f"restarting: {reason}")
         recover(repository, say)
+
+    def standing_by() -> None:
+        arguments = repository, f"127.0.0.1:{grpc_port}", say, PUBLISH_ENDS_SECONDS
+        threading.Thread(target=stand_by_when_ready, args=arguments, name="stand-by", daemon=True).start()
 
     say("starting Triton and the page")
     page = subprocess.Popen(
@@ -77,9 +80,9 @@ def up(
             grpc_port=grpc_port,
             metrics_port=metrics_port,
             progress=_Progress(say, stopping),
-            admin_key=key,
+            admin_key=admin_key(repository),
             on_restart=restarting,
-            on_ready=lambda: stand_by_soon(repository, f"127.0.0.1:{grpc_port}", key, say),
+            on_ready=standing_by,
             probe=probe,
         ) as server:
             _wait_for_page(page, page_port, stopping)
@@ -107,20 +110,6 @@ def recover(path: Path, say: Callable[[str], None]) -> None:
                 say(f"version {version} was left unfinished; it is set aside")
     except CaptionerError as error:  # a publish that still runs, and that will find the server gone
         say(error.wire())
-
-
-def stand_by_soon(path: Path, address: str, key: str, say: Callable[[str], None]) -> None:
-    """Loads the version before the live one as well, meanwhile: a rollback then only moves the traffic."""
-
-    def run() -> None:
-        try:
-            with Repository(path).lock() as repository:
-                if len(repository.versions()) > 1:
-                    stand_by(repository, ModelControl(address, key))
-        except CaptionerError as error:
-            say(f"the version before does not stand by: {error.wire()}")
-
-    threading.Thread(target=run, name="stand-by", daemon=True).start()
 
 
 def _end_with_us() -> None:

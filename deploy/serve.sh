@@ -13,6 +13,9 @@ key=$(python3 -c 'import pathlib, sys; from captioner.model_control import admin
 print(admin_key(pathlib.Path(sys.argv[1])))' "$MODEL_REPOSITORY")
 shut="shared-memory,model-repository,trace,logging:captioner-admin=$key"
 
+# The version before the live one is loaded once the server is there, so that a rollback only moves the traffic.
+python3 -m export.stand_by "$MODEL_REPOSITORY" 127.0.0.1:8001 &
+
 exec tritonserver \
     --model-repository="$MODEL_REPOSITORY" \
     --model-control-mode=explicit \

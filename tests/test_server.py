@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from captioner import backend_folder, server, triton_process
 from captioner.errors import CaptionerError, StartupRefused
+from captioner.model_control import ModelControl
 from captioner.server import TritonServer
 from tests.conftest import TOY_CONFIG, TOY_MODEL, Start, write_model
 
@@ -259,20 +260,21 @@ def test_restarts_that_do_not_help_end_with_a_sentence(tmp_path: Path, start_tri
     assert not traces(port_of(server))
 
 
-def test_a_model_can_be_reloaded_and_unloaded_and_that_is_no_death(tmp_path: Path, start_triton: Start) -> None:
+def test_a_version_can_be_loaded_and_unloaded_and_that_is_no_death(tmp_path: Path, start_triton: Start) -> None:
     version = write_model(tmp_path, "toy")
     server = start_triton(tmp_path, models=("toy",))
+    control = ModelControl(server.grpc_address, server.admin_key)
     version.with_name("2").mkdir()
     (version.with_name("2") / "model.py").write_text(TOY_MODEL.replace("2 * x", "3 * x"))
-    server.load("toy")
+    control.load(tmp_path, "toy", [1, 2])
     assert double(server) == 63.0
-    server.unload("toy")
-    time.sleep(2)
+    control.load(tmp_path, "toy", [1])
+    assert control.wait_unloaded("toy", 2, 10)
+    assert double(server) == 42.0
     assert server.restarts == 0
-    with pytest.raises(
-        CaptionerError, match=r"model 'absent' cannot be loaded: failed to load 'absent', failed to poll"
-    ):
-        server.load("absent")
+    with pytest.raises(CaptionerError, match="toy"):
+        control.load(tmp_path, "toy", [7])
+    assert double(server) == 42.0
 
 
 def test_model_control_and_shared_memory_are_open_to_the_key_only(tmp_path: Path, start_triton: Start) -> None:
@@ -287,7 +289,7 @@ def test_model_control_and_shared_memory_are_open_to_the_key_only(tmp_path: Path
         ):
             with pytest.raises(InferenceServerException, match="This protocol is restricted"):
                 call()
-            call(headers=server.admin_headers)
+            call(headers={"triton-grpc-protocol-captioner-admin": server.admin_key})
         client.get_inference_statistics("toy")
     request = urllib.request.Request(f"http://{server.http_address}/v2/repository/index", b"")
     with pytest.raises(urllib.error.HTTPError, match="403"):
