@@ -128,7 +128,7 @@ class StreamStalled(CaptionerError):
 
 
 class AccessDenied(CaptionerError):
-    """A door in front of the server wants a key, or another one."""
+    """A door in front of the server, or the Hub, wants a key, or another one."""
 
     code = "ACCESS_DENIED"
     status = "INVALID_ARG"
@@ -152,10 +152,35 @@ class ArtefactBroken(CaptionerError):
     code = "ARTEFACT_BROKEN"
 
 
+class RepositoryBusy(CaptionerError):
+    """Another process is publishing into the same model repository."""
+
+    code = "REPOSITORY_BUSY"
+
+
 class ModelUnsupported(CaptionerError):
     """The model's type, dtype or shape is none that can be exported or served."""
 
     code = "MODEL_UNSUPPORTED"
+
+
+class ModelMissing(ModelUnsupported):
+    """No folder and no model of the Hub has the name, or the model has no such revision."""
+
+    code = "MODEL_MISSING"
+
+
+class HubUnreachable(CaptionerError):
+    """The Hugging Face Hub does not answer, or must not be asked, and the cache does not hold what is needed."""
+
+    code = "HUB_UNREACHABLE"
+    status = "UNAVAILABLE"
+
+
+class CacheUnwritable(CaptionerError):
+    """The Hub's cache cannot take a model: the disk is full or may not be written."""
+
+    code = "CACHE_UNWRITABLE"
 
 
 class StartupRefused(CaptionerError):

@@ -6,12 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.errors import ModelUnsupported
+from captioner.errors import ModelMissing, ModelUnsupported, StartupRefused
 
 EMBEDDED = "captioner-embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-# No pickles and no code: what is downloaded can only be data.
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+_LONGEST_REVISION = 200  # bytes; it becomes a path in the cache
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,83 @@ class Found:
         return f"{self.name}@{self.revision[:12]}"
 
 
-def find(model: str, revision: str | None = None) -> Found:
-    """The model called `model`; ModelUnsupported when it is neither here nor to be had."""
-    folder = EMBEDDED_FOLDER if model == EMBEDDED else Path(model)
-    if folder.is_dir():
-        return Found(model if model == EMBEDDED else folder.resolve().name, _weights_hash(folder), folder)
-    # An import of half a second that a local model does without.
-    from huggingface_hub import snapshot_download
+def parse(text: str) -> tuple[str, str | None]:
+    """`MODEL` or `MODEL@REVISION` as (model, revision); ModelMissing says why it can be neither.
 
+    The embedded model's name, or a folder that is here, is taken as it is, with any @ in its path.
+    """
+    if local_folder(text):
+        return text, None
+    model, at, revision = text.partition("@")
+    if not local_folder(model):
+        _check_id(model)
+    if at:
+        _check_revision(model, revision)
+    return model, revision if at else None
+
+
+def find(model: str, revision: str | None = None) -> Found:
+    """The model called `model`, from the Hub if it must be; see `pull` for what is raised where it cannot be had."""
+    if folder := local_folder(model):
+        if revision is not None:
+            raise ModelMissing(f"{model!r} is {folder.resolve()} on this disk, which has no revision {revision!r}")
+        return Found(model if model == EMBEDDED else folder.resolve().name, _weights_hash(folder), folder)
+    _check_id(model)
+    if revision is not None:
+        _check_revision(model, revision)
+    # An import of half a second that a local model does without.
+    from captioner.pull import pull
+
+    snapshot = pull(model, revision)
+    return Found(model, snapshot.commit, snapshot.folder)
+
+
+def latest_commit(model: str, branch: str) -> str:
+    """The commit that a branch of a Hub id is now, by one small request; nothing is downloaded.
+
+    Raises ModelMissing, AccessDenied or HubUnreachable.
+    """
+    if folder := local_folder(model):
+        raise ModelMissing(f"{model!r} is {folder.resolve()} on this disk, which has no branches")
+    _check_id(model)
+    _check_revision(model, branch)
+    from captioner import hub_api
+
+    return hub_api.latest_commit(model, branch)
+
+
+def local_folder(model: str) -> Path | None:
+    """Where a model that needs no Hub lies."""
+    folder = EMBEDDED_FOLDER if model == EMBEDDED else Path(model)
     try:
-        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=PATTERNS))
-    except Exception as error:  # the client raises a dozen types; all mean that there is no folder
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelUnsupported(f"{model!r} is no folder here and cannot be had from the Hub: {reason}") from error
-    _check_safetensors(snapshot)
-    return Found(model, snapshot.name, snapshot)
+        return folder if model and folder.is_dir() else None
+    except OSError:  # longer than any path
+        return None
+
+
+def _check_id(model: str) -> None:
+    """ModelMissing for what the Hub would not take for a name."""
+    try:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, if not marked so
+    except ImportError as error:
+        raise StartupRefused(f"the Hub needs huggingface_hub ({error}); pip install 'captioner[export]'") from error
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise ModelMissing(f"{model!r} is no folder here and no Hugging Face id: {error}") from error
+
+
+def _check_revision(model: str, revision: str) -> None:
+    """ModelMissing for what git would not take for a branch or tag."""
+    if not (
+        revision.isprintable()
+        and len(revision.encode()) <= _LONGEST_REVISION
+        and not any(character in revision for character in " ~^:?*[\\")
+        and not any(pair in revision for pair in ("..", "@{"))
+        and all(step and step[0] not in ".-" and not step.endswith((".", ".lock")) for step in revision.split("/"))
+    ):
+        raise ModelMissing(f"{revision!r} can be no branch, tag or commit of {model!r}")
 
 
 def _weights_hash(folder: Path) -> str:

@@ -11,7 +11,8 @@ import torch
 
 from captioner.server import TritonServer
 
-pytest_plugins = ["tests.served", "tests.pages"]  # the embedded model on a real server; pages before it
+# The embedded model on a real server, pages in front of it, a Hub.
+pytest_plugins = ["tests.served", "tests.pages", "tests.hub_server"]
 
 Start = Callable[..., TritonServer]
 
