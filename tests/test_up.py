@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,11 @@ from pathlib import Path
 import pytest
 
 from captioner.client import Client
-from tests.served import Served
+from captioner.model_control import ModelControl, admin_key
+from captioner.repository import VERSIONED, Repository
+from captioner.wire import CAPTIONER
+from export.publish import publish
+from tests.served import Served, assert_soon
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -67,6 +73,42 @@ def test_one_command_serves_the_page_and_ctrl_c_leaves_nothing(served: Served, r
     assert not processes_with(f"--http-port={ports[0]}") and not processes_with(f"--port {ports[3]}")
     left = set(Path("/dev/shm").iterdir()) - before
     assert not [path for path in left if path.name.startswith("captioner-")]
+
+
+def test_the_version_before_stands_by_and_a_killed_server_comes_back_with_what_was_confirmed(
+    repository: Path, tmp_path: Path
+) -> None:
+    mine, exported = Repository(shutil.copytree(repository, tmp_path / "model_repository")), tmp_path / "exported"
+    for model in VERSIONED:
+        shutil.copytree(mine.folder(model, 1), exported / model)
+    publish(exported, mine, (), lambda _: None)
+    ports = free_ports(4)
+    process = up(mine.path, ports)
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if "ready:" in line)
+    control = ModelControl(f"127.0.0.1:{ports[1]}", admin_key(mine.path))
+    assert_soon(lambda: control.loaded(CAPTIONER) == {1, 2}, 60)
+    with Client(control.address) as client:
+        assert client.describe().version == "2"
+        # A publish that got as far as all its folders and died, and then the server.
+        unconfirmed = mine.stage()
+        for model in VERSIONED:
+            shutil.copytree(exported / model, mine.staged(unconfirmed) / model, dirs_exist_ok=True)
+            mine.place(model, unconfirmed)
+        (server,) = (
+            int(entry.parent.name)
+            for entry in Path("/proc").glob("[0-9]*/cmdline")
+            if (words := entry.read_bytes().split(b"\0"))[0].endswith(b"/tritonserver")
+            and f"--http-port={ports[0]}".encode() in words
+        )
+        os.kill(server, signal.SIGKILL)
+        said += next(line for line in process.stdout if "set aside" in line)
+        assert_soon(control.is_ready, 60)
+        assert client.describe().version == "2"
+    assert mine.aside()[unconfirmed].state == "refused"
+    assert f"version {unconfirmed} was left unfinished" in said
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
