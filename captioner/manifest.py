@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from captioner.errors import ArtefactBroken
 from captioner.image import ImageSpec
@@ -19,6 +20,9 @@ from captioner.prompts import PromptTable
 NAME = "manifest.json"
 CHECK_IMAGE, CHECK_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest
 FRAME_PROMPT, FRAME_IMAGE = "{prompt}", "{image}"  # the places in a frame
+
+
+EncoderPrecision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Manifest:
     model: str
     revision: str
     card: Card
-    precision: str  # of the vision encoder
+    precision: EncoderPrecision
     image: ImageSpec
     feature_tokens: int  # image tokens a picture becomes, or each tile of it
     feature_width: int

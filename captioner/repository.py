@@ -93,9 +93,14 @@ class Repository:
                 found[why.version] = why
         return dict(sorted(found.items()))
 
-    def aside_manifest(self, version: int) -> Manifest:
-        """The manifest of a version that was set aside."""
-        return Manifest.load(self.path / ASIDE / str(version) / CAPTIONER)
+    def aside_of(self, model: str, revision: str) -> Aside | None:
+        """How that revision of a model was set aside, if it was; the last time."""
+        for version, aside in reversed(self.aside().items()):
+            with suppress(ArtefactBroken):
+                manifest = Manifest.load(self.path / ASIDE / str(version) / CAPTIONER)
+                if (manifest.model, manifest.revision) == (model, revision):
+                    return aside
+        return None
 
     @contextmanager
     def lock(self, wait_s: float = 0) -> Iterator[Repository]:

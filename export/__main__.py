@@ -41,6 +41,10 @@ def _publish(model: str | None, repository: Repository) -> None:
     if newest and (versions[newest].model, versions[newest].revision) == (found.name, found.revision):
         print(f"{found} is published as version {newest}")
         return
+    aside = repository.aside_of(found.name, found.revision)
+    if model is None and newest and aside:  # nobody asked for it anew
+        print(f"{found} was {aside.state} as version {aside.version}; version {newest} stays")
+        return
     from export.publish import export_and_publish  # torch and transformers, only when there is something to export
 
     export_and_publish(found, repository, (), lambda text: print(text, flush=True))

@@ -9,29 +9,29 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
 
-import captioner
 from captioner import hub
 from captioner.errors import ModelUnsupported
 from captioner.families import family
 from captioner.families.base import Source
 from captioner.image import load_pixels
 from captioner.manifest import CHECK_FEATURES, CHECK_IMAGE, NAME, Manifest, sha256
+from captioner.photos import FOLDER
 from captioner.repository import VERSIONED
 from captioner.wire import CAPTIONER, VISION_ENCODER
+from export.calibration import HELD_OUT, calibration_pixels
 from export.card import read_card
 from export.decoder import export_decoder
 from export.parity import check_of, check_parity
+from export.precision import Precision, lower
 from export.vision_encoder import export_vision_encoder, onnx_features
 
-Precision = Literal["fp32", "fp16", "int8"]
-CHECK_PHOTO = Path(captioner.__file__).parent / "examples" / "cat.jpg"
+CHECK_PHOTO = FOLDER / "cat.jpg"
 
 
 def export(
@@ -44,7 +44,8 @@ def export(
 ) -> Manifest:
     """Exports a model into `folder`, a sub-folder for each Triton model that has versions; whole or not at all.
 
-    Raises ModelUnsupported or ArtefactBroken.
+    `precision` is the vision encoder's; `calibration` holds photos to lower it with, None takes our own. Raises
+    ModelUnsupported or ArtefactBroken.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -58,7 +59,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        manifest = _write(source, model_type, found, made, say)
+        manifest = _write(source, model_type, found, made, say, precision, calibration)
         made.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
@@ -67,7 +68,15 @@ def export(
     return manifest
 
 
-def _write(source: Source, model_type: str, found: hub.Found, made: Path, say: Callable[[str], None]) -> Manifest:
+def _write(
+    source: Source,
+    model_type: str,
+    found: hub.Found,
+    made: Path,
+    say: Callable[[str], None],
+    precision: Precision,
+    calibration: Path | None,
+) -> Manifest:
     for model in VERSIONED:
         (made / model).mkdir()
     decoder = made / CAPTIONER
@@ -75,6 +84,11 @@ def _write(source: Source, model_type: str, found: hub.Found, made: Path, say: C
     with torch.inference_mode(False):
         metadata = {"model": found.name, "revision": found.revision}
         onnx_path = export_vision_encoder(source, made / VISION_ENCODER, metadata)
+    photos = None
+    if precision != "fp32":
+        pixels = calibration_pixels(source.image, calibration)
+        fitted, photos = pixels[:-HELD_OUT], pixels[-HELD_OUT:]
+        lower(onnx_path, precision, fitted, say)
     say("writing the decoder and the tokenizer")
     export_decoder(source, decoder)
     say("comparing with the original")
@@ -88,8 +102,9 @@ def _write(source: Source, model_type: str, found: hub.Found, made: Path, say: C
         feature_shape=(tokens, features.shape[1]),
         files={},
         card=read_card(found.folder),
+        precision=precision,
     )
-    say(str(check_parity(source, onnx_path, decoder, manifest)))
+    say(str(check_parity(source, onnx_path, decoder, manifest, photos)))
     shutil.copyfile(CHECK_PHOTO, decoder / CHECK_IMAGE)
     save_file({"features": torch.from_numpy(features).contiguous()}, decoder / CHECK_FEATURES)
     (decoder / CHECK_FEATURES).chmod(0o644)  # as in export_decoder

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from captioner import hub
-from captioner.errors import ArtefactBroken, CaptionerError
+from captioner.errors import CaptionerError
 from captioner.repository import Repository
 
 LONGEST_WAIT_S = 3600.0
@@ -51,13 +51,8 @@ class Follower:
             return Look(commit, f"{self._model}@{commit[:12]} is live")
         if commit in self._failed:
             return Look(commit, f"{commit[:12]} failed: {self._failed[commit]}")
-        for number, aside in self._repository.aside().items():
-            try:
-                manifest = self._repository.aside_manifest(number)
-            except ArtefactBroken:
-                continue
-            if (manifest.model, manifest.revision) == (self._model, commit):
-                return Look(commit, f"{commit[:12]} was {aside.state} as version {number}: {aside.reason}")
+        if aside := self._repository.aside_of(self._model, commit):
+            return Look(commit, f"{commit[:12]} was {aside.state} as version {aside.version}: {aside.reason}")
         return Look(commit)
 
     def step(self) -> bool:

@@ -18,52 +18,50 @@ from captioner.families import family
 from captioner.families.base import Source
 from captioner.manifest import Check, Manifest
 from captioner.wire import ImageInfo
+from export.precision import Difference, check
 from export.vision_encoder import onnx_features
 
 PARITY_BATCH = 3  # not the batch of the export
-MAX_FEATURE_DIFFERENCE = 1e-4  # of the features' own largest value
 TOKENS = 24
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the comparison found. `feature_difference` is the largest, as a share of the largest feature."""
+    """What the comparison found."""
 
-    feature_difference: float
+    difference: Difference
     tokens: int
     images: int
 
     def __str__(self) -> str:
-        return (
-            f"features differ by at most {self.feature_difference:.1e} of the largest, "
-            f"{self.tokens} greedy tokens of {self.images} images are equal"
-        )
+        return f"{self.difference}; {self.tokens} greedy tokens of {self.images} images are equal"
 
 
 @torch.inference_mode()
-def check_parity(source: Source, onnx_path: Path, folder: Path, manifest: Manifest) -> Parity:
+def check_parity(
+    source: Source, onnx_path: Path, folder: Path, manifest: Manifest, photos_BHWC: NDArray[np.uint8] | None = None
+) -> Parity:
     """Compares on pictures of several kinds, so that nothing need be downloaded; ArtefactBroken says what differs.
 
     `folder` holds the published decoder and tokenizer; each picture is captioned with another of the model's prompts.
+    A lowered encoder is compared on photos instead, and the decoder then reads the original's features.
     """
     rows, columns = (1, 1) if source.image.most_tiles else (0, 0)
     pixels = np.concatenate(
         [_pictures(source.image.height, source.image.width, tile) for tile in range(rows * columns + 1)], axis=1
     )
-    expected = source.vision_encoder(torch.from_numpy(pixels)).numpy()
-    found = onnx_features(onnx_path, pixels)
-    if found.shape != expected.shape:
-        raise ArtefactBroken(f"the exported encoder gives {found.shape}, the original {expected.shape}")
-    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-    if not difference <= MAX_FEATURE_DIFFERENCE:
-        raise ArtefactBroken(
-            f"features differ by {difference:.1e} of the largest; the limit is {MAX_FEATURE_DIFFERENCE:.0e}"
-        )
+    read = source.vision_encoder(torch.from_numpy(pixels)).numpy()
+    if photos_BHWC is None:
+        expected, read = read, onnx_features(onnx_path, pixels)
+        difference = check(expected, read, "fp32")
+    else:
+        expected = source.vision_encoder(torch.from_numpy(photos_BHWC)).numpy()
+        difference = check(expected, onnx_features(onnx_path, photos_BHWC), manifest.precision)
     prompts = cycle(prompt for lengths in source.prompts.styles.values() for prompt in lengths.values())
     kind, tokenizer = family(manifest.family), Tokenizer.from_file(str(folder / "tokenizer.json"))
     requests = []
-    for features, prompt in zip(torch.from_numpy(found), prompts, strict=False):
+    for features, prompt in zip(torch.from_numpy(read), prompts, strict=False):
         ids = kind.prompt_ids(tokenizer, manifest, prompt, rows, columns)
         requests.append((ids, features, min(TOKENS, source.context_tokens - len(ids))))
     written = _greedy(folder, manifest, requests)

@@ -23,11 +23,13 @@ from captioner.manifest import CHECK_IMAGE, NAME, Check, Manifest
 from captioner.model_control import ModelControl
 from captioner.repository import VERSIONED, Repository
 from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER
-from export.export import Precision, export
+from export.export import export
+from export.precision import Precision, compare
 from export.rollback import ENCODER, Say, stand_alone, take_back
 
 DOOR_SECONDS = 60.0  # of refusals by a busy server
-FEATURE_TOLERANCE = 0.05  # of the largest feature: devices and decoders of JPEG round in their own ways
+TYPICAL_COSINE = 0.99  # of an image token with the exporter's: devices and decoders of JPEG round in their own ways
+MEAN_COSINE = 0.9  # and nearly equal words of a concept encoder change places
 KEEP = 4  # versions on disk
 
 
@@ -49,14 +51,14 @@ def publish(
         for dead in repository.recover():
             say(f"version {dead} was left unfinished; it is set aside")
         manifest = Manifest.load(artefact / CAPTIONER)
-        before = list(repository.versions())[-2:]
+        live = list(repository.versions())[-1:]
         version = repository.stage()
         try:
             _fill(artefact, manifest, repository.staged(version), take)
             manifest.verify(repository.staged(version))
             say(f"verified {len(manifest.files)} files")
             if controls:
-                _load(repository, controls, before, version, manifest, say)
+                _load(repository, controls, live, version, manifest, say)
             else:
                 for model in VERSIONED:
                     repository.place(model, version)
@@ -91,6 +93,8 @@ def export_and_publish(
 def _fill(artefact: Path, manifest: Manifest, staged: Path, take: bool) -> None:
     """The exported files and their manifests, beside the models' code, which is this repository's."""
     for name in [*manifest.files, *(f"{model}/{NAME}" for model in VERSIONED)]:
+        if name.partition("/")[0] not in VERSIONED or ".." in name.split("/"):
+            raise ArtefactBroken(f"{artefact}'s manifest names {name!r}, which is no file of an export")
         if not (artefact / name).is_file():
             raise ArtefactBroken(f"{artefact / name} is missing; export again")
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +107,12 @@ def _fill(artefact: Path, manifest: Manifest, staged: Path, take: bool) -> None:
 def _load(
     repository: Repository,
     controls: Sequence[ModelControl],
-    before: Sequence[int],
+    live: Sequence[int],
     version: int,
     manifest: Manifest,
     say: Say,
 ) -> None:
     """Every step on every server, before the next; the last two make the version live."""
-    live = list(before[-1:])
     for control in controls:  # so that no more than two versions are ever in memory
         stand_alone(repository, control, live)
     for model in ENCODER:
@@ -136,11 +139,10 @@ def _check_encoder(control: ModelControl, folder: Path, version: int) -> None:
     expected = check_features(folder).numpy()
     if found.shape != expected.shape:
         raise ArtefactBroken(f"the encoder on {control.address} gives {found.shape}, the exporter's {expected.shape}")
-    difference = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-    if not difference <= FEATURE_TOLERANCE:
+    difference = compare(expected[np.newaxis], found[np.newaxis])
+    if not (difference.typical >= TYPICAL_COSINE and difference.mean >= MEAN_COSINE):
         raise ArtefactBroken(
-            f"features on {control.address} differ by {difference:.1e} of the largest from the exporter's; the limit "
-            f"is {FEATURE_TOLERANCE:.0e}"
+            f"on {control.address} {difference}; the limits of the two are {TYPICAL_COSINE} and {MEAN_COSINE}"
         )
 
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -149,7 +148,12 @@ def test_the_webhook_wakes_the_follower_and_only_who_knows_the_secret(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[float] = []
-    monkeypatch.setattr(follower, "step", lambda: bool(steps.append(time.monotonic())) or True)
+
+    def step() -> bool:
+        steps.append(time.monotonic())
+        return True
+
+    monkeypatch.setattr(follower, "step", step)
     wake = threading.Event()
     threading.Thread(target=follower.run, args=(3600, wake), daemon=True).start()
 
@@ -182,9 +186,9 @@ def test_a_webhook_without_a_secret_is_refused(
 def test_a_new_commit_reaches_a_running_server_and_all_works_on_with_the_network_cut(
     hub: Hub, tiny_files: dict[str, bytes], repository: Repository, tmp_path: Path
 ) -> None:
-    def captioner(*words: str, **more: Any) -> str:
+    def captioner(*words: str) -> str:
         command = [sys.executable, "-m", "captioner.cli", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, **more).stdout
+        return str(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
     photo = str(ROOT / "captioner" / "examples" / "cat.jpg")
     place = ["--repository", str(repository.path)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.published import empty_repository
 from captioner import cli
 from captioner.errors import ArtefactBroken, RepositoryBusy
+from captioner.hub import EMBEDDED, find
 from captioner.manifest import Card, Manifest, sha256
 from captioner.repository import ASIDE, VERSIONED, Repository
 from captioner.wire import CAPTIONER
@@ -128,6 +131,16 @@ def test_an_export_with_a_wrong_byte_is_refused_by_name_and_set_aside_with_the_r
         publish(exported, repository, (), quiet)
     assert whole(repository) == [1]
     assert f"{model}/weights" in repository.aside()[2].reason
+
+
+@pytest.mark.parametrize("name", ["../outside", "captioner/../../outside", "/etc/hostname", "image_encoder/x", ""])
+def test_an_export_whose_manifest_reaches_outside_is_refused(repository: Repository, exported: Path, name: str) -> None:
+    for model in VERSIONED:
+        manifest = Manifest.load(exported / model)
+        Manifest(**{**manifest.__dict__, "files": {**manifest.files, name: "0" * 64}}).save(exported / model)
+    with pytest.raises(ArtefactBroken, match="no file of an export"):
+        publish(exported, repository, (), quiet)
+    assert repository.versions() == {}
 
 
 STEPS = ["stage", "place vision_encoder", "place preprocess", "place captioner", "confirm"]
@@ -298,3 +311,18 @@ def test_a_server_that_was_named_and_is_not_there_changes_nothing(
     assert cli.main(["publish", str(exported), *there]) == 2
     assert "SERVER_UNREACHABLE: no server is ready at 127.0.0.1:9" in capsys.readouterr().err
     assert repository.versions() == {}
+
+
+def test_a_start_does_not_bring_back_what_was_taken_back(repository: Repository, tmp_path: Path) -> None:
+    found = find(EMBEDDED)
+    for revision in ("a" * 40, found.revision):
+        exported = artefact(tmp_path / "exported", revision)
+        for model in VERSIONED:
+            manifest = Manifest.load(exported / model)
+            Manifest(**{**manifest.__dict__, "model": EMBEDDED}).save(exported / model)
+        publish(exported, repository, (), quiet)
+    rollback(repository, (), quiet)
+    command = [sys.executable, "-m", "export", "--repository", str(repository.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{found} was rolled back as version 2; version 1 stays\n"
+    assert whole(repository) == [1]

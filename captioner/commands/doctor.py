@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from captioner.commands.options import add_server
-from captioner.commands.up import ROOT
+from captioner.commands.options import add_repository, add_server
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,7 +14,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = verbs.add_parser("doctor", help="what a bug report needs, and what keeps `captioner up` from working")
     doctor.set_defaults(run=run)
     doctor.add_argument("--json", action="store_true", help="one JSON object")
-    doctor.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="Triton model repository")
+    add_repository(doctor)
     doctor.add_argument("--timeout-s", type=float, default=5.0, help="for the server's answer, default %(default)s")
     add_server(doctor)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from captioner import wire
-
-ROOT = Path(__file__).parents[2]
+from captioner.commands.options import add_repository
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The verb and its options."""
     up = verbs.add_parser("up", help="start the server and the page on this machine")
     up.set_defaults(run=run)
-    up.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="Triton model repository")
-    up.add_argument("--model", help="a folder or Hugging Face id to publish first; default: what is published")
+    add_repository(up)
+    up.add_argument(
+        "--model",
+        metavar="MODEL[@REVISION]",
+        help="a folder or Hugging Face id to publish first; default: what is live",
+    )
     up.add_argument("--http-port", type=int, default=wire.HTTP_PORT, help="default %(default)s")
     up.add_argument("--grpc-port", type=int, default=wire.GRPC_PORT, help="default %(default)s")
     up.add_argument("--metrics-port", type=int, default=wire.METRICS_PORT, help="default %(default)s")

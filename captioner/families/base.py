@@ -19,7 +19,16 @@ from captioner.errors import ParameterInvalid
 from captioner.families.decoder import Decoder
 from captioner.families.weights import Precision
 from captioner.image import ImageSpec
-from captioner.manifest import FRAME_IMAGE, FRAME_PROMPT, Calibration, Card, Check, Generation, Manifest
+from captioner.manifest import (
+    FRAME_IMAGE,
+    FRAME_PROMPT,
+    Calibration,
+    Card,
+    Check,
+    EncoderPrecision,
+    Generation,
+    Manifest,
+)
 from captioner.prompts import PromptTable
 
 
@@ -58,7 +67,7 @@ class Source:
         feature_shape: tuple[int, int],
         files: dict[str, str],
         card: Card = Card(),  # noqa: B008 - frozen
-        precision: str = "fp32",
+        precision: EncoderPrecision = "fp32",
         check: Check | None = None,
     ) -> Manifest:
         """What the server reads of it; `feature_shape` is (image tokens, width) of one image or tile."""
