@@ -40,12 +40,6 @@ from captioner.wire import GRPC_PORT
 WAYS = ("memory", "job")
 
 
-def new_photos() -> Iterator[bytes]:
-    """Photos that no server has seen, for each has bytes of its own behind its end: some crops are whole photos."""
-    for photo in crops(seed=secrets.randbits(32)):
-        yield photo + secrets.token_bytes(8)
-
-
 async def in_memory(server: str, photos: list[bytes], in_flight: int) -> float:
     """Seconds with nothing to read and nothing to keep."""
     waiting: Iterator[bytes] = iter(photos)
@@ -104,7 +98,7 @@ async def measure(server: str, photos: int, in_flight: int, rounds: int) -> dict
     """Both ways `rounds` times in turn, after one round that is thrown away."""
     async with AsyncClient(server) as client:
         card = await client.describe()
-    images, each = new_photos(), photos // rounds
+    images, each = crops(seed=secrets.randbits(32)), photos // rounds
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     starts: list[float] = []
     await in_memory(server, list(islice(images, each)), in_flight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -51,5 +52,9 @@ def _intended_use(text: str) -> str:
         words = next((each for each in paragraphs if each and not each.startswith(_NO_WORDS)), "")
         words = " ".join(_LINK.sub(r"\1", words).split())
         if words:
-            return words if len(words) <= LONGEST_USE else words[: LONGEST_USE - 1].rsplit(" ", 1)[0] + "…"
+            return (
+                textwrap.shorten(words, LONGEST_USE, placeholder="…")
+                if " " in words[:LONGEST_USE]
+                else words[:LONGEST_USE]
+            )
     return ""

@@ -1,1 +1,1 @@
-"""The page people use: a browser's view of `captioner.client`, and nothing else."""
+"""The doors for people and for programs, the page and the HTTP API, over `captioner.client` and nothing else."""

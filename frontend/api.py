@@ -17,6 +17,7 @@ from captioner.errors import CaptionerError, StreamStalled
 from frontend import schema
 from frontend.access import Access
 from frontend.captions import captions
+from frontend.card import ServedCard
 from frontend.chat import chat
 from frontend.gauges import Gauges, Measured
 from frontend.limits import Limits
@@ -31,16 +32,23 @@ PATHS = {"/v1/captions": "POST", "/v1/chat/completions": "POST", "/v1/models": "
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def add_api(app: FastAPI, client: AsyncClient, options: Options, images: RemoteImages | None = None) -> None:
+def add_api(
+    app: FastAPI,
+    client: AsyncClient,
+    options: Options,
+    images: RemoteImages | None = None,
+    served: ServedCard | None = None,
+) -> None:
     """Adds the API for the captioner server of `client` to `app`, and guards everything that `app` shows.
 
-    To be called before a page is mounted at "/", which would take every path. `images` is for tests.
+    To be called before a page is mounted at "/", which would take every path. `images` and `served` are made where
+    nobody shares them.
     """
     gauges = Gauges()
-    images = RemoteImages(options.image_hosts) if images is None else images
+    images = images or RemoteImages(options.image_hosts)
     doors = APIRouter()
     doors.include_router(captions(client, images))
-    doors.include_router(chat(client, images))
+    doors.include_router(chat(client, images, served or ServedCard(client)))
     document = schema.document(doors, options.root_path)
     app.include_router(doors)
     app.include_router(_watch(client, gauges))

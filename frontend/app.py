@@ -2,7 +2,7 @@
 
 Gradio lays it out and answers what a choice means; each answer is one request, so any replica can give it. An image
 never meets Gradio: `browser/` shows it and sends it to `/v1/captions`, whose one response is the caption as it is
-written. It knows the client and the model's card; no tensor, no pixel and no model.
+written. It knows the model's card; no tensor, no pixel and no model.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from captioner.client import AsyncClient
 from captioner.errors import CaptionerError
 from captioner.prompts import NAME, PromptTable
-from captioner.wire import ModelCard
 from frontend import look, panes, words
+from frontend.card import ServedCard
 from frontend.fields import make_fields
 from frontend.tools import Tool
 
-RETRY_S = 3.0
 ALT_TEXT = "alt-text"
 ALT_TEXT_CHARACTERS = "125"  # where many screen readers and guidelines draw the line
 
@@ -30,9 +28,8 @@ Updates = dict[Any, Any]  # component → its new value or properties
 class Page:
     """The components and what they do. One serves all visitors and keeps nothing of them."""
 
-    def __init__(self, client: AsyncClient) -> None:
-        self.client = client
-        self.card: ModelCard | None = None
+    def __init__(self, served: ServedCard) -> None:
+        self.served = served
         self.blocks = gr.Blocks(title="Captioner", analytics_enabled=False)
         with self.blocks:
             self._lay_out()
@@ -90,7 +87,9 @@ class Page:
                 self.rendered = gr.Textbox(visible=False)  # the prompt that the choices make
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"), gr.Row():
                     self.fields = make_fields()
-        self.timer = gr.Timer(RETRY_S, active=False)
+                gr.HTML(panes.ABOUT)
+        # Pressed by the browser where another model is served than the page shows; see browser/model.js.
+        self.again = gr.Button("Look for the server again", visible="hidden", elem_id="look-again")
 
     def _connect(self) -> None:
         # Not through Gradio's queue: its answers come in a second request, which another replica would not know.
@@ -99,9 +98,10 @@ class Page:
         common["preprocess"] = False
         choices = [self.style, self.length, self.extras, self.name]
         prompts = [self.prompt, self.rendered]
-        for event in (self.blocks.load, self.timer.tick):
-            event(self.look_for_server, choices, [self.server, self.timer, self.limit, *choices, *prompts], **common)
-        self.style.input(self.choose_style, choices, [self.limit, *choices, *prompts], **common)
+        fitted = [self.limit, *choices, *prompts]
+        for event in (self.blocks.load, self.again.click):
+            event(self.look_for_server, [*choices, *prompts], [self.server, *fitted], **common)
+        self.style.input(self.choose_style, choices, fitted, **common)
         for event in (self.length.input, self.extras.input, self.name.input):
             event(self.render, choices, [self.name, *prompts], **common)
         # In the browser; see browser/main.js.
@@ -112,28 +112,36 @@ class Page:
         self.stop_batch.click(None, js="() => window.captioner.stopAll()", **common)
 
     async def look_for_server(
-        self, style: str | None, length: str | None, extras: list[str] | None, name: str | None
+        self,
+        style: str | None,
+        length: str | None,
+        extras: list[str] | None,
+        name: str | None,
+        prompt: str | None,
+        rendered: str | None,
     ) -> Updates:
-        """Asks the server for the model's card and fits the page to it; asks on while nobody answers."""
+        """Asks the server for the model's card and fits the page to it; what can stay as it is does."""
         try:
-            self.card = card = await self.client.describe()
+            card = await self.served.ask()
         except CaptionerError as error:
-            return {
-                self.server: words.server_down(error, self.client.address, RETRY_S),
-                self.timer: gr.Timer(active=True),
-            }
-        style = style if style in card.styles else card.default_style
+            return {self.server: words.server_down(error, self.served.address)}
         known = [extra for extra in extras or [] if extra in card.extras]
-        return await self.choose_style(style, length, known, name) | {
+        kept = style in card.styles
+        style = style if kept else card.default_style
+        updates = await self.choose_style(style, length, known, name)
+        if kept:
+            del updates[self.limit]
+        if (prompt or "") != (rendered or ""):  # somebody's own
+            del updates[self.prompt]
+        return updates | {
             self.server: words.server_up(card),
-            self.timer: gr.Timer(active=False),
             self.style: gr.Dropdown(list(card.styles), value=style, visible=len(card.styles) > 1),
             self.extras: gr.CheckboxGroup(list(card.extras), value=known, visible=bool(card.extras)),
         }
 
     async def choose_style(self, style: str | None, length: str | None, extras: list[str], name: str | None) -> Updates:
         """The lengths a style has, the nearest to the one chosen, and the prompt that they make."""
-        card = await self._card()
+        card = await self.served.last()
         lengths = card.styles.get(style or "", []) if card else []
         wanted = [length, card.default_length if card else None, *lengths]
         length = next((each for each in wanted if each in lengths), None)
@@ -144,7 +152,7 @@ class Page:
 
     async def render(self, style: str | None, length: str | None, extras: list[str], name: str | None) -> Updates:
         """The exact prompt of the choices; empty where the model's card gives none."""
-        card = await self._card()
+        card = await self.served.last()
         prompt, takes_name = "", False
         if card is not None and style in card.prompts and length in card.prompts[style]:
             table = PromptTable(card.prompts, card.default_style, card.default_length, card.extras)
@@ -153,19 +161,10 @@ class Page:
             prompt = prompt.replace(NAME, name or NAME)
         return {self.prompt: prompt, self.rendered: prompt, self.name: gr.Textbox(visible=takes_name)}
 
-    async def _card(self) -> ModelCard | None:
-        """As this replica knows it, which may be the first time that it is asked."""
-        if self.card is None:
-            try:
-                self.card = await self.client.describe()
-            except CaptionerError:
-                return None
-        return self.card
 
-
-def mount(app: Any, client: AsyncClient, root_path: str, tool: Tool | None = None) -> None:
+def mount(app: Any, served: ServedCard, root_path: str, tool: Tool | None = None) -> None:
     """Adds the page at `/` of a FastAPI application, under what is there already; `tool` is offered by MCP."""
-    page = Page(client)
+    page = Page(served)
     if tool is not None:
         with page.blocks:
             api(tool, api_name="caption_image", queue=False)

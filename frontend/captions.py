@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
-from captioner.client import AsyncClient
+from captioner.client import AsyncClient, Caption
 from captioner.errors import CaptionerError, ImageMissing, ParameterInvalid, ParameterUnknown
 from captioner.image import check_file_size
 from captioner.stream import AsyncCaptionStream
 from captioner.wire import PARAMETERS
 from frontend.body import check_type, form_value, parse_json, read_form
-from frontend.events import MEDIA_TYPES, Events, event, first_text
+from frontend.events import MEDIA_TYPES, event, respond
 from frontend.refusals import refusal_body
 from frontend.remote import RemoteImages
 from frontend.schema import answers, captions_body
@@ -50,11 +49,7 @@ def captions(client: AsyncClient, images: RemoteImages) -> APIRouter:
         parameters = dict(asked.parameters)
         if parameters.get("stream") is None:
             parameters["stream"] = "text/event-stream" in request.headers.get("accept", "")
-        if parameters["stream"] is False:
-            whole = await client.caption(image, prompt=asked.prompt, **parameters)
-            return JSONResponse({"caption": whole.text, "details": asdict(whole.details)})
-        stream = await client.stream(image, prompt=asked.prompt, **parameters)
-        return Events(stream, caption_events(stream, await first_text(stream)))
+        return await respond(client, image, asked.prompt, parameters, whole=caption_body, events=caption_events)
 
     return router
 
@@ -103,6 +98,11 @@ async def _from_form(request: Request) -> CaptionRequest:
         await form.close()
     asked = caption_request(values)
     return asked if data is None else CaptionRequest(data, asked.prompt, asked.parameters)
+
+
+def caption_body(caption: Caption) -> dict[str, Any]:
+    """The caption and its details."""
+    return {"caption": caption.text, "details": asdict(caption.details)}
 
 
 async def caption_events(stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:

@@ -12,40 +12,24 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from captioner.client import AsyncClient
+from captioner.client import AsyncClient, Caption
 from captioner.errors import CaptionerError
 from captioner.stream import AsyncCaptionStream
 from captioner.wire import Details, Ending, ModelCard
 from frontend.body import read_json
+from frontend.card import ServedCard
 from frontend.chat_request import WIRE_NAMES, ChatRequest, chat_request, check_model
-from frontend.events import MEDIA_TYPES, Events, event, first_text
+from frontend.events import MEDIA_TYPES, event, respond
 from frontend.refusals import refusal_body
 from frontend.remote import RemoteImages
-from frontend.schema import answers, chat_body
+from frontend.schema import EXAMPLE_CARD, answers, chat_body
 
-CARD_LIFE_S = 5.0  # how long another version may go unnoticed
 FINISH_REASONS: dict[Ending, str] = {
     "stop": "stop",
     "repetition": "stop",
     "length": "length",
     "deadline": "length",
 }
-
-
-class ServedCard:
-    """The served model's card, asked for again when it has grown old."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-        self._card: ModelCard | None = None
-        self._asked = 0.0
-
-    async def get(self) -> ModelCard:
-        """The card; raises what `AsyncClient.describe` does."""
-        if self._card is None or time.monotonic() - self._asked > CARD_LIFE_S:
-            self._card = await self._client.describe()
-            self._asked = time.monotonic()
-        return self._card
 
 
 class Completion:
@@ -60,15 +44,15 @@ class Completion:
             "system_fingerprint": card.revision,
         }
 
-    def whole(self, text: str, details: Details) -> dict[str, Any]:
+    def whole(self, caption: Caption) -> dict[str, Any]:
         """A chat.completion."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = _choice("message", message, FINISH_REASONS[details.finish_reason])
+        message = {"role": "assistant", "content": caption.text, "refusal": None}
+        choice = _choice("message", message, FINISH_REASONS[caption.details.finish_reason])
         return self._head | {
             "object": "chat.completion",
             "choices": [choice],
-            "usage": _usage(details),
-            "captioner": self._captioner(details),
+            "usage": _usage(caption.details),
+            "captioner": self._captioner(caption.details),
         }
 
     async def chunks(self, stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:
@@ -102,10 +86,9 @@ class Completion:
         return asdict(details) | ({"unused_text": unused} if unused else {})
 
 
-def chat(client: AsyncClient, images: RemoteImages) -> APIRouter:
+def chat(client: AsyncClient, images: RemoteImages, served: ServedCard) -> APIRouter:
     """The routes."""
     router = APIRouter()
-    served = ServedCard(client)
 
     @router.post(
         "/v1/chat/completions",
@@ -119,18 +102,24 @@ def chat(client: AsyncClient, images: RemoteImages) -> APIRouter:
         asked = chat_request(body, card)
         completion = Completion(card, asked)
         image = await images.read(asked.image)
-        if not asked.stream:
-            whole = await client.caption(image, prompt=asked.prompt, **asked.parameters)
-            return JSONResponse(completion.whole(whole.text, whole.details), headers=completion.headers)
-        stream = await client.stream(image, prompt=asked.prompt, **asked.parameters)
-        return Events(stream, completion.chunks(stream, await first_text(stream)), completion.headers)
+        return await respond(
+            client,
+            image,
+            asked.prompt,
+            asked.parameters | {"stream": asked.stream},
+            whole=completion.whole,
+            events=completion.chunks,
+            headers=completion.headers,
+        )
 
-    @router.get("/v1/models", responses=answers("The model", "application/json"))
+    @router.get("/v1/models", responses=answers("The model", "application/json", example=_models(EXAMPLE_CARD)))
     async def models() -> JSONResponse:
-        """The one model that is served."""
-        return JSONResponse({"object": "list", "data": [_model(await served.get())]})
+        """The one model that is served, with its card."""
+        return JSONResponse(_models(await served.get()))
 
-    @router.get("/v1/models/{model:path}", responses=answers("The model", "application/json"))
+    @router.get(
+        "/v1/models/{model:path}", responses=answers("The model", "application/json", example=_model(EXAMPLE_CARD))
+    )
     async def model(model: str) -> JSONResponse:
         """The served model's card, by its id."""
         card = await served.get()
@@ -150,6 +139,10 @@ def _usage(details: Details) -> dict[str, int]:
         "completion_tokens": details.tokens,
         "total_tokens": details.prompt_tokens + details.tokens,
     }
+
+
+def _models(card: ModelCard) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(card)]}
 
 
 def _model(card: ModelCard) -> dict[str, Any]:

@@ -94,5 +94,6 @@ class Exchange:
             raise RequestCancelled("the client left")
         self._size += len(message.get("body", b""))
         if self._size > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES / 2**20:.1f} MiB; an image may have 20 MiB")
+            limits = f"{MAX_BODY_BYTES / 2**20:.1f} MiB; an image may have {MAX_IMAGE_BYTES >> 20} MiB"
+            raise BodyTooLarge(f"the body is larger than {limits}")
         return message

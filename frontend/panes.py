@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import re
 from html import escape
-from pathlib import Path
 
-import captioner
-
-EXAMPLES = sorted((Path(captioner.__file__).parent / "examples").glob("*.jpg"))
+from captioner import photos
 
 
 def _credits() -> str:
-    rows = re.findall(
-        r"^\| `.*?` \| (.*?) \| (.*?) \| (.*?) \|$", (EXAMPLES[0].parent / "CREDITS.md").read_text(), re.M
-    )
+    rows = re.findall(r"^\| `.*?` \| (.*?) \| (.*?) \| (.*?) \|$", (photos.FOLDER / "CREDITS.md").read_text(), re.M)
     return "; ".join(f"{what}, by {who}: {terms}" for what, who, terms in rows)
 
 
 def _examples() -> str:
     buttons = "".join(
         f'<button type="button" data-example="{escape(path.name)}" aria-label="Example {escape(path.stem)}"></button>'
-        for path in EXAMPLES
+        for path in photos.PHOTOS
     )
     whose = f"<details><summary>Credits</summary>{escape(_credits())}</details>"
     return f"<p>Or try one of these</p><div>{buttons}</div>{whose}"
@@ -62,4 +57,11 @@ TABLE = """
   <tbody id="rows"></tbody></table>
 </div>
 <p id="batch-problem" role="alert"></p>
+"""
+ABOUT = """
+<details id="about" hidden>
+  <summary>About this model</summary>
+  <dl></dl>
+  <p>Licence, base model and intended use are as the model's own card states them.</p>
+</details>
 """

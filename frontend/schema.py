@@ -8,12 +8,31 @@ from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 
 import captioner
-from captioner.wire import PARAMETERS, TEXT_LISTS, Parameter
+from captioner.wire import PARAMETERS, TEXT_LISTS, ModelCard, Parameter
 
 # A white square of 8 × 8 pixels.
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAA"
     "DsdIMmAAAADUlEQVR42mP4z8SADAEPcQEOdvOI0AAAAABJRU5ErkJggg=="
+)
+EXAMPLE_CARD = ModelCard(
+    model="ada/small-captioner",
+    revision="5f0c3a9be2d14e7788a1c06b3f92d7e4510ab8cd",
+    version="3",
+    license="apache-2.0",
+    base_model="google/vit-base-patch16-224-in21k, openai-community/gpt2",
+    intended_use="Alt texts of everyday photos, to be read by a person before they are published.",
+    styles={"descriptive": ["short", "medium"]},
+    extras={},
+    takes_name=False,
+    default_style="descriptive",
+    default_length="medium",
+    max_tokens=64,
+    device="cpu",
+    precision="fp32",
+    encoder_precision="fp32",
+    follows_instructions=False,
+    prompts={"descriptive": {"short": "<|short|>", "medium": "<|medium|>"}},
 )
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 TEXTS = {"type": "array", "items": {"type": "string"}}
@@ -57,14 +76,15 @@ def chat_body(names: tuple[str, ...]) -> Schema:
     return _body({"application/json": {"schema": schema, "example": example}})
 
 
-def answers(description: str, *media_types: str) -> Answers:
-    """A door's answers: what was asked for, or a refusal."""
+def answers(description: str, *media_types: str, example: object = None) -> Answers:
+    """A door's answers: what was asked for, as in `example`, or a refusal."""
     texts = {name: {"type": "string"} for name in ("code", "message", "type")}
     error = _object(texts | {"param": {"type": ["string", "null"]}}, "code", "message")
-    example = {"code": "IMAGE_TOO_LARGE", "message": "31.0 MiB; the limit is 20 MiB", "type": "invalid_request_error"}
-    refused = {"schema": _object({"error": error}, "error"), "example": {"error": example | {"param": None}}}
+    too_large = {"code": "IMAGE_TOO_LARGE", "message": "31.0 MiB; the limit is 20 MiB", "type": "invalid_request_error"}
+    refused = {"schema": _object({"error": error}, "error"), "example": {"error": too_large | {"param": None}}}
+    found = {} if example is None else {"example": example}
     return {
-        200: {"description": description, "content": {kind: {} for kind in media_types}},
+        200: {"description": description, "content": dict.fromkeys(media_types, found)},
         "default": {"description": "A refusal", "content": {"application/json": refused}},
     }
 

@@ -9,10 +9,12 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
+from captioner import photos
 from captioner.client import Addresses, AsyncClient
 from frontend import app as page
-from frontend import look, panes
+from frontend import look
 from frontend.api import add_api
+from frontend.card import ServedCard
 from frontend.options import Options
 from frontend.remote import RemoteImages
 from frontend.tools import caption_tool
@@ -28,11 +30,11 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    images = RemoteImages(options.image_hosts)
-    add_api(app, client, options, images)
+    images, served = RemoteImages(options.image_hosts), ServedCard(client)
+    add_api(app, client, options, images, served)
     app.mount("/browser", StaticFiles(directory=look.BROWSER))
-    app.mount("/examples", StaticFiles(directory=panes.EXAMPLES[0].parent))
-    page.mount(app, client, options.root_path, caption_tool(client, images) if options.mcp else None)
+    app.mount("/examples", StaticFiles(directory=photos.FOLDER))
+    page.mount(app, served, options.root_path, caption_tool(client, images) if options.mcp else None)
     return app
 
 

@@ -24,6 +24,7 @@ from captioner.errors import (
 from captioner.wire import Ending, ModelCard
 from frontend.fields import NAMES
 
+LOOK_S = 5  # how often a page asks which model is served
 HEADINGS: dict[type[CaptionerError], str] = {
     ImageMissing: "There is no image to caption.",
     ImageTooLarge: "This image is too large.",
@@ -49,27 +50,28 @@ FINISHES: dict[Ending, str] = {
 
 
 def for_the_browser() -> str:
-    """JSON of the words that `browser/words.js` says, by the wire's codes, and of the advanced fields' names."""
+    """JSON of what `browser/` says and needs: words by the wire's codes, the advanced fields' names, LOOK_S."""
     headings = {
         code: next(HEADINGS[parent] for parent in kind.__mro__ if parent in HEADINGS)
         for code, kind in CaptionerError.by_code.items()
     }
-    return json.dumps({"headings": headings, "finishes": FINISHES, "fields": NAMES})
+    return json.dumps({"headings": headings, "finishes": FINISHES, "fields": NAMES, "look_s": LOOK_S})
 
 
 def server_up(card: ModelCard) -> str:
-    """The model that answers."""
-    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device} {card.precision}")
+    """The model that answers; the browser compares `data-served` with what it hears."""
+    served = " ".join((card.model, card.revision, card.version, card.device, card.precision))
+    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device} {card.precision}", served)
 
 
-def server_down(error: CaptionerError, address: str, retry_s: float) -> str:
+def server_down(error: CaptionerError, address: str) -> str:
     """Nobody answers, and what the page does about it."""
     if isinstance(error, ServerUnreachable):
-        reason = f"No captioner server answers at {address} yet."
+        reason = f"No captioner server answers at {address}."
     else:
         reason = f"The captioner server at {address} is not ready: {error}"
-    return _server("down", f"{reason} This page looks again every {retry_s:g} seconds.")
+    return _server("down", f"{reason} This page looks again every {LOOK_S} seconds.")
 
 
-def _server(state: str, text: str) -> str:
-    return f'<p class="server {state}" role="status">{escape(text)}</p>'
+def _server(state: str, text: str, served: str = "") -> str:
+    return f'<p class="server {state}" role="status" data-served="{escape(served)}">{escape(text)}</p>'

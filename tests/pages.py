@@ -1,4 +1,4 @@
-"""Pages as people reach them: processes of `python -m frontend`, nginx in front of them, and Chromium."""
+"""Pages as people reach them: processes of `python -m frontend`, nginx in front of them, Chromium, and what is sent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from captioner.photos import PHOTOS
+from tests.served import Served
+
+PHOTO = next(path for path in PHOTOS if path.name == "cat.jpg")
+BROKEN = b"RIFF\x40\x00\x00\x00WEBPVP8 " + bytes(64)  # begins as a WebP file does
 QUIET = (  # without these Chromium looks for hosts of its own
     "--no-sandbox",
     "--disable-gpu",
@@ -96,6 +101,12 @@ def serve_page(tmp_path_factory: pytest.TempPathFactory, processes: dict[str, su
         return url
 
     return start
+
+
+@pytest.fixture(scope="module")
+def page_url(served: Served, serve_page: Serve) -> str:
+    """The page in front of the real server."""
+    return serve_page(served.grpc)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""POST /v1/captions and everything around the doors: bodies, limits, access, what an orchestrator asks."""
+"""POST /v1/captions, and what an orchestrator asks."""
 
 from __future__ import annotations
 
@@ -9,32 +9,21 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from captioner.client import Client
-from captioner.errors import AccessDenied, CaptionerError, ServerStopping, StartupRefused
 from captioner.wire import MAX_IMAGE_BYTES, PARAMETERS
 from frontend import limits
-from frontend.body import parse_json
 from frontend.captions import caption_events
-from frontend.options import Options
-from frontend.refusals import STATUSES, BodyRefused, refusal, status_of
-from tests.api_server import DEAD, PAGE, api_server
-from tests.served import ROOT, Served, metric
+from tests.api_client import BASE64, CAPTIONS, CHAT, DATA_URL, PHOTO, Breaking, connect, error_of, send, soon
+from tests.api_server import DEAD, api_server
+from tests.served import Served, metric
 
-PHOTO = ROOT / "captioner/examples/cat.jpg"
-BASE64 = base64.b64encode(PHOTO.read_bytes()).decode()
-DATA_URL = f"data:image/jpeg;base64,{BASE64}"
 LONG = {"length": "long", "temperature": 2, "max_tokens": 60, "repetition_guard": False}
-CAPTIONS = "/v1/captions"
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +39,10 @@ def dead_url() -> Iterator[str]:
         yield url
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = answer.json()["error"]
-    return error
-
-
 def events(text: str) -> list[tuple[str, Any]]:
     """The (event, data) of a stream."""
     parts = [re.fullmatch(r"event: (\w+)\ndata: (.*)", part) for part in text.strip().split("\n\n")]
     return [(part[1], json.loads(part[2])) for part in parts if part is not None]
-
-
-def soon(claim: Callable[[], bool], within_s: float = 5.0) -> bool:
-    latest = time.monotonic() + within_s
-    while not (held := claim()) and time.monotonic() < latest:
-        time.sleep(0.01)
-    return held
 
 
 @pytest.mark.triton
@@ -206,20 +183,6 @@ def test_every_example_of_the_openapi_document_is_a_valid_request(url: str) -> N
     assert tried == 2
 
 
-def connect(url: str) -> socket.socket:
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
-def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
-    """A request whose answer is not read."""
-    data = json.dumps(body).encode()
-    connection = connect(url)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
-    return connection
-
-
 @pytest.mark.triton
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("door", ["captions", "chat"])
@@ -230,7 +193,7 @@ def test_a_client_that_leaves_ends_the_decoding_within_200_ms(
     if door == "chat":
         content = [{"type": "image_url", "image_url": {"url": DATA_URL}}]
         image = {"model": "captioner", "messages": [{"role": "user", "content": content}]}
-    path = {"captions": CAPTIONS, "chat": "/v1/chat/completions"}[door]
+    path = {"captions": CAPTIONS, "chat": CHAT}[door]
     took = []
     for _ in range(20):  # sixty tokens may be written before a busy machine hears of it
         before = metric(served, "captioner_cancelled_total")
@@ -265,23 +228,6 @@ def test_a_body_that_does_not_come_is_given_up(dead_url: str, monkeypatch: pytes
     with connect(dead_url) as connection:
         connection.sendall(b"POST /v1/captions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
-
-
-class Breaking:
-    """A stream that breaks after its second piece, as one does whose server is stopped."""
-
-    details = None
-
-    def __init__(self) -> None:
-        self.pieces = [" cat"]
-
-    def __aiter__(self) -> Breaking:
-        return self
-
-    async def __anext__(self) -> str:
-        if not self.pieces:
-            raise ServerStopping("the server is stopping")
-        return self.pieces.pop()
 
 
 def test_a_stream_that_breaks_ends_with_the_error_and_not_with_done() -> None:
@@ -339,224 +285,3 @@ def test_the_metrics_count_by_door_and_status_and_time_the_first_text(url: str) 
     after = value(good), value(bad), value(timed)
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1, 1]
     assert value("captioner_api_in_flight") == 0
-
-
-# Bodies
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"", "no JSON"),
-        (b"[]", "must be a JSON object"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"temperature": NaN}', "NaN is no number"),
-        (b'{"temperature": -Infinity}', "-Infinity is no number"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "no JSON"),
-        (b'{"a": {"b": 1, "b": 2}}', "'b' is there twice"),
-        (b'{"prompt": "\\ud83d"}', "half of a character"),
-        (b'{"\\uDC00": 1}', "half of a character"),
-        (b'{"prompt": "\xff"}', "no UTF-8 text: byte 12 is 0xff"),
-        ('{"image": "x"}'.encode("utf-16"), "no UTF-8"),
-    ],
-)
-@pytest.mark.parametrize("path", [CAPTIONS, "/v1/chat/completions"])
-def test_a_body_that_is_not_plain_json_is_refused_in_words(dead_url: str, path: str, body: bytes, words: str) -> None:
-    answer = httpx.post(dead_url + path, content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, error_of(answer)["code"]) == (400, "BODY_REFUSED")
-    assert words in error_of(answer)["message"]
-
-
-def test_a_whole_character_in_two_escapes_is_read() -> None:
-    assert parse_json(b'{"prompt": "\\ud83d\\ude00"}') == {"prompt": "😀"}
-
-
-@given(st.binary() | st.text().map(str.encode))
-@example(b'{"a": 1e999}')
-def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
-    with suppress(BodyRefused):
-        assert isinstance(parse_json(body), dict)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
-    max_leaves=6,
-)
-NAMES = st.sampled_from(["image", "prompt", *PARAMETERS]) | st.text(max_size=9)
-
-
-@pytest.mark.triton
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(NAMES, JSON, max_size=3))
-def test_no_json_object_makes_the_server_fail(url: str, values: dict[str, Any]) -> None:
-    body = json.dumps({"image": BASE64} | values)
-    answer = httpx.post(url + CAPTIONS, content=body, headers={"Content-Type": "application/json"}, timeout=30)
-    assert answer.status_code in (200, 400, 504), (body[-300:], answer.text)
-    assert answer.status_code == 200 or error_of(answer)["message"]
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.binary(max_size=200), st.sampled_from(["boundary=x", "", "boundary=", 'boundary="x"; charset=utf-7']))
-@example(b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc', "boundary=x")
-@example(b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--", "boundary=x")
-@example(b"--x\r\n\r\n\r\n--x--", "boundary=x")
-def test_no_form_makes_the_server_fail(dead_url: str, body: bytes, boundary: str) -> None:
-    headers = {"Content-Type": f"multipart/form-data; {boundary}".removesuffix("; ")}
-    answer = httpx.post(dead_url + CAPTIONS, content=body, headers=headers)
-    assert answer.status_code == 400, answer.text
-    assert error_of(answer)["code"] in ("BODY_REFUSED", "IMAGE_MISSING")
-
-
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "image/jpeg", ""])
-def test_another_content_type_is_refused_and_named(dead_url: str, kind: str) -> None:
-    answer = httpx.post(dead_url + CAPTIONS, content=b"{}", headers={"Content-Type": kind})
-    assert (answer.status_code, error_of(answer)["code"]) == (415, "BODY_TYPE_UNKNOWN")
-    assert f"'{kind}'" in error_of(answer)["message"]
-
-
-def test_parameters_in_the_address_are_refused_not_ignored(dead_url: str) -> None:
-    answer = httpx.post(f"{dead_url}{CAPTIONS}?length=short", json={"image": BASE64})
-    assert answer.status_code == 400
-    assert "'length' is in the address" in error_of(answer)["message"]
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/v1/captions", 405), ("POST", "/v1/models", 405), ("POST", "/v1/embeddings", 404), ("GET", "/v1/", 404)],
-)
-def test_a_path_or_method_that_is_not_answered_is_said_in_json(
-    dead_url: str, method: str, path: str, status: int
-) -> None:
-    answer = httpx.request(method, dead_url + path)
-    assert answer.status_code == status
-    assert "is not answered here" in error_of(answer)["message"]
-
-
-# Limits
-
-
-@pytest.mark.parametrize("chunked", [True, False])
-def test_a_body_over_the_limit_is_refused_while_it_is_read(dead_url: str, chunked: bool) -> None:
-    part = b" " * 2**20
-    content: Any = (part for _ in range(29)) if chunked else part * 29
-    answer = httpx.post(dead_url + CAPTIONS, content=content, headers={"Content-Type": "application/json"}, timeout=60)
-    assert (answer.status_code, error_of(answer)["code"]) == (413, "BODY_TOO_LARGE")
-
-
-def test_an_image_of_20_mib_fits_as_base64_and_as_a_file(dead_url: str) -> None:
-    data = PHOTO.read_bytes().ljust(MAX_IMAGE_BYTES, b"\0")
-    as_text = httpx.post(dead_url + CAPTIONS, json={"image": base64.b64encode(data).decode()}, timeout=60)
-    as_file = httpx.post(dead_url + CAPTIONS, files={"image": data}, timeout=60)
-    for answer in (as_text, as_file):
-        assert error_of(answer)["code"] == "SERVER_UNREACHABLE", "it came through to the client"
-    too_large = httpx.post(dead_url + CAPTIONS, files={"image": data + b"\0"}, timeout=60)
-    assert (too_large.status_code, error_of(too_large)["code"]) == (413, "IMAGE_TOO_LARGE")
-
-
-def test_more_requests_than_places_are_told_to_come_back_and_a_place_is_given_back() -> None:
-    with api_server(DEAD, Options(max_in_flight=1)) as url:
-        holder = connect(url)
-        holder.sendall(b"POST /v1/captions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        assert soon(lambda: "captioner_api_in_flight 1.0" in httpx.get(f"{url}/metrics").text)
-        answer = httpx.post(url + CAPTIONS, json={"image": BASE64})
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "SERVER_BUSY")
-        assert answer.headers["retry-after"] == "1"
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        holder.close()
-        assert soon(lambda: "captioner_api_in_flight 0.0" in httpx.get(f"{url}/metrics").text)
-        for _ in range(3):
-            assert error_of(httpx.post(url + CAPTIONS, json={"image": BASE64}))["code"] == "SERVER_UNREACHABLE"
-
-
-# Access
-
-KEYS = Options(api_keys=("key-one", "key-two"))
-AUTH = Options(auth=("ann", "pass:wörd"))
-BOTH = Options(api_keys=("key-one",), auth=("ann", "secret"))
-
-
-def basic(text: str) -> str:
-    return f"Basic {base64.b64encode(text.encode()).decode()}"
-
-
-@pytest.mark.parametrize(
-    ("options", "opens", "refused"),
-    [
-        (
-            KEYS,
-            ["Bearer key-one", "bearer key-two", basic("anyone:key-two")],
-            ["Bearer key-three", "Bearer key-on", "Bearer", "key-one", basic("key-one:"), basic("ann:secret")],
-        ),
-        (
-            AUTH,
-            [basic("ann:pass:wörd")],
-            [basic("ann:pass"), basic("bob:pass:wörd"), "Bearer pass:w", "Basic %%%", "Basic é", "Basic"],
-        ),
-        (BOTH, ["Bearer key-one", basic("ann:secret"), basic(":key-one")], ["Bearer secret", basic("ann:")]),
-    ],
-)
-def test_a_key_or_password_opens_page_and_api_and_nothing_else_does(
-    options: Options, opens: list[str], refused: list[str]
-) -> None:
-    with api_server(DEAD, options) as url:
-        for path in ("/", "/v1/models", "/metrics", "/openapi.json", "//healthz", "/healthz/", "/readyz/../"):
-            for header in [None, *refused]:
-                headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
-                answer = httpx.get(url + path, headers=headers)
-                assert answer.status_code == 401, (path, header)
-                assert answer.headers["www-authenticate"].startswith("Basic")
-                assert error_of(answer)["code"] == "invalid_api_key"
-        for header in opens:
-            assert httpx.get(url, headers={"Authorization": header}).text == PAGE, header
-            answer = httpx.get(f"{url}/v1/models", headers={"Authorization": header})
-            assert error_of(answer)["code"] == "SERVER_UNREACHABLE", header
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        assert httpx.get(f"{url}/readyz").status_code == 503
-
-
-def test_without_keys_everything_is_open(dead_url: str) -> None:
-    assert httpx.get(dead_url).text == PAGE
-    assert httpx.get(f"{dead_url}/metrics").status_code == 200
-
-
-@pytest.mark.parametrize(("options", "status"), [(KEYS, 401), (Options(), 413)])
-def test_a_refusal_is_heard_by_a_client_that_sends_all_of_a_large_body_first(options: Options, status: int) -> None:
-    with api_server(DEAD, options) as url, send(url, {"image": "A" * 60 * 2**20}) as connection:
-        assert connection.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"api_keys": ("",)},
-        {"api_keys": ("two words",)},
-        {"auth": ("", "x")},
-        {"auth": ("x", "")},
-        {"auth": ("a:b", "x")},
-        {"max_in_flight": 0},
-    ],
-)
-def test_options_that_would_lock_everyone_in_or_out_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(StartupRefused):
-        Options(**options)
-
-
-# Refusals
-
-
-@pytest.mark.parametrize("kind", CaptionerError.by_code.values())
-def test_every_refusal_has_a_status_and_only_faults_of_the_server_are_500(kind: type[CaptionerError]) -> None:
-    answer = refusal(kind("the sentence"))
-    assert answer.status_code == status_of(kind("x"))
-    assert 400 <= answer.status_code < 600
-    assert kind.status != "INVALID_ARG" or answer.status_code < 500 or kind is AccessDenied
-    assert kind.status != "UNAVAILABLE" or answer.status_code in (503, 504)
-    assert ("retry-after" in answer.headers) == (answer.status_code == 503)
-    assert json.loads(bytes(answer.body))["error"]["message"] == "the sentence"
-
-
-def test_the_table_of_statuses_can_be_read_by_name() -> None:
-    names = [kind.__name__ for kind in STATUSES if kind is not CaptionerError]
-    assert all(a < b for a, b in pairwise(names)), names

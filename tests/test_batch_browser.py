@@ -14,24 +14,18 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from captioner.client import Client
-from frontend.panes import EXAMPLES
-from tests.pages import Open, Serve, fill_field
+from captioner.photos import PHOTOS
+from tests.pages import BROKEN, Open, fill_field
 from tests.served import Served, assert_soon, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
-BROKEN = b"RIFF\x40\x00\x00\x00WEBPVP8 " + bytes(64)
 FILES, START, STOP, TOLD = "#files-file", "#start-batch", "#stop-batch", "#progress-text"
 
 
-@pytest.fixture(scope="module")
-def url(served: Served, serve_page: Serve) -> str:
-    return serve_page(served.grpc)
-
-
 @pytest.fixture
-def page(open_page: Open, url: str) -> Page:
-    page = open_page(url)
+def page(open_page: Open, page_url: str) -> Page:
+    page = open_page(page_url)
     page.get_by_role("tab", name="Batch").click()
     page.wait_for_selector(f"{STOP}:disabled")
     return page
@@ -67,11 +61,11 @@ def download(page: Page) -> dict[str, str]:
 
 def expected(served: Served) -> dict[str, str]:
     with Client(served.grpc) as client:
-        return {path.name: client.caption(path).text for path in EXAMPLES}
+        return {path.name: client.caption(path).text for path in PHOTOS}
 
 
 def test_many_files_fill_the_table_and_one_bad_one_loses_nothing(page: Page, served: Served, bad: Path) -> None:
-    page.set_input_files(FILES, [bad, *EXAMPLES])
+    page.set_input_files(FILES, [bad, *PHOTOS])
     run(page, failed=1)
     assert captions(page) == expected(served) | {"bad.webp": ""}
     expect(page.locator("#rows .problem code")).to_have_text("IMAGE_BROKEN")
@@ -80,7 +74,7 @@ def test_many_files_fill_the_table_and_one_bad_one_loses_nothing(page: Page, ser
 def test_a_caption_can_be_edited_and_everything_is_downloaded_at_any_time(
     page: Page, served: Served, bad: Path
 ) -> None:
-    page.set_input_files(FILES, [bad, *EXAMPLES])
+    page.set_input_files(FILES, [bad, *PHOTOS])
     run(page, failed=1)
     mine = 'My "own" words, and é 猫.\nIn two lines.'
     page.get_by_label("Caption of cat.jpg").fill(mine)
@@ -97,10 +91,10 @@ def test_a_caption_can_be_edited_and_everything_is_downloaded_at_any_time(
 def test_a_zip_keeps_its_folders_and_equal_stems_get_texts_of_their_own(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(EXAMPLES[0], "trip/a.jpg")
-        archive.write(EXAMPLES[1], "trip/été/b.jpg", compress_type=zipfile.ZIP_STORED)
+        archive.write(PHOTOS[0], "trip/a.jpg")
+        archive.write(PHOTOS[1], "trip/été/b.jpg", compress_type=zipfile.ZIP_STORED)
         file = io.BytesIO()
-        Image.open(EXAMPLES[2]).save(file, "PNG")
+        Image.open(PHOTOS[2]).save(file, "PNG")
         archive.writestr("trip/a.png", file.getvalue())
         archive.writestr("trip/notes.md", "no image")
         archive.writestr("__MACOSX/trip/._a.jpg", "no image either")
@@ -114,6 +108,21 @@ def test_a_zip_keeps_its_folders_and_equal_stems_get_texts_of_their_own(page: Pa
     assert all(texts.values())
 
 
+def test_a_dropped_folder_keeps_its_paths(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const image = (name) => new File(["?"], name, { type: "image/jpeg" });
+            const file = (name) => ({ name, isFile: true, file: (give) => give(image(name)) });
+            const parts = [[file("a.jpg"), file("b.jpg")], []];
+            const folder = { name: "trip", createReader: () => ({ readEntries: (give) => give(parts.shift()) }) };
+            const items = [folder, file("c.jpg")].map((entry) => ({ webkitGetAsEntry: () => entry }));
+            const drop = Object.assign(new Event("drop"), { dataTransfer: { items, files: [] } });
+            document.querySelector("#files").dispatchEvent(drop);
+        }"""
+    )
+    expect(page.locator("#rows b")).to_have_text(["trip/a.jpg", "trip/b.jpg", "c.jpg"])
+
+
 @pytest.mark.parametrize("data", [b"PK\x03\x04 and then nothing", b""])
 def test_a_broken_zip_is_said_in_words(page: Page, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "broken.zip"
@@ -123,7 +132,7 @@ def test_a_broken_zip_is_said_in_words(page: Page, tmp_path: Path, data: bytes) 
 
 
 def crops(folder: Path, count: int) -> list[Path]:
-    photo = Image.open(EXAMPLES[0])
+    photo = Image.open(PHOTOS[0])
     paths = [folder / f"{number}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         photo.crop((number, number, number + 300, number + 300)).save(path)
@@ -155,8 +164,8 @@ def test_a_stopped_batch_keeps_what_it_has_and_goes_on_with_the_rest(
     assert metric(served, "captioner_captions_total") - asked == 60 - len(before), "what was there is not asked again"
 
 
-def test_the_alt_text_style_holds_its_limit(open_page: Open, url: str, served: Served, tmp_path: Path) -> None:
-    page = open_page(url)
+def test_the_alt_text_style_holds_its_limit(open_page: Open, page_url: str, served: Served, tmp_path: Path) -> None:
+    page = open_page(page_url)
     page.get_by_label("Style").click()
     page.get_by_role("option", name="alt-text").click()
     expect(page.locator("#max_characters textarea, #max_characters input")).to_have_value("125")

@@ -17,9 +17,9 @@ from captioner.bench import Round, marked, run_round, summary
 from captioner.cli import main, parser
 from captioner.client import AsyncClient
 from captioner.image import decode
+from captioner.photos import PHOTOS
 from tests.served import Served
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "captioner" / "examples").glob("*.jpg"))
 LINES = ("captions_per_s", "first_text_ms_p50", "first_text_ms_p99", "token_ms_p50")
 
 
@@ -28,7 +28,7 @@ LINES = ("captions_per_s", "first_text_ms_p50", "first_text_ms_p99", "token_ms_p
 def test_it_measures_the_users_own_photos_and_prints_a_line_a_concurrency(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["bench", str(EXAMPLES[0]), "--server", served.grpc, "--concurrency", "1", "4", "--captions", "6"]
+    words = ["bench", str(PHOTOS[0]), "--server", served.grpc, "--concurrency", "1", "4", "--captions", "6"]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "captioner-embedded@" in lines[0] and "on cpu, 6 captions a round" in lines[0]
@@ -49,7 +49,7 @@ def test_a_round_keeps_as_many_clients_busy_as_it_says_and_no_answer_is_from_the
     async def rounds() -> tuple[Round, float]:
         async with AsyncClient(served.grpc) as client:
             began = time.perf_counter()
-            found = await run_round(client, marked([EXAMPLES[0].read_bytes()]), 3, 9, max_tokens=8)
+            found = await run_round(client, marked([PHOTOS[0].read_bytes()]), 3, 9, max_tokens=8)
             return found, time.perf_counter() - began
 
     found, seconds = asyncio.run(rounds())
@@ -69,7 +69,7 @@ def test_the_makefiles_benchmark_runs_on_the_same_loop(served: Served) -> None:
 
 
 def test_marked_photos_are_never_the_same_file_and_always_the_same_picture() -> None:
-    photo = EXAMPLES[0].read_bytes()
+    photo = PHOTOS[0].read_bytes()
     files = list(itertools.islice(marked([photo]), 3))
     assert len({photo, *files}) == 4
     assert all(decode(file)[0].tobytes() == decode(photo)[0].tobytes() for file in files)

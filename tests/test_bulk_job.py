@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.images import EXAMPLES, crops
+from benchmarks.images import crops
 from captioner.bulk import exif, xmp
 from captioner.cli import main
 from captioner.client import Client
+from captioner.photos import FOLDER
 from tests.served import Served
 
 pytestmark = pytest.mark.triton
@@ -51,7 +52,7 @@ def run(served: Served) -> Run:
 def captions(served: Served) -> dict[str, str]:
     """What the model says of each photo."""
     with Client(served.grpc) as client:
-        return {name: client.caption(EXAMPLES / Path(name).name).text for name in GOOD}
+        return {name: client.caption(FOLDER / Path(name).name).text for name in GOOD}
 
 
 @pytest.fixture
@@ -59,14 +60,14 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for name in GOOD:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(EXAMPLES / Path(name).name, folder / name)
+        shutil.copy(FOLDER / Path(name).name, folder / name)
     return folder
 
 
 @pytest.fixture
 def bad(photos: Path) -> Path:
     """The photos with three among them that no server captions."""
-    (photos / "broken.jpg").write_bytes((EXAMPLES / "cat.jpg").read_bytes()[:2000])
+    (photos / "broken.jpg").write_bytes((FOLDER / "cat.jpg").read_bytes()[:2000])
     (photos / "far" / "empty.png").touch()
     (photos / "near" / "words.webp").write_text("no image")
     return photos
@@ -79,7 +80,7 @@ def test_a_folder_goes_to_stdout_a_line_a_photo(run: Run, photos: Path, captions
 
 
 def test_one_file_is_its_caption_alone_and_json_is_an_object(run: Run, captions: dict[str, str]) -> None:
-    photo = EXAMPLES / "cat.jpg"
+    photo = FOLDER / "cat.jpg"
     assert run(photo, "--trigger", "ohwx", "--suffix", "!").stdout == f"ohwx, {captions['cat.jpg']}!\n"
     line = json.loads(run(photo, "--json").stdout)
     assert (line["file"], line["caption"]) == (str(photo), captions["cat.jpg"])
@@ -213,7 +214,7 @@ def test_what_failed_is_tried_again_alone_by_the_same_command_wherever_the_photo
         (bad / name).with_suffix(".txt").write_text("old\n")
     assert run(bad, "--to", "txt", "--existing", "append").returncode == 1
     moved = bad.rename(bad.parent / "moved")
-    shutil.copy(EXAMPLES / "cat.jpg", moved / "broken.jpg")
+    shutil.copy(FOLDER / "cat.jpg", moved / "broken.jpg")
     again = run(moved, "--to", "txt", "--existing", "append")
     assert again.returncode == 1 and "1 captioned, 4 there already, 2 failed" in again.stderr
     for name, text in captions.items():
@@ -250,7 +251,7 @@ def test_the_exit_code_is_2_where_nothing_could_be_done(run: Run, photos: Path, 
 def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path) -> None:
     broken, out = tmp_path / "broken.jpg", tmp_path / "out.csv"
     broken.write_bytes(b"no")
-    assert run(EXAMPLES / "cat.jpg", "--to", "csv", "--out", out).returncode == 0
+    assert run(FOLDER / "cat.jpg", "--to", "csv", "--out", out).returncode == 0
     old = out.read_text()
     assert run(broken, "--to", "csv", "--out", out, "--existing", "overwrite").returncode == 2
     assert out.read_text() == old
@@ -272,7 +273,7 @@ def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path
 def test_what_does_not_go_together_is_refused_by_name(
     arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["caption", str(EXAMPLES), *arguments]) == 2
+    assert main(["caption", str(FOLDER), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 

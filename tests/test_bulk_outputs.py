@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.images import EXAMPLES
 from captioner.bulk import exif, sidecars, tables, xmp
 from captioner.bulk.disk import replace
 from captioner.bulk.edits import Edit
@@ -32,6 +31,7 @@ from captioner.bulk.outputs import Captioned
 from captioner.bulk.sources import Found, Sources
 from captioner.client import Caption
 from captioner.errors import OutputRefused
+from captioner.photos import FOLDER
 from captioner.wire import Details, ImageInfo, Timings
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def jpeg_with_exif() -> bytes:
     block.get_ifd(0x8769).update({0x927C: b"maker note" * 9, 0x9003: "2026:11:24 12:00:00"})
     block.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 0.5)})
     file = io.BytesIO()
-    Image.open(EXAMPLES / "cat.jpg").save(
+    Image.open(FOLDER / "cat.jpg").save(
         file, "JPEG", exif=block, icc_profile=b"profile" * 99, xmp=b"<x/>", comment=b"remark", progressive=True
     )
     return file.getvalue()
@@ -92,7 +92,7 @@ def jpeg_with_exif() -> bytes:
 
 def png(**options: Any) -> bytes:
     file = io.BytesIO()
-    Image.open(EXAMPLES / "cat.jpg").resize((50, 40)).save(file, "PNG", **options)
+    Image.open(FOLDER / "cat.jpg").resize((50, 40)).save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -106,7 +106,7 @@ def scan(data: bytes) -> bytes:
 
 FILES = {
     "a JPEG with EXIF": jpeg_with_exif(),
-    "a JPEG without": (EXAMPLES / "cat.jpg").read_bytes(),
+    "a JPEG without": (FOLDER / "cat.jpg").read_bytes(),
     "a PNG": png(),
     "a PNG with EXIF": png(exif=jpeg_with_exif() and Image.open(io.BytesIO(jpeg_with_exif())).getexif()),
 }

@@ -22,14 +22,15 @@ import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
 
-from benchmarks.images import EXAMPLES, crops
+from benchmarks.images import crops
 from captioner import errors
 from captioner.client import AsyncClient, Client
+from captioner.photos import FOLDER
 from tests.served import Served, metric
 
 pytestmark = pytest.mark.triton
 
-PHOTO = EXAMPLES / "cat.jpg"
+PHOTO = FOLDER / "cat.jpg"
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_a_prompt_that_is_no_utf8_is_refused_and_not_lost(served: Served) -> Non
 def test_features_are_to_be_had_by_name(served: Served) -> None:
     client = tritonclient.http.InferenceServerClient(served.http)
     image = tritonclient.http.InferInput("image", [2, 1], "BYTES")
-    image.set_data_from_numpy(np.array([[PHOTO.read_bytes()], [(EXAMPLES / "coffee.jpg").read_bytes()]], dtype=object))
+    image.set_data_from_numpy(np.array([[PHOTO.read_bytes()], [(FOLDER / "coffee.jpg").read_bytes()]], dtype=object))
     features = client.infer("image_encoder", [image]).as_numpy("features")
     assert features is not None and features.shape[0] == 2
     assert not np.allclose(features[0], features[1])
@@ -329,7 +330,7 @@ def test_beams_stops_and_the_guard_mean_the_same_at_every_door(client: Client, s
 
 def test_a_text_that_repeats_itself_is_ended_on_the_server(client: Client) -> None:
     looping: dict[str, Any] = {"repetition_penalty": 0.5, "length": "long"}  # below 1 it is made to repeat itself
-    photo = EXAMPLES / "astronaut.jpg"
+    photo = FOLDER / "astronaut.jpg"
     guarded, free = client.caption(photo, **looping), client.caption(photo, repetition_guard=False, **looping)
     assert guarded.details.finish_reason == "repetition"
     assert free.details.finish_reason != "repetition"

@@ -1,4 +1,4 @@
-"""OpenAI's door: what a chat asks for, and OpenAI's own client and Simon Willison's llm against the real server."""
+"""OpenAI's door: OpenAI's own client and Simon Willison's llm against the real server."""
 
 from __future__ import annotations
 
@@ -6,219 +6,34 @@ import asyncio
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import frontend.card
 from captioner.client import Client
-from captioner.errors import CaptionerError
-from captioner.wire import ModelCard
 from frontend.chat import Completion
-from frontend.chat_request import NEUTRAL, WIRE_NAMES, ChatRequest, chat_request
 from frontend.options import Options
+from tests.api_client import CHAT, PHOTO, Breaking
 from tests.api_server import DEAD, api_server
-from tests.served import ROOT, Served
-from tests.test_api import Breaking
+from tests.cards import CARD, CardServer
+from tests.served import Served
+from tests.test_chat_request import IMAGE, KNOWN, asked, body, text, user
 from tests.test_wire import JSON
 
-PHOTO = ROOT / "captioner/examples/cat.jpg"
-DATA_URL = f"data:image/jpeg;base64,{base64.b64encode(PHOTO.read_bytes()).decode()}"
-IMAGE = {"type": "image_url", "image_url": {"url": DATA_URL}}
-CARD = ModelCard(
-    model="owner/model",
-    revision="0123456789abcdef",
-    version="1",
-    license="mit",
-    base_model="",
-    intended_use="",
-    styles={"plain": ["short"]},
-    extras={},
-    takes_name=False,
-    default_style="plain",
-    default_length="short",
-    max_tokens=64,
-    device="cpu",
-    precision="fp32",
-    encoder_precision="fp32",
-    follows_instructions=True,
-)
-CONTINUES = replace(CARD, follows_instructions=False)
-
-
-def text(words: str) -> dict[str, Any]:
-    return {"type": "text", "text": words}
-
-
-def user(*content: dict[str, Any]) -> dict[str, Any]:
-    return {"role": "user", "content": list(content)}
-
-
-def body(**more: Any) -> dict[str, Any]:
-    return {"model": "captioner", "messages": [user(IMAGE)]} | more
-
-
-def asked(card: ModelCard = CARD, /, **more: Any) -> ChatRequest:
-    return chat_request(body(**more), card)
-
-
-def refused(**more: Any) -> str:
-    with pytest.raises(CaptionerError) as caught:
-        asked(**more)
-    return str(caught.value)
-
-
-# What a chat asks for
-
-
-def test_system_and_user_texts_become_the_prompt_of_a_model_that_follows_instructions() -> None:
-    messages = [{"role": "system", "content": "Be brief."}, user(text("What is this?"), IMAGE, text("In French."))]
-    chat = asked(messages=messages)
-    assert (chat.prompt, chat.unused_text) == ("Be brief.\n\nWhat is this?\n\nIn French.", "")
-    assert chat.image == DATA_URL
-
-
-def test_a_model_that_continues_its_prompt_uses_no_text_and_all_of_it_is_named() -> None:
-    messages = [{"role": "developer", "content": "Be brief."}, user(text("What is this?"), IMAGE)]
-    chat = asked(CONTINUES, messages=messages, length="short")
-    assert (chat.prompt, chat.unused_text) == (None, "Be brief.\n\nWhat is this?")
-    assert chat.parameters == {"length": "short"}
-
-
-def test_earlier_turns_are_not_read_and_are_named() -> None:
-    messages = [user(text("One?"), IMAGE), {"role": "assistant", "content": "A cat."}, user(text("Two?"), IMAGE)]
-    chat = asked(messages=messages)
-    assert (chat.prompt, chat.unused_text) == ("Two?", "One?\n\n[an earlier image]\n\nA cat.")
-
-
-def test_without_any_text_the_models_own_prompt_holds() -> None:
-    assert asked(style="plain").prompt is None
-    assert asked(messages=[user(text(" \n"), IMAGE)]).prompt is None
-
-
-def test_a_text_and_a_style_that_both_say_what_to_write_are_refused() -> None:
-    assert "style is given, and a text too" in refused(messages=[user(text("Hi"), IMAGE)], style="plain")
-
-
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        ([user(IMAGE, IMAGE, IMAGE)], "has 3 images in the last user message; it must be exactly one"),
-        ([user(text("Hi"))], "the last user message has no image"),
-        ([user(IMAGE), user(text("And this?"))], "the last user message has no image"),
-        ([{"role": "assistant", "content": "Hi"}], "the last user message has no image"),
-        ([], "messages is missing"),
-        ("Hi", "messages is missing or no list"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0] is no message with a role"),
-        (["Hi"], "messages[0] is no message"),
-        ([{"role": "user", "content": 5}], "messages[0].content is 5"),
-        ([user({"type": "input_audio", "input_audio": {}})], "messages[0].content[0]"),
-        ([user({"type": "image_url", "image_url": "x"})], "messages[0].content[0]"),
-        ([user({"type": "image_url", "image_url": {"url": "cat.jpg"}})], "must be a data URL or an address"),
-        ([user({"type": "image_url", "image_url": {"url": DATA_URL, "detail": "ultra"}})], "a detail of auto"),
-        ([{"role": "assistant", "tool_calls": [{}]}, user(IMAGE)], "messages[0].tool_calls"),
-    ],
-)
-def test_messages_that_are_no_captioning_of_one_image_are_refused_in_words(messages: Any, words: str) -> None:
-    assert words in refused(messages=messages)
-
-
-@pytest.mark.parametrize("name", [*NEUTRAL, "user", "metadata", "max_tokens", "temperature", "stream_options"])
-def test_null_is_the_default_of_everything(name: str) -> None:
-    assert asked(**{name: None}) == asked()
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NEUTRAL.items() for value in values])
-def test_a_value_that_changes_nothing_is_accepted(name: str, value: object) -> None:
-    assert asked(**{name: value}) == asked()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("n", 2),
-        ("n", True),
-        ("frequency_penalty", 0.1),
-        ("presence_penalty", -1),
-        ("logit_bias", {"5": 1}),
-        ("logprobs", True),
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("modalities", ["audio"]),
-        ("store", True),
-        ("reasoning_effort", "low"),
-        ("colour", 1),
-        ("describe", True),
-    ],
-)
-def test_what_would_change_the_answer_and_is_not_supported_is_refused_by_name(name: str, value: object) -> None:
-    assert name in refused(**{name: value}).split(" ")[0]
-
-
-def test_tools_that_must_not_be_called_change_nothing() -> None:
-    assert asked(tools=[{"type": "function"}], tool_choice="none") == asked()
-
-
-def test_every_parameter_of_the_wire_is_taken_by_its_own_name() -> None:
-    for name in WIRE_NAMES:
-        assert asked(**{name: 1}).parameters == {name: 1}
-
-
-@pytest.mark.parametrize(
-    ("given", "sent"),
-    [
-        ({"max_tokens": 5}, {"max_tokens": 5}),
-        ({"max_completion_tokens": 5}, {"max_tokens": 5}),
-        ({"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
-        ({"max_tokens": 64}, {}),
-        ({"max_tokens": 100_000}, {}),
-        ({"stop": "."}, {"stop": ["."]}),
-        ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
-    ],
-)
-def test_openais_names_are_the_wires(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert asked(**given).parameters == sent
-
-
-@pytest.mark.parametrize("value", [0, -1, 2.5, "9", True])
-def test_a_bound_of_tokens_that_is_none_is_refused(value: object) -> None:
-    assert "max_completion_tokens is" in refused(max_completion_tokens=value)
-
-
-@pytest.mark.parametrize("name", ["owner/model", "captioner", "owner/model@0123456", "captioner@0123456789abcdef"])
-def test_the_served_model_is_known_by_its_id_its_revision_and_the_alias(name: str) -> None:
-    assert asked(model=name) == asked()
-
-
-@pytest.mark.parametrize("name", ["gpt-4o", "owner", "owner/model@", "owner/model@99", "", 5, None, "owner/model/"])
-def test_another_model_is_refused_by_name(name: object) -> None:
-    assert "model" in refused(model=name)
-
-
-KNOWN = st.sampled_from(["messages", "model", "stream", "stream_options", "stop", *NEUTRAL, *WIRE_NAMES])
-
-
-@settings(max_examples=300)
-@given(st.dictionaries(KNOWN | st.text(max_size=5), JSON, max_size=4), st.lists(JSON, max_size=3), JSON)
-@example({}, [{"role": "user", "content": {"type": "text"}}], None)
-def test_no_chat_is_a_fault(values: dict[str, Any], messages: list[Any], content: Any) -> None:
-    for each in (messages, [{"role": "user", "content": [content]}], [{"role": "user", "content": content}]):
-        try:
-            chat_request(body(messages=each) | values, CARD)
-        except CaptionerError as error:
-            assert str(error)  # noqa: PT017
-
-
-# The door itself
+COMMIT = "[0-9a-f]{40}"
+TOLD = ("revision", "license", "base_model", "intended_use")
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +92,7 @@ def test_openais_client_streams_the_same_words(client: openai.OpenAI, served: Se
 
 @pytest.mark.triton
 def test_without_include_usage_no_chunk_speaks_of_it_and_the_stream_says_that_it_is_done(url: str) -> None:
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body(stream=True))
+    answer = httpx.post(url + CHAT, json=body(stream=True))
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     assert all("usage" not in json.loads(line) for line in lines[:-1])
@@ -326,12 +141,38 @@ def test_the_models_are_the_one_served_with_its_card(client: openai.OpenAI, serv
         card = captioner.describe()
     [model] = client.models.list().data
     assert model.id == card.model
-    assert (model.model_extra or {})["styles"] == card.styles
-    assert (model.model_extra or {})["license"] == card.license
+    told = model.model_extra or {}
+    assert all(told[name] == getattr(card, name) for name in ("styles", *TOLD))
+    assert re.fullmatch(COMMIT, told["revision"])
     for name in (card.model, "captioner", f"{card.model}@{card.revision}"):
         assert client.models.retrieve(name).id == card.model
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("owner/other")
+
+
+def test_the_models_card_is_told_whole_and_the_document_shows_it() -> None:
+    with closing(CardServer(CARD)) as server, api_server(server.address) as url:
+        [model] = httpx.get(f"{url}/v1/models").json()["data"]
+        paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    card = asdict(CARD)
+    assert model["id"] == card.pop("model") and model.items() >= card.items()
+    shown = [
+        paths[path]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+        for path in ("/v1/models", "/v1/models/{model}")
+    ]
+    assert shown[0]["data"] == [shown[1]]
+    assert shown[1].keys() == model.keys()
+    assert all(shown[1][name] for name in TOLD) and re.fullmatch(COMMIT, shown[1]["revision"])
+
+
+def test_another_version_is_told_once_the_card_has_grown_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(CardServer(CARD)) as server, api_server(server.address) as url:
+        told = [httpx.get(f"{url}/v1/models").json()["data"][0]["version"]]
+        server.card = replace(CARD, version="2")
+        told.append(httpx.get(f"{url}/v1/models").json()["data"][0]["version"])
+        monkeypatch.setattr(frontend.card, "LIFE_S", 0.0)
+        told.append(httpx.get(f"{url}/v1/models").json()["data"][0]["version"])
+    assert told == ["1", "1", "2"]
 
 
 @pytest.mark.triton
@@ -391,7 +232,7 @@ def test_a_server_that_is_away_and_a_wrong_key_are_openais_errors_as_well() -> N
 def test_no_chat_makes_the_server_fail(url: str, values: dict[str, Any]) -> None:
     content = json.dumps(body() | values)
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(f"{url}/v1/chat/completions", content=content, headers=headers, timeout=30)
+    answer = httpx.post(url + CHAT, content=content, headers=headers, timeout=30)
     assert answer.status_code in (200, 400, 404, 504), (values, answer.text)
 
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from captioner import __version__, wire
-from captioner.bulk.local import IN_FLIGHT
 from captioner.bulk.patience import RETRY_FOR_S
 from captioner.cli import main, parser
+from captioner.client import DEFAULT_IN_FLIGHT
 
 PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]
 SAMPLE = {str: "text", int: "7", float: "0.5"}
@@ -40,7 +40,7 @@ def test_several_paths_are_captioned_by_one_command() -> None:
 def test_a_caption_goes_to_the_terminal_and_what_is_there_is_left_unless_it_is_said() -> None:
     arguments = parser().parse_args(["caption", "a.jpg"])
     assert (arguments.to, arguments.out, arguments.existing, arguments.engine) == ("stdout", None, "skip", "local")
-    assert (arguments.in_flight, arguments.retry_for) == (IN_FLIGHT, RETRY_FOR_S)
+    assert (arguments.in_flight, arguments.retry_for) == (DEFAULT_IN_FLIGHT, RETRY_FOR_S)
 
 
 def test_help_comes_before_anything_heavy_is_imported() -> None:

@@ -9,55 +9,44 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from captioner import photos
 from captioner.client import AsyncClient
-from captioner.errors import CaptionerError, ImageMissing
+from captioner.errors import CaptionerError, ImageMissing, ServerUnreachable
 from captioner.wire import Ending, ModelCard
 from frontend import fields, look, words
 from frontend.app import Page
-from frontend.panes import EXAMPLES
+from frontend.card import ServedCard
+from tests.api_server import DEAD
+from tests.cards import CARD
 from tests.pages import Serve
 
-DEAD = "127.0.0.1:9"  # nobody answers there
-CARD = ModelCard(
-    model="m",
-    revision="0123456789",
-    version="1",
-    license="mit",
-    base_model="",
-    intended_use="",
-    styles={"plain": ["short", "long"], "tags": ["short"], "free": [], "alt-text": ["short"]},
-    extras={"name": "It is {name}."},
-    takes_name=True,
-    default_style="plain",
-    default_length="long",
-    max_tokens=8,
-    device="cpu",
-    precision="fp32",
-    encoder_precision="fp32",
-    follows_instructions=False,
-    prompts={
-        "plain": {"short": "Say little.", "long": "Say much."},
-        "tags": {"short": "Tags."},
-        "alt-text": {"short": "Alt."},
-    },
-)
+
+class Telling(AsyncClient):
+    """A client whose server tells `card`."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(DEAD)
+        self.card = card
+
+    async def describe(self) -> ModelCard:
+        return self.card
 
 
-async def make_page() -> Page:
+async def make_page(client: AsyncClient) -> Page:
     """In a running loop, without which Gradio makes some and leaves them open."""
-    return Page(AsyncClient(DEAD))
+    return Page(ServedCard(client))
 
 
 @pytest.fixture(scope="module")
 def page() -> Page:
-    page = asyncio.run(make_page())
-    page.card = CARD
-    return page
+    return asyncio.run(make_page(Telling(CARD)))
 
 
 def test_every_refusal_has_a_heading_and_every_end_a_word_for_the_browser() -> None:
@@ -102,17 +91,45 @@ def test_the_alt_text_style_brings_its_limit_and_takes_it_away_again(page: Page)
     assert choose(page, "plain", None)[page.limit] == ""
 
 
-def test_a_server_that_is_not_up_is_said_in_words_and_looked_for_again() -> None:
-    page = asyncio.run(make_page())
-    shown = asyncio.run(page.look_for_server(None, None, [], None))
-    assert f"No captioner server answers at {DEAD} yet." in shown[page.server]
-    assert shown[page.timer].active
+def test_a_server_that_is_not_up_is_said_in_words() -> None:
+    page = asyncio.run(make_page(AsyncClient(DEAD)))
+    shown = asyncio.run(page.look_for_server(None, None, [], None, "", ""))
+    assert f"No captioner server answers at {DEAD}." in shown[page.server]
+
+
+def test_what_was_chosen_and_written_stays_when_another_version_is_served() -> None:
+    client = Telling(CARD)
+    page = asyncio.run(make_page(client))
+    first = asyncio.run(page.look_for_server(None, None, None, None, None, None))
+    assert (first[page.style].value, first[page.prompt], first[page.limit]) == ("plain", "Say much.", "")
+    client.card = replace(CARD, version="2", styles={"plain": ["long"]}, prompts={"plain": {"long": "Say all."}})
+    other = asyncio.run(page.look_for_server("plain", "short", [], "", "Say much.", "Say much."))
+    assert (other[page.style].value, other[page.length].value, other[page.prompt]) == ("plain", "long", "Say all.")
+    assert page.limit not in other
+    own = asyncio.run(page.look_for_server("tags", "short", [], "", "Write a rhyme.", "Tags."))
+    assert (own[page.style].value, own[page.rendered]) == ("plain", "Say all."), "there are no tags any more"
+    assert page.prompt not in own
+
+
+def test_the_last_card_holds_while_the_server_is_away() -> None:
+    client = Telling(CARD)
+    served = ServedCard(client)
+    assert asyncio.run(served.last()) == CARD
+
+    async def fail() -> ModelCard:
+        raise ServerUnreachable("away")
+
+    client.describe = fail  # type: ignore[method-assign]
+    served._asked = -inf
+    assert asyncio.run(served.last()) == CARD
+    with pytest.raises(ServerUnreachable):
+        asyncio.run(served.get())
 
 
 def test_the_examples_are_small_and_credited() -> None:
-    assert len(EXAMPLES) >= 2
-    credit = (EXAMPLES[0].parent / "CREDITS.md").read_text()
-    for example in EXAMPLES:
+    assert len(photos.PHOTOS) >= 2
+    credit = (photos.FOLDER / "CREDITS.md").read_text()
+    for example in photos.PHOTOS:
         assert example.stat().st_size <= 60_000, example
         assert f"`{example.name}`" in credit
 

@@ -14,25 +14,19 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from captioner.client import Client
-from frontend.panes import EXAMPLES
-from tests.pages import Open, Serve, fill_field, free_port
+from captioner.photos import PHOTOS
+from tests.pages import BROKEN, PHOTO, Open, Serve, fill_field, free_port
 from tests.served import Served, metric
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
-PHOTO = next(path for path in EXAMPLES if path.name == "cat.jpg")
 FILE, START, STOP = "#image-file", "#start", "#stop"
 CAPTION, DETAILS, PROBLEM, SERVER = "#caption textarea", "#details", "#problem", "#server"
 
 
-@pytest.fixture(scope="module")
-def url(served: Served, serve_page: Serve) -> str:
-    return serve_page(served.grpc)
-
-
 @pytest.fixture
-def page(open_page: Open, url: str) -> Page:
-    return open_page(url)
+def page(open_page: Open, page_url: str) -> Page:
+    return open_page(page_url)
 
 
 def choose(page: Page, image: Path) -> None:
@@ -106,7 +100,7 @@ def test_an_edited_prompt_is_sent_as_it_is(page: Page, served: Served) -> None:
 
 
 BAD = {
-    "IMAGE_BROKEN": ("broken.webp", b"RIFF\x40\x00\x00\x00WEBPVP8 " + bytes(64)),
+    "IMAGE_BROKEN": ("broken.webp", BROKEN),
     "IMAGE_FORMAT_UNKNOWN": ("notes.txt", b"not an image at all"),
     "IMAGE_MISSING": ("empty.jpg", b""),
     "IMAGE_TOO_LARGE": ("large.jpg", b"\xff\xd8\xff" + bytes(20 * 2**20)),
@@ -201,9 +195,9 @@ def test_stop_ends_the_decoding_within_200_ms_and_keeps_what_was_written(page: P
     assert caption(page)
 
 
-def test_closing_the_tab_ends_the_decoding_within_200_ms(open_page: Open, url: str, served: Served) -> None:
+def test_closing_the_tab_ends_the_decoding_within_200_ms(open_page: Open, page_url: str, served: Served) -> None:
     for _ in range(20):
-        page = open_page(url)
+        page = open_page(page_url)
         choose(page, PHOTO)
         make_it_long(page)
         cancelled = metric(served, "captioner_cancelled_total")
@@ -222,7 +216,7 @@ def test_another_image_ends_and_clears_the_caption_of_the_last(page: Page) -> No
     choose(page, PHOTO)
     make_it_long(page)
     page.click(START)
-    choose(page, EXAMPLES[0])
+    choose(page, PHOTOS[0])
     expect(page.locator(START)).to_be_enabled()
     expect(page.locator(CAPTION)).to_have_value("")
     assert page.locator(f"{DETAILS} .facts").count() == 0
@@ -245,8 +239,8 @@ def test_a_pasted_image_is_captioned_and_so_is_an_example(page: Page) -> None:
     assert caption(page) == pasted
 
 
-def test_the_caption_can_be_copied(open_page: Open, url: str) -> None:
-    page = open_page(url, permissions=["clipboard-read", "clipboard-write"])
+def test_the_caption_can_be_copied(open_page: Open, page_url: str) -> None:
+    page = open_page(page_url, permissions=["clipboard-read", "clipboard-write"])
     choose(page, PHOTO)
     text = caption(page)
     page.click("#caption button[aria-label='Copy']")
@@ -254,8 +248,10 @@ def test_the_caption_can_be_copied(open_page: Open, url: str) -> None:
 
 
 @pytest.mark.parametrize("colour", ["light", "dark"])
-def test_a_narrow_screen_shows_everything_without_scrolling_sideways(open_page: Open, url: str, colour: str) -> None:
-    page = open_page(url, viewport={"width": 390, "height": 844}, color_scheme=colour)
+def test_a_narrow_screen_shows_everything_without_scrolling_sideways(
+    open_page: Open, page_url: str, colour: str
+) -> None:
+    page = open_page(page_url, viewport={"width": 390, "height": 844}, color_scheme=colour)
     choose(page, PHOTO)
     assert caption(page)
     page.get_by_text("Advanced").click()
@@ -281,7 +277,7 @@ def test_the_page_says_that_no_server_answers_and_works_once_one_does(
 ) -> None:
     port = free_port()
     page = open_page(serve_page(f"127.0.0.1:{port}"))
-    expect(page.locator(SERVER)).to_contain_text(f"No captioner server answers at 127.0.0.1:{port} yet.")
+    expect(page.locator(SERVER)).to_contain_text(f"No captioner server answers at 127.0.0.1:{port}.")
     choose(page, PHOTO)
     assert caption(page) == ""
     expect(page.locator(f"{PROBLEM} code")).to_have_text("SERVER_UNREACHABLE")

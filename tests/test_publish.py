@@ -25,6 +25,7 @@ from captioner.errors import CaptionerError
 from captioner.hub import find
 from captioner.manifest import Manifest, sha256
 from captioner.model_control import ModelControl, admin_key
+from captioner.photos import PHOTOS
 from captioner.repository import VERSIONED, Repository
 from captioner.server import TritonServer
 from export.export import export
@@ -35,7 +36,6 @@ from tests.killed import publish_killed
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "captioner" / "examples").glob("*.jpg"))
 KILLED_STEPS = 14
 Expected = dict[str, list[str]]  # revision → the caption of each example
 
@@ -55,9 +55,9 @@ class Load:
         with Client(self.address) as client:
             while not self.stop.is_set():
                 number = next(self._numbers)
-                example = number % len(EXAMPLES)
+                example = number % len(PHOTOS)
                 # Another file each time, so that the encoder is asked as well.
-                photo = EXAMPLES[example].read_bytes() + str(number).encode()
+                photo = PHOTOS[example].read_bytes() + str(number).encode()
                 try:
                     if number % 2:
                         caption = client.caption(photo)
@@ -113,7 +113,7 @@ class Stand:
     def live(self) -> tuple[str, str]:
         """Version and revision of a caption of this moment."""
         with Client(self.server.grpc_address) as client:
-            details = client.caption(EXAMPLES[0]).details
+            details = client.caption(PHOTOS[0]).details
         return details.version, details.revision
 
 
@@ -128,7 +128,7 @@ def expected(artefacts: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
         publish(artefact, Repository(repository), (), lambda _: None)
         model = InWorker(repository, in_flight=4, threads=1)
         said[Manifest.load(artefact / wire.CAPTIONER).revision] = [
-            model.caption(photo.read_bytes(), {}).text for photo in EXAMPLES
+            model.caption(photo.read_bytes(), {}).text for photo in PHOTOS
         ]
         model.close()
     one, other = said.values()
@@ -309,7 +309,7 @@ def test_a_server_started_after_a_killed_publish_serves_the_version_that_was_liv
         TritonServer(repository.path, log_path=tmp_path / "server.log", **free) as server,  # type: ignore[arg-type]
         Client(server.grpc_address) as client,
     ):
-        caption = client.caption(EXAMPLES[0])
+        caption = client.caption(PHOTOS[0])
     assert caption.text == expected[revision(artefacts[0])][0]
     assert repository.aside()[version].reason.endswith("died")
 

@@ -187,7 +187,7 @@ def test_the_model_in_a_worker_refuses_as_the_server_does(repository: Path, phot
 
 
 def test_the_model_of_a_worker_is_verified_before_ray_starts(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactBroken, match="no published model"):
+    with pytest.raises(ArtefactBroken, match="no model repository"):
         ray_data.engine(server=None, repository=tmp_path, workers=1, in_flight=1, parameters={})
 
 

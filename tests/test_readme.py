@@ -17,8 +17,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [text for language, text in BLOCKS if language == "sh"]
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 # Shown elsewhere: `make run` by test_up.py, the stack by test_compose.py, another model by
-# test_export.py, settings by test_captions.py.
-ELSEWHERE = ("make run", "docker compose", ".venv/bin/python -m export", "CAPTIONER_PRECISION")
+# test_follow.py, settings by test_captions.py.
+ELSEWHERE = ("make run", "docker compose", ".venv/bin/captioner publish", "CAPTIONER_PRECISION")
 
 
 @pytest.fixture(scope="module")

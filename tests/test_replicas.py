@@ -24,14 +24,14 @@ from captioner.errors import (
     ServerUnreachable,
     StreamStalled,
 )
+from captioner.photos import PHOTOS
 from captioner.replica import Replica
-from frontend.panes import EXAMPLES
 from tests.proxy import Proxy
 from tests.served import Served, assert_soon, metric
 
 pytestmark = pytest.mark.triton
 
-PHOTO = next(path for path in EXAMPLES if path.name == "cat.jpg")
+PHOTO = next(path for path in PHOTOS if path.name == "cat.jpg")
 DEAD = "127.0.0.1:9"  # nobody answers there
 
 Make = Callable[..., Proxy]
@@ -155,7 +155,7 @@ def test_a_deadline_holds_over_all_replicas_and_ends_a_silent_server(proxy: Make
 
 
 def test_many_images_come_each_once_with_its_own_error(served: Served) -> None:
-    images: list[ImageSource] = [PHOTO, b"", *EXAMPLES, b"no image", PHOTO]
+    images: list[ImageSource] = [PHOTO, b"", *PHOTOS, b"no image", PHOTO]
     with Client(served.grpc) as client:
         captioned = list(client.caption_many(iter(images), in_flight=3, length="short"))
     assert sorted(map(str, (each.image for each in captioned))) == sorted(map(str, images))

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from frontend.panes import EXAMPLES
+from captioner.photos import PHOTOS
 from tests.pages import Open, Serve, fill_field
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.triton]
 
 Proxy = Callable[..., tuple[str, Path]]
-PHOTO = next(path for path in EXAMPLES if path.name == "cat.jpg")
+PHOTO = next(path for path in PHOTOS if path.name == "cat.jpg")
 
 
 def use_everything(page: Page) -> None:
@@ -39,7 +39,7 @@ def use_everything(page: Page) -> None:
     expect(page.locator("#details .facts")).to_contain_text("7")
     assert page.input_value("#caption textarea") not in ("", text)
     page.get_by_role("tab", name="Batch").click()
-    page.set_input_files("#files-file", EXAMPLES)
+    page.set_input_files("#files-file", PHOTOS)
     page.click("#start-batch")
     expect(page.locator("#progress-text")).to_contain_text("done", timeout=60_000)
     assert all(area.input_value() for area in page.locator("#rows textarea").all())

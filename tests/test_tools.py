@@ -10,7 +10,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
 from captioner.client import Client
-from frontend.panes import EXAMPLES
+from captioner.photos import PHOTOS
 from tests.pages import Serve
 from tests.served import Served
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 def test_an_agent_captions_an_image_and_is_told_what_cannot_be(served: Served, serve_page: Serve) -> None:
     url = serve_page(served.grpc, "--mcp")
-    image = f"data:image/jpeg;base64,{base64.b64encode(EXAMPLES[0].read_bytes()).decode()}"
+    image = f"data:image/jpeg;base64,{base64.b64encode(PHOTOS[0].read_bytes()).decode()}"
 
     async def ask() -> tuple[list[str], str, str]:
         async with (
@@ -39,5 +39,5 @@ def test_an_agent_captions_an_image_and_is_told_what_cannot_be(served: Served, s
     names, caption, refusal = asyncio.run(ask())
     assert len(names) == 1 and "caption_image" in names[0]
     with Client(served.grpc) as client:
-        assert caption == client.caption(EXAMPLES[0], length="short").text
+        assert caption == client.caption(PHOTOS[0], length="short").text
     assert "not fetched" in refusal

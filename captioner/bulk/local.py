@@ -10,10 +10,9 @@ from typing import Any
 from captioner.bulk.item import Item, Outcome
 from captioner.bulk.patience import RETRY_FOR_S, PatientClient
 from captioner.bulk.sources import read
-from captioner.client import AsyncClient
+from captioner.client import DEFAULT_IN_FLIGHT, AsyncClient
 from captioner.errors import typed
 
-IN_FLIGHT = 32
 _READERS = 8
 
 
@@ -27,7 +26,7 @@ class LocalEngine:
         self,
         server: str,
         *,
-        in_flight: int = IN_FLIGHT,
+        in_flight: int = DEFAULT_IN_FLIGHT,
         retry_for_s: float = RETRY_FOR_S,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.commands.options import add_parameters, add_server, parameters
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from captioner.photos import PHOTOS
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from captioner.bench import marked, measure
 
     try:
-        photos = [path.read_bytes() for path in arguments.photos or sorted(EXAMPLES.glob("*.jpg"))]
+        photos = [path.read_bytes() for path in arguments.photos or PHOTOS]
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2

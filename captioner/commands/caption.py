@@ -59,6 +59,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     job = caption.add_argument_group("how a job runs")
     job.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: spread over a Ray cluster")
     job.add_argument("--workers", type=_at_least_one, metavar="N", help="of --engine ray, default 2")
+    # captioner.client.DEFAULT_IN_FLIGHT, which `--help` does not wait for.
     job.add_argument("--in-flight", type=_at_least_one, default=32, metavar="N", help="requests at once, default 32")
     job.add_argument(
         "--retry-for",
@@ -119,6 +120,7 @@ def _edit(arguments: argparse.Namespace) -> Edit:
 
 def _one_by_one(arguments: argparse.Namespace, files: list[str], edit: Edit) -> int:
     """A line a file, written as the caption comes."""
+    from captioner.bulk.tables import Jsonl
     from captioner.client import Client
 
     asked = parameters(arguments)
@@ -129,8 +131,7 @@ def _one_by_one(arguments: argparse.Namespace, files: list[str], edit: Edit) -> 
             try:
                 if arguments.to == "jsonl":
                     caption = client.caption(path, **asked)
-                    text, details = edit.decorated(caption.text), asdict(caption.details)
-                    print(json.dumps({"file": path, "caption": text, "details": details}, ensure_ascii=False))
+                    print(Jsonl().line(path, edit.decorated(caption.text), caption.details).decode(), end="")
                     continue
                 with client.stream(path, **asked) as stream:
                     for piece in stream:  # nothing is printed for an image that is refused
@@ -203,9 +204,8 @@ def _output(arguments: argparse.Namespace, sources: Sources, edit: Edit, progres
     journal = None
     if edit.existing != "skip":
         folder = out or sources.folder
-        places = [
-            os.path.relpath(place, folder) for place in sources.places
-        ]  # the photos may be moved, journal and all
+        # Relative: the photos may be moved, journal and all.
+        places = [os.path.relpath(place, folder) for place in sources.places]
         name = hashlib.sha256(json.dumps([places, to, asdict(edit), _asked(arguments)]).encode()).hexdigest()[:12]
         journal = Journal(folder / f".captioner-{name}.journal")
     return sidecars.Sidecars(sidecars.FORMS[to](), edit, out, journal, progress.say)

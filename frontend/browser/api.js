@@ -1,6 +1,7 @@
-// The captions' API as the browser uses it: one request a caption, its one answer an event stream.
+// The API as the browser uses it: one request a caption, its one answer an event stream; and the served model's card.
 
 const CAPTIONS = new URL("../v1/captions", import.meta.url);
+const MODELS = new URL("../v1/models", import.meta.url);
 const AWAY = new Set([502, 503, 504]); // a replica or the way to it; another may answer
 
 export class Refused extends Error {
@@ -8,6 +9,12 @@ export class Refused extends Error {
     super(message);
     Object.assign(this, { code, away, waitSeconds });
   }
+}
+
+// The card; null while no model is served. Fails where nobody answers at all.
+export async function servedModel() {
+  const answer = await fetch(MODELS, { cache: "no-store" });
+  return answer.ok ? (await answer.json()).data[0] : null;
 }
 
 // Calls `onText` with all the text so far and gives the details. Tries again while nobody answers.

@@ -10,6 +10,9 @@ import { filesOf, zipOf } from "./zip.js";
 const AT_ONCE = 4; // a browser opens six connections to a host
 const TRIES = 8; // while nobody answers: a replica that restarts loses nothing
 const IMAGE_NAME = /\.(jpe?g|jfif|png|webp|gif|bmp|tiff?)$/i;
+const ROW = `
+  <td><img alt="" loading="lazy"></td>
+  <td><b></b><textarea rows="1" placeholder=" "></textarea><div role="status"></div></td>`;
 const of = (selector) => document.querySelector(selector);
 
 let items = [];
@@ -24,7 +27,8 @@ export function watchBatch() {
   });
   dropping(of("#files"), async (dropped) => {
     const entries = [...dropped.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    await add(entries.length ? (await Promise.all(entries.map(under))).flat() : [...dropped.files].map((file) => ({ path: file.name, file })));
+    const files = [...dropped.files].map((file) => ({ path: file.name, file }));
+    await add(entries.length ? (await Promise.all(entries.map((entry) => under(entry)))).flat() : files);
   });
   of("#download").addEventListener("click", download);
   of("#clear").addEventListener("click", () => {
@@ -72,8 +76,9 @@ async function add(found) {
 function row(path, open) {
   if (items.some((item) => item.path === path)) return;
   const line = document.createElement("tr");
-  line.innerHTML = '<td><img alt="" loading="lazy"></td><td><b></b><textarea rows="1" placeholder=" "></textarea><div role="status"></div></td>';
-  const item = { path, open, line, text: line.querySelector("textarea"), told: line.querySelector("[role]"), details: null, error: null };
+  line.innerHTML = ROW;
+  const [text, told] = [line.querySelector("textarea"), line.querySelector("[role]")];
+  const item = { path, open, line, text, told, details: null, error: null };
   line.querySelector("b").textContent = path;
   item.text.ariaLabel = `Caption of ${path}`;
   item.text.addEventListener("input", () => (downloaded = false));
@@ -90,7 +95,9 @@ export async function captionAll(choice) {
   busy(true);
   const parameters = parametersOf(choice);
   const worker = async () => {
-    for (let item; !mine.signal.aborted && (item = todo.shift()); progress(run)) await one(item, parameters, mine.signal, run);
+    for (let item; !mine.signal.aborted && (item = todo.shift()); progress(run)) {
+      await one(item, parameters, mine.signal, run);
+    }
   };
   progress(run);
   await Promise.all(Array.from({ length: AT_ONCE }, worker));
@@ -174,15 +181,17 @@ function download() {
     `${item.text.value}\n`,
   ]);
   const told = items.filter((item) => item.text.value || item.error);
-  const lines = told.map(({ path, text, details, error }) => JSON.stringify({ file: path, caption: text.value || null, details, error }));
+  const lines = told.map(({ path, text, details, error }) =>
+    JSON.stringify({ file: path, caption: text.value || null, details, error }),
+  );
   const rows = told.map(({ path, text, details, error }) =>
     [path, text.value, details?.model, details?.revision, details?.confidence, error?.code].map(cell).join(","),
   );
   texts.push(["captions.jsonl", lines.map((line) => `${line}\n`).join("")]);
   texts.push(["captions.csv", ["file,caption,model,revision,confidence,error", ...rows, ""].join("\r\n")]);
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(zipOf(texts)), download: "captions.zip" });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  const href = URL.createObjectURL(zipOf(texts));
+  Object.assign(document.createElement("a"), { href, download: "captions.zip" }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
   downloaded = true;
 }
 

@@ -1,6 +1,6 @@
 // What Gradio's components hold when a button is pressed, as the API's parameters.
 
-const FIELDS = JSON.parse(document.querySelector("#captioner-words").textContent).fields;
+import { FIELDS } from "./words.js";
 
 export function parametersOf([rendered, prompt, style, length, extras, name, limit, ...fields]) {
   const own = prompt && prompt !== rendered;

@@ -76,7 +76,8 @@ function photograph() {
   });
   of("#no-shot").addEventListener("click", close);
   of("#shutter").addEventListener("click", () => {
-    const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
+    const { videoWidth: width, videoHeight: height } = video;
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
     canvas.getContext("2d").drawImage(video, 0, 0);
     canvas.toBlob((blob) => {
       close();

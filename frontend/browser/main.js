@@ -4,6 +4,7 @@ import { caption } from "./api.js";
 import { captionAll, stopAll, watchBatch } from "./batch.js";
 import { parametersOf } from "./choice.js";
 import { image, watchImage } from "./image.js";
+import { watchModel } from "./model.js";
 import { details, note, problem } from "./words.js";
 
 const of = (selector) => document.querySelector(selector);
@@ -79,3 +80,4 @@ function once(selectors, begin) {
 window.captioner = { caption: write, stop: () => running?.abort(), captionAll, stopAll };
 once(["#image img", "#caption textarea", "#start", "#stop"], beginImage);
 once(["#files input", "#batch tbody", "#start-batch", "#stop-batch"], watchBatch);
+once(["#about dl", "#server .server", "#look-again"], watchModel);

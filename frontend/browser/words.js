@@ -1,11 +1,22 @@
-// What is said of a caption: details and refusals. The words are frontend/words.py's.
+// What is said of a caption: details and refusals. The words are frontend/words.py's; whatever is said is text.
 
-const { headings, finishes } = JSON.parse(document.querySelector("#captioner-words").textContent);
+const { headings, finishes, fields, look_s } = JSON.parse(document.querySelector("#captioner-words").textContent);
+export { fields as FIELDS, look_s as LOOK_S };
 
-function element(tag, text, className = "") {
+export function element(tag, text, className = "") {
   const made = Object.assign(document.createElement(tag), { textContent: text });
   if (className) made.className = className;
   return made;
+}
+
+// Names with what is told of each, a text or elements; names of which nothing is told are left out.
+export function pairs(told) {
+  return Object.entries(told).filter(([, what]) => what).map(([name, what]) => {
+    const [pair, value] = [element("div", ""), element("dd", "")];
+    value.append(...[what].flat());
+    pair.append(element("dt", name), value);
+    return pair;
+  });
 }
 
 export function problem(error) {
@@ -38,11 +49,7 @@ export function details(found, text) {
     seed: `${found.seed}`,
   };
   const list = element("dl", "", "facts");
-  for (const [name, fact] of Object.entries(facts).filter(([, fact]) => fact)) {
-    const pair = element("div", "");
-    pair.append(element("dt", name), element("dd", fact));
-    list.append(pair);
-  }
+  list.append(...pairs(facts));
   const unsure = "Unsure: the main subject may be wrong. Please check this caption.";
   return found.unsure ? [element("p", unsure, "unsure"), list] : [list];
 }

@@ -9,11 +9,14 @@ export async function* filesOf(archive) {
   let at = tail.byteLength - 22;
   while (at >= 0 && tail.getUint32(at, true) !== END) at--;
   if (at < 0) throw new Error("this is no zip archive, or one that is cut off");
-  const [count, size, start] = [tail.getUint16(at + 10, true), tail.getUint32(at + 12, true), tail.getUint32(at + 16, true)];
-  if (count === 0xffff || start === 0xffffffff) throw new Error("zip64 archives are not read here; unpack it and drop the folder");
+  const [count, size] = [tail.getUint16(at + 10, true), tail.getUint32(at + 12, true)];
+  const start = tail.getUint32(at + 16, true);
+  if (count === 0xffff || start === 0xffffffff) {
+    throw new Error("zip64 archives are not read here; unpack it and drop the folder");
+  }
   const directory = await bytes(archive.slice(start, start + size));
   for (let entry = 0; entry + 46 <= directory.byteLength && directory.getUint32(entry, true) === CENTRAL; ) {
-    const field = (offset, wide) => (wide ? directory.getUint32(entry + offset, true) : directory.getUint16(entry + offset, true));
+    const field = (offset, wide) => directory[wide ? "getUint32" : "getUint16"](entry + offset, true);
     const nameLength = field(28);
     const raw = new Uint8Array(directory.buffer, directory.byteOffset + entry + 46, nameLength);
     const name = new TextDecoder(field(8) & UTF8 ? "utf-8" : "ibm866").decode(raw);
