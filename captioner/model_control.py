@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,23 @@ _POLL_SECONDS = 0.05
 
 
 def admin_key(repository: Path) -> str:
-    """The key of the servers on this repository: from the environment, from its file, or drawn and kept there."""
+    """The key of the servers on this repository: from the environment, from its file, or drawn and kept there.
+
+    In a repository that cannot be written nobody publishes, and a key that was drawn is told to nobody.
+    """
     if key := os.environ.get(KEY_VARIABLE):
         return key
-    path = repository / KEY_FILE
+    path, drawn = repository / KEY_FILE, secrets.token_hex(16)
+    with suppress(OSError):
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=repository) as file:  # mode 0600
+                file.write(drawn)
+                file.flush()
+                os.link(file.name, path)  # whole, and only one of several servers that start at once
     try:
         return path.read_text("ascii").strip()
-    except FileNotFoundError:
-        key = secrets.token_hex(16)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key)
-        return key
+    except OSError:
+        return drawn
 
 
 class ModelControl:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def main() -> int:
 
 
 def _publish(model: str | None, repository: Repository) -> None:
-    with repository.lock(wait_s=60):
-        repository.recover()
+    if os.access(repository.path, os.W_OK):  # a read-only one, as in an image, serves what it holds
+        with repository.lock(wait_s=60):
+            repository.recover()
     versions = repository.versions()
     newest = max(versions, default=0)
     if model is None and newest and versions[newest].model != hub.EMBEDDED:

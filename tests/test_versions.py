@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from captioner import cli
 from captioner.errors import ArtefactBroken, RepositoryBusy
 from captioner.hub import EMBEDDED, find
 from captioner.manifest import Card, Manifest, sha256
+from captioner.model_control import KEY_FILE, KEY_VARIABLE, admin_key
 from captioner.repository import ASIDE, VERSIONED, Repository
 from captioner.wire import CAPTIONER
 from export.publish import publish
@@ -326,3 +328,23 @@ def test_a_start_does_not_bring_back_what_was_taken_back(repository: Repository,
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"{found} was rolled back as version 2; version 1 stays\n"
     assert whole(repository) == [1]
+
+
+def test_servers_that_start_at_once_share_one_key_that_others_cannot_read(repository: Repository) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        keys = set(pool.map(lambda _: admin_key(repository.path), range(64)))
+    assert len(keys) == 1 and len(keys.pop()) == 32
+    assert (repository.path / KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in repository.path.iterdir() if path.is_file()] == [KEY_FILE], "nothing else is left"
+
+
+def test_the_key_of_the_environment_goes_first_and_is_kept_nowhere(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "given")
+    assert admin_key(repository.path) == "given"
+    assert not (repository.path / KEY_FILE).exists()
+
+
+def test_a_key_that_cannot_be_kept_is_another_each_time(tmp_path: Path) -> None:
+    assert admin_key(tmp_path / "nowhere") != admin_key(tmp_path / "nowhere")
