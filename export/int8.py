@@ -6,6 +6,7 @@ A convolutional network's ranges are fixed by photos, so what passes from one co
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +32,7 @@ LEAST = 4096  # elements of a matrix; what is smaller is not worth its error
 def quantise(path: Path, calibration_BHWC: NDArray[np.uint8], say: Callable[[str], None]) -> onnx.ModelProto:
     """The graph at `path` in int8. ModelUnsupported if it has no products or convolutions with weights of its own."""
     model = onnx.load(path)
-    weights = _weights(model.graph)
-    convolutions, products = (
-        sum(weights[name].size for node in nodes for name in node.input[1:2])
-        for nodes in (_weighted(model.graph, weights, ("Conv",)), _weighted(model.graph, weights, PRODUCTS))
-    )
+    convolutions, products = _elements(model.graph, ("Conv",)), _elements(model.graph, PRODUCTS)
     if not convolutions + products:
         raise ModelUnsupported("the vision encoder has no products or convolutions that int8 could hold")
     add_pre_process_metadata(model)  # or the quantiser asks for an optimisation that the exporter has made
@@ -164,3 +161,9 @@ def _weighted(
     graph: onnx.GraphProto, weights: dict[str, NDArray[np.float32]], kinds: tuple[str, ...]
 ) -> list[onnx.NodeProto]:
     return [node for node in graph.node if node.op_type in kinds and node.input[1] in weights]
+
+
+def _elements(graph: onnx.GraphProto, kinds: tuple[str, ...]) -> int:
+    """How many weights nodes of these kinds have of their own."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    return sum(sizes.get(node.input[1], 0) for node in graph.node if node.op_type in kinds)

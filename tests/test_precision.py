@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 import captioner
+from benchmarks import precision as benchmark
 from captioner import wire
 from captioner.errors import ArtefactBroken, ImageMissing, ModelUnsupported, ParameterInvalid
 from captioner.families.base import Source
@@ -260,7 +261,7 @@ def test_features_beyond_a_limit_are_refused_with_the_number_and_the_precision_t
         onnx_features(path, pixels[-HELD_OUT:]),
     )
     number = compare(expected, found)
-    named = f"{number.largest:.1e} .* 1e-04$" if instead is None else f"{number.typical:.4f} .* try {instead}$"
+    named = f"{number.largest:.1e} .* 1e-04$" if instead is None else f"{number.typical:.5f} .* try {instead}$"
     with pytest.raises(ArtefactBroken, match=named):
         check(expected, found, to)
 
@@ -359,3 +360,12 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         calibration_pixels(SPEC, tmp_path)
     with pytest.raises(ImageMissing, match="nowhere"):
         calibration_pixels(SPEC, tmp_path / "nowhere")
+
+
+def test_the_benchmark_tells_what_each_precision_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "PICTURES", 9)
+    reports = benchmark.measure(benchmark.Bench("vit-gpt2", tmp_path, 1, "tiny"), None, rounds=2)
+    assert [report.precision for report in reports] == list(precision.PRECISIONS)
+    assert (reports[0].equal, reports[0].words, reports[0].faster[8]) == (1, 1, [1, 1])
+    assert reports[0].difference.typical > reports[1].difference.typical > reports[2].difference.typical > 0.99
+    assert len(benchmark.table(reports).splitlines()) == 5
