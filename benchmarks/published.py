@@ -19,7 +19,7 @@ from captioner.families.base import Source
 from captioner.hub import EMBEDDED, EMBEDDED_FOLDER, Found
 from captioner.manifest import Manifest
 from captioner.repository import COMMITTED, VERSIONED, Repository
-from captioner.wire import CAPTIONER, VISION_ENCODER
+from captioner.wire import CAPTIONER, MODELS, VISION_ENCODER
 from export.publish import export_and_publish
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def published(name: str, size: Size, seed: int = 0, kept: Path = KEPT) -> Publis
 
 def empty_repository(folder: Path) -> Path:
     """The committed part of model_repository, without what may have been published there."""
-    for model in (ROOT / "model_repository").iterdir():
+    for model in (ROOT / "model_repository" / name for name in MODELS):
         version = folder / model.name / "1"
         version.mkdir(parents=True)
         shutil.copy2(model / "config.pbtxt", folder / model.name)
