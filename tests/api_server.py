@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -16,6 +17,7 @@ from captioner.client import AsyncClient
 from frontend.api import add_api
 from frontend.options import Options
 from frontend.remote import RemoteImages
+from tests.served import Served
 
 PAGE = "where the page is"
 DEAD = "127.0.0.1:9"  # nobody answers there
@@ -40,3 +42,17 @@ def api_server(address: str, options: Options | None = None, images: RemoteImage
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the API did not stop"
+
+
+@pytest.fixture(scope="module")
+def url(served: Served) -> Iterator[str]:
+    """The API in front of the embedded model."""
+    with api_server(served.grpc) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def dead_url() -> Iterator[str]:
+    """An API whose captioner server is not up."""
+    with api_server(DEAD) as address:
+        yield address

@@ -11,8 +11,8 @@ import torch
 
 from captioner.server import TritonServer
 
-# The embedded model on a real server, pages in front of it, a Hub.
-pytest_plugins = ["tests.served", "tests.pages", "tests.hub_server"]
+# The embedded model on a real server, pages and the API in front of it, a Hub.
+pytest_plugins = ["tests.served", "tests.pages", "tests.api_server", "tests.hub_server"]
 
 Start = Callable[..., TritonServer]
 

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -20,23 +19,10 @@ from captioner.wire import MAX_IMAGE_BYTES, PARAMETERS
 from frontend import limits
 from frontend.captions import caption_events
 from tests.api_client import BASE64, CAPTIONS, CHAT, DATA_URL, PHOTO, Breaking, connect, error_of, send, soon
-from tests.api_server import DEAD, api_server
+from tests.api_server import api_server
 from tests.served import Served, metric
 
 LONG = {"length": "long", "temperature": 2, "max_tokens": 60, "repetition_guard": False}
-
-
-@pytest.fixture(scope="module")
-def url(served: Served) -> Iterator[str]:
-    with api_server(served.grpc) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def dead_url() -> Iterator[str]:
-    """An API whose captioner server is not up."""
-    with api_server(DEAD) as url:
-        yield url
 
 
 def events(text: str) -> list[tuple[str, Any]]:

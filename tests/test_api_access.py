@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,13 +17,6 @@ from tests.api_server import DEAD, PAGE, api_server
 KEYS = Options(api_keys=("key-one", "key-two"))
 AUTH = Options(auth=("ann", "pass:wörd"))
 BOTH = Options(api_keys=("key-one",), auth=("ann", "secret"))
-
-
-@pytest.fixture(scope="module")
-def dead_url() -> Iterator[str]:
-    """An API whose captioner server is not up."""
-    with api_server(DEAD) as url:
-        yield url
 
 
 @pytest.mark.parametrize("chunked", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,21 +15,6 @@ from captioner.wire import PARAMETERS
 from frontend.body import parse_json
 from frontend.refusals import BodyRefused
 from tests.api_client import BASE64, CAPTIONS, CHAT, error_of
-from tests.api_server import DEAD, api_server
-from tests.served import Served
-
-
-@pytest.fixture(scope="module")
-def url(served: Served) -> Iterator[str]:
-    with api_server(served.grpc) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def dead_url() -> Iterator[str]:
-    """An API whose captioner server is not up."""
-    with api_server(DEAD) as url:
-        yield url
 
 
 @pytest.mark.parametrize(

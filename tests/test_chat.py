@@ -37,12 +37,6 @@ TOLD = ("revision", "license", "base_model", "intended_use")
 
 
 @pytest.fixture(scope="module")
-def url(served: Served) -> Iterator[str]:
-    with api_server(served.grpc) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
         yield client
