@@ -40,10 +40,10 @@ from captioner.families import family
 from captioner.families.base import Source
 from captioner.hub import EMBEDDED_FOLDER
 from captioner.image import load_pixels
-from captioner.wire import CAPTIONER, PIXELS
+from captioner.wire import CAPTIONER, PIXELS, EncoderPrecision
 from export.calibration import HELD_OUT, calibration_pixels
 from export.decoder import export_decoder
-from export.precision import PRECISIONS, Difference, Precision, compare, lower
+from export.precision import PRECISIONS, Difference, compare, lower
 from export.vision_encoder import export_vision_encoder
 
 MODELS = ("embedded", "vit-gpt2", "blip", "git")
@@ -58,7 +58,7 @@ Features = NDArray[np.float32]
 class Report:
     """One precision. Times are of one image in ms, `faster` is fp32's time over this one's; both by batch."""
 
-    precision: Precision
+    precision: EncoderPrecision
     mb: float
     difference: Difference
     equal: float  # share of the captions that are fp32's
@@ -90,7 +90,7 @@ class Bench:
             for name, path in self.paths.items()
         }
 
-    def _lowered(self) -> dict[Precision, Path]:
+    def _lowered(self) -> dict[EncoderPrecision, Path]:
         calibration = calibration_pixels(self.source.image)[:-HELD_OUT]
         exported = export_vision_encoder(self.source, self.place, {"model": self.model})
         paths = {}
@@ -101,7 +101,7 @@ class Bench:
             lower(paths[name], name, calibration, lambda text: print(text, flush=True))
         return paths
 
-    def encode(self, name: Precision, pixels_BHWC: NDArray[np.uint8], batch: int = 8) -> Features:
+    def encode(self, name: EncoderPrecision, pixels_BHWC: NDArray[np.uint8], batch: int = 8) -> Features:
         """Features of the graph in one precision."""
         parts = (pixels_BHWC[start : start + batch] for start in range(0, len(pixels_BHWC), batch))
         return np.concatenate([self.sessions[name].run(None, {PIXELS.name: part})[0] for part in parts])
@@ -134,9 +134,9 @@ class Bench:
             written += (tokenizer.decode(row).strip() for row in tokens)
         return written
 
-    def time(self, pixels_BHWC: NDArray[np.uint8], rounds: int) -> dict[Precision, list[float]]:
+    def time(self, pixels_BHWC: NDArray[np.uint8], rounds: int) -> dict[EncoderPrecision, list[float]]:
         """Seconds that each precision takes for the batch, once a round, after one to warm up."""
-        taken: dict[Precision, list[float]] = {name: [] for name in PRECISIONS}
+        taken: dict[EncoderPrecision, list[float]] = {name: [] for name in PRECISIONS}
         for _ in range(rounds + 1):
             for name, session in self.sessions.items():
                 start = time.perf_counter()

@@ -11,18 +11,15 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from captioner.errors import ArtefactBroken
 from captioner.image import ImageSpec
 from captioner.prompts import PromptTable
+from captioner.wire import EncoderPrecision
 
 NAME = "manifest.json"
 CHECK_IMAGE, CHECK_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest
 FRAME_PROMPT, FRAME_IMAGE = "{prompt}", "{image}"  # the places in a frame
-
-
-EncoderPrecision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)

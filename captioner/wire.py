@@ -47,6 +47,7 @@ PIXELS = Tensor("pixels", "TYPE_UINT8", (-1, -1, 3))  # (height, width, RGB)
 IMAGE_INFO = Tensor("image_info", "TYPE_STRING", (1,))  # JSON of `ImageInfo`
 FEATURES = Tensor("features", "TYPE_FP32", (-1, -1))  # (image tokens, width)
 
+EncoderPrecision = Literal["fp32", "fp16", "int8"]
 ADMIN_HEADER = "captioner-admin"  # opens model control to the holder of the server's key
 CAPTIONER = "captioner"
 IMAGE_ENCODER = "image_encoder"

@@ -23,12 +23,12 @@ from captioner.image import load_pixels
 from captioner.manifest import CHECK_FEATURES, CHECK_IMAGE, NAME, Manifest, sha256
 from captioner.photos import FOLDER
 from captioner.repository import VERSIONED
-from captioner.wire import CAPTIONER, VISION_ENCODER
+from captioner.wire import CAPTIONER, VISION_ENCODER, EncoderPrecision
 from export.calibration import HELD_OUT, calibration_pixels
 from export.card import read_card
 from export.decoder import export_decoder
 from export.parity import check_of, check_parity
-from export.precision import Precision, lower
+from export.precision import lower
 from export.vision_encoder import export_vision_encoder, onnx_features
 
 CHECK_PHOTO = FOLDER / "cat.jpg"
@@ -39,7 +39,7 @@ def export(
     folder: Path,
     say: Callable[[str], None],
     *,
-    precision: Precision = "fp32",
+    precision: EncoderPrecision = "fp32",
     calibration: Path | None = None,
 ) -> Manifest:
     """Exports a model into `folder`, a sub-folder for each Triton model that has versions; whole or not at all.
@@ -74,7 +74,7 @@ def _write(
     found: hub.Found,
     made: Path,
     say: Callable[[str], None],
-    precision: Precision,
+    precision: EncoderPrecision,
     calibration: Path | None,
 ) -> Manifest:
     for model in VERSIONED:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -19,11 +19,11 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from captioner.errors import ArtefactBroken
+from captioner.wire import EncoderPrecision
 from export.int8 import quantise
 from export.vision_encoder import MAX_IR_VERSION, SINGLE_FILE_LIMIT_BYTES
 
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[EncoderPrecision, ...] = get_args(EncoderPrecision)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Difference:
 
 # What eight photos lost of a cosine of 1 at most: the typical token 1e-5 in fp16, in int8 1e-3 (DINOv2) and 4e-3 (the
 # embedded model). Means are wider, as words of nearly one rank change places: 1e-2 in fp16, 7e-2 in int8.
-LIMITS: dict[Precision, Difference] = {
+LIMITS: dict[EncoderPrecision, Difference] = {
     "fp32": Difference(largest=1e-4, typical=0.99999, mean=0.99999),
     "fp16": Difference(largest=inf, typical=0.9999, mean=0.98),
     "int8": Difference(largest=inf, typical=0.99, mean=0.9),
@@ -59,7 +59,7 @@ def compare(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32]) -
     return Difference(float(largest), float(np.median(cosines_BT)), float(cosines_BT.mean()))
 
 
-def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], precision: Precision) -> Difference:
+def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], precision: EncoderPrecision) -> Difference:
     """What `compare` finds, or ArtefactBroken with the number, its limit and the precision to try in its place."""
     if found_BTD.shape != expected_BTD.shape:
         raise ArtefactBroken(f"the exported encoder gives {found_BTD.shape}, the original {expected_BTD.shape}")
@@ -79,7 +79,9 @@ def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], pre
     return found
 
 
-def lower(path: Path, precision: Precision, calibration_BHWC: NDArray[np.uint8], say: Callable[[str], None]) -> None:
+def lower(
+    path: Path, precision: EncoderPrecision, calibration_BHWC: NDArray[np.uint8], say: Callable[[str], None]
+) -> None:
     """Rewrites the exported graph at `path`, and its weights' file if it has one, in `precision`.
 
     `calibration_BHWC` are photos' pixels, see `calibration_pixels`; only a convolutional encoder in int8 needs them.

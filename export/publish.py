@@ -22,9 +22,9 @@ from captioner.hub import Found
 from captioner.manifest import CHECK_IMAGE, NAME, Check, Manifest
 from captioner.model_control import ModelControl
 from captioner.repository import VERSIONED, Repository
-from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER
+from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER, EncoderPrecision
 from export.export import export
-from export.precision import Precision, compare
+from export.precision import compare
 from export.rollback import ENCODER, Say, stand_alone, take_back
 
 DOOR_SECONDS = 60.0  # of refusals by a busy server
@@ -81,7 +81,7 @@ def export_and_publish(
     say: Say,
     *,
     keep: int = KEEP,
-    precision: Precision = "fp32",
+    precision: EncoderPrecision = "fp32",
     calibration: Path | None = None,
 ) -> int:
     """Both steps, on the repository's own disk; raises what either does."""

@@ -52,10 +52,3 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     imported = json.loads(done.stdout.splitlines()[-1])
     assert "captioner.commands.caption" in imported
     assert [name for name in HEAVY if name in imported] == []
-
-
-def test_the_precisions_offered_are_those_of_the_exporter() -> None:
-    from captioner.commands.options import PRECISIONS
-    from export import precision
-
-    assert precision.PRECISIONS == PRECISIONS

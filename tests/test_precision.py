@@ -27,10 +27,11 @@ from captioner.errors import ArtefactBroken, ImageMissing, ModelUnsupported, Par
 from captioner.families.base import Source
 from captioner.image import ImageSpec
 from captioner.photos import PHOTOS
+from captioner.wire import EncoderPrecision
 from export import int8, precision
 from export import vision_encoder as exporter
 from export.calibration import HELD_OUT, calibration_pixels
-from export.precision import LIMITS, Precision, check, compare, lower
+from export.precision import LIMITS, check, compare, lower
 from export.vision_encoder import onnx_features
 
 SPEC = ImageSpec(32, 32, "bicubic")
@@ -113,15 +114,15 @@ def pixels() -> NDArray[np.uint8]:
     return calibration_pixels(SPEC)
 
 
-Lower = Callable[[str, Precision], Path]
+Lower = Callable[[str, EncoderPrecision], Path]
 
 
 @pytest.fixture(scope="module")
 def lowered(kinds: Kinds, pixels: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Lower:
     """`lowered(kind, precision)`: that graph, made once; tests that change it take a copy."""
-    made: dict[tuple[str, Precision], Path] = {}
+    made: dict[tuple[str, EncoderPrecision], Path] = {}
 
-    def make(kind: str, to: Precision) -> Path:
+    def make(kind: str, to: EncoderPrecision) -> Path:
         if (kind, to) not in made:
             path = Path(shutil.copy2(kinds[kind][1], tmp_path_factory.mktemp(to)))
             lower(path, to, pixels[:-HELD_OUT], lambda _: None)
@@ -140,7 +141,7 @@ def original(encoder: torch.nn.Module, pixels_BHWC: NDArray[np.uint8]) -> NDArra
 @pytest.mark.parametrize(("kind", "to"), LOWERED)
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_features_stay_within_the_limits_at_any_batch(
-    kinds: Kinds, lowered: Lower, pixels: NDArray[np.uint8], kind: str, to: Precision, batch: int
+    kinds: Kinds, lowered: Lower, pixels: NDArray[np.uint8], kind: str, to: EncoderPrecision, batch: int
 ) -> None:
     unseen = pixels[-batch:]
     expected, found = original(kinds[kind][0], unseen), onnx_features(lowered(kind, to), unseen)
@@ -150,7 +151,7 @@ def test_features_stay_within_the_limits_at_any_batch(
 
 @pytest.mark.parametrize(("kind", "to"), LOWERED)
 def test_a_lowered_graph_has_the_door_and_the_metadata_of_the_exported_one(
-    kinds: Kinds, lowered: Lower, kind: str, to: Precision
+    kinds: Kinds, lowered: Lower, kind: str, to: EncoderPrecision
 ) -> None:
     before, after = onnx.load(kinds[kind][1]), onnx.load(lowered(kind, to))
     onnx.checker.check_model(after, full_check=True)
@@ -163,7 +164,7 @@ def test_a_lowered_graph_has_the_door_and_the_metadata_of_the_exported_one(
 
 @pytest.mark.parametrize(("kind", "to"), LOWERED)
 def test_a_lowered_graph_needs_no_newer_onnx_runtime_than_the_exported_one(
-    lowered: Lower, kind: str, to: Precision
+    lowered: Lower, kind: str, to: EncoderPrecision
 ) -> None:
     model = onnx.load(lowered(kind, to))
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", exporter.OPSET)]
@@ -181,7 +182,7 @@ def test_a_clip_with_one_bound_stays_in_fp32_for_onnx_runtime_1_19_takes_the_oth
 
 @pytest.mark.parametrize(("kind", "to"), LOWERED)
 def test_the_stand_in_backend_takes_a_lowered_graph(
-    lowered: Lower, kind: str, to: Precision, monkeypatch: pytest.MonkeyPatch
+    lowered: Lower, kind: str, to: EncoderPrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     utils: Any = ModuleType("triton_python_backend_utils")
     utils.TritonModelException = RuntimeError
@@ -249,7 +250,7 @@ def test_corrected_biases_take_most_of_the_noise_of_rounded_weights(kinds: Kinds
 
 @pytest.mark.parametrize(("to", "instead"), [("fp32", None), ("fp16", "fp32"), ("int8", "fp16")])
 def test_features_beyond_a_limit_are_refused_with_the_number_and_the_precision_to_try(
-    kinds: Kinds, lowered: Lower, pixels: NDArray[np.uint8], tmp_path: Path, to: Precision, instead: str | None
+    kinds: Kinds, lowered: Lower, pixels: NDArray[np.uint8], tmp_path: Path, to: EncoderPrecision, instead: str | None
 ) -> None:
     path = Path(shutil.copy2(kinds["transformer"][1] if to == "fp32" else lowered("transformer", to), tmp_path))
     model = onnx.load(path)
@@ -291,7 +292,7 @@ def test_every_limit_is_wider_than_that_of_the_precision_above() -> None:
 
 @pytest.mark.parametrize("to", ["fp16", "int8"])
 def test_weights_in_a_second_file_are_lowered_too(
-    kinds: Kinds, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Precision
+    kinds: Kinds, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: EncoderPrecision
 ) -> None:
     encoder, exported = kinds["transformer"]
     path = tmp_path / "model.onnx"

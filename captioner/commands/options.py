@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from captioner import wire
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SERVER = f"127.0.0.1:{wire.GRPC_PORT}"
 REPOSITORY = Path(os.environ.get("MODEL_REPOSITORY") or Path(__file__).parents[2] / "model_repository")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = get_args(wire.EncoderPrecision)
 OWN = ("stream", "describe")  # the command's own business
 
 

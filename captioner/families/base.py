@@ -25,11 +25,11 @@ from captioner.manifest import (
     Calibration,
     Card,
     Check,
-    EncoderPrecision,
     Generation,
     Manifest,
 )
 from captioner.prompts import PromptTable
+from captioner.wire import EncoderPrecision
 
 
 class Generate(Protocol):
