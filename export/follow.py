@@ -17,7 +17,7 @@ from captioner import hub
 from captioner.errors import CaptionerError
 from captioner.repository import Repository
 
-LONGEST_WAIT_S = 3600.0
+LEAST_WAIT_S, LONGEST_WAIT_S = 1.0, 3600.0
 FINAL = "MODEL_UNSUPPORTED"  # no later try ends otherwise
 
 Say = Callable[[str], None]

@@ -17,12 +17,13 @@ import numpy as np
 
 from captioner.check import check_caption, check_features
 from captioner.client import Client
-from captioner.errors import ArtefactBroken, ServerBusy, StartupRefused, typed
+from captioner.errors import ArtefactBroken, ParameterInvalid, ServerBusy, StartupRefused, typed
 from captioner.hub import Found
 from captioner.manifest import CHECK_IMAGE, NAME, Check, Manifest
 from captioner.model_control import ModelControl
 from captioner.repository import VERSIONED, Repository
 from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER, EncoderPrecision
+from export import KEEP, LEAST_KEPT
 from export.export import export
 from export.precision import compare
 from export.rollback import ENCODER, Say, stand_alone, take_back
@@ -30,7 +31,6 @@ from export.rollback import ENCODER, Say, stand_alone, take_back
 DOOR_SECONDS = 60.0  # of refusals by a busy server
 TYPICAL_COSINE = 0.99  # of an image token with the exporter's: devices and decoders of JPEG round in their own ways
 MEAN_COSINE = 0.9  # and nearly equal words of a concept encoder change places
-KEEP = 4  # versions on disk
 
 
 def publish(
@@ -47,6 +47,8 @@ def publish(
     `take` moves the artefact's files instead of copying them. Raises ArtefactBroken, RepositoryBusy or what a server
     refused with; the version before serves on, and the new one is set aside with the reason.
     """
+    if keep < LEAST_KEPT:
+        raise ParameterInvalid(f"keep is {keep}; it must be at least {LEAST_KEPT}, the live version and the one before")
     with repository.lock():
         for dead in repository.recover():
             say(f"version {dead} was left unfinished; it is set aside")
@@ -62,8 +64,9 @@ def publish(
             else:
                 for model in VERSIONED:
                     repository.place(model, version)
-        except BaseException as error:  # Ctrl-C among them
-            for fault in take_back(repository, controls, version, "refused", typed(error).wire()):
+        except BaseException as error:
+            reason = "it was stopped" if isinstance(error, KeyboardInterrupt) else typed(error).wire()
+            for fault in take_back(repository, controls, version, "refused", reason):
                 say(fault.wire())
             raise
         repository.confirm(version)

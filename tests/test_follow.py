@@ -173,6 +173,12 @@ def test_the_webhook_wakes_the_follower_and_only_who_knows_the_secret(
         assert_soon(lambda: len(steps) == 2)
 
 
+@pytest.mark.parametrize("every", ["0", "-5", "nan"])
+def test_a_wait_that_is_none_is_refused(repository: Repository, every: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["follow", MODEL, f"--every={every}", "--repository", str(repository.path)]) == 2
+    assert f"every is {every} s; it must be at least 1" in capsys.readouterr().err
+
+
 def test_a_webhook_without_a_secret_is_refused(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

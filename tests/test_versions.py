@@ -117,6 +117,16 @@ def test_pruning_spares_the_live_version_and_the_one_before(repository: Reposito
     assert whole(repository) == [1, 2, 3, 4, 5][-max(keep, 2) :]
 
 
+@pytest.mark.parametrize("keep", [-1, 0, 1])
+def test_a_setting_that_would_keep_too_few_is_refused_before_anything_is_done(
+    repository: Repository, exported: Path, keep: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ["--no-server", "--repository", str(repository.path), f"--keep={keep}"]
+    assert cli.main(["publish", str(exported), *there]) == 2
+    assert f"keep is {keep}; it must be at least 2" in capsys.readouterr().err
+    assert not repository.versions() and not repository.aside()
+
+
 @pytest.mark.parametrize("damage", ["shorter", "longer", "flipped", "gone"])
 @pytest.mark.parametrize("model", VERSIONED)
 def test_an_export_with_a_wrong_byte_is_refused_by_name_and_set_aside_with_the_reason(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 
-from captioner.commands.options import add_controls, say
+from captioner.commands.options import add_controls, add_export, add_keep, say
 
 SECRET_VARIABLE = "CAPTIONER_WEBHOOK_SECRET"
 
@@ -25,26 +25,22 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--webhook-port", type=int, help=f"take the Hub's webhook here; its secret is {SECRET_VARIABLE}"
     )
     follow.add_argument("--webhook-host", default="127.0.0.1", help="address it listens on, default %(default)s")
-    follow.add_argument(
-        "--keep", type=int, default=4, help="versions that stay on disk, at least 2; default %(default)s"
-    )
-    follow.add_argument("--precision", default="fp32", help="of the vision encoder, see `captioner export --help`")
+    add_keep(follow)
+    add_export(follow)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Follows until it is ended."""
     from captioner import hub
-    from captioner.errors import StartupRefused
+    from captioner.errors import ParameterInvalid, StartupRefused
     from captioner.repository import Repository
-    from export.follow import Follower
+    from export.follow import LEAST_WAIT_S, Follower
     from export.webhook import listening
 
+    if not arguments.every >= LEAST_WAIT_S:
+        raise ParameterInvalid(f"every is {arguments.every:g} s; it must be at least {LEAST_WAIT_S:g}")
     model, branch = hub.parse(arguments.model)
-    options = ["--repository", str(arguments.repository), "--keep", str(arguments.keep)]
-    options += ["--precision", arguments.precision, *(["--no-server"] if arguments.no_server else [])]
-    for address in arguments.server or []:
-        options += ["--server", address]
-    follower = Follower(model, branch or "main", Repository(arguments.repository), options, say)
+    follower = Follower(model, branch or "main", Repository(arguments.repository), _publish_options(arguments), say)
     if arguments.dry_run:
         look = follower.look()
         say(look.why_not or f"would pull, export and publish {model}@{look.commit}")
@@ -61,3 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"taking the Hub's webhook at {arguments.webhook_host}:{port}")
         follower.run(arguments.every, wake)
     return 0
+
+
+def _publish_options(arguments: argparse.Namespace) -> list[str]:
+    """What `captioner publish` is to be given beside the model."""
+    options = [f"--repository={arguments.repository}", f"--keep={arguments.keep}", f"--precision={arguments.precision}"]
+    options += [f"--server={address}" for address in arguments.server or []]
+    options += ["--no-server"] if arguments.no_server else []
+    return options + ([f"--calibration={arguments.calibration}"] if arguments.calibration else [])

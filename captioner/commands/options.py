@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from captioner import wire
+from export import KEEP, LEAST_KEPT
 
 if TYPE_CHECKING:
     from captioner.model_control import ModelControl
@@ -66,6 +67,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="DIR", help="photos that int8 is fitted to; default our own"
     )
+
+
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    """`--keep`."""
+    words = f"versions that stay on disk, at least {LEAST_KEPT}; default %(default)s"
+    parser.add_argument("--keep", type=int, default=KEEP, metavar="N", help=words)
 
 
 def say(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captioner.commands.options import add_controls, add_export, controls, say
+from captioner.commands.options import add_controls, add_export, add_keep, controls, say
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,9 +16,7 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "model", metavar="MODEL[@REVISION]", help="a folder made by `captioner export`, or what to export first"
     )
     add_controls(publish)
-    publish.add_argument(
-        "--keep", type=int, default=4, help="versions that stay on disk, at least 2; default %(default)s"
-    )
+    add_keep(publish)
     add_export(publish)
 
 
