@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from captioner.errors import ArtefactBroken, RepositoryBusy
 from captioner.manifest import NAME as MANIFEST
@@ -35,12 +36,15 @@ STAGED, ASIDE, LOCK, WHY = ".staged", ".aside", ".lock", "why.json"
 EXPORTED, EXPORT_SECONDS = ".exported-", 24 * 3600  # no export takes a day
 
 
+Leaving = Literal["refused", "rolled back"]
+
+
 @dataclass(frozen=True)
 class Aside:
     """A version that is served no longer, or never was. `when` is in seconds since 1970."""
 
     version: int
-    state: str  # "refused" or "rolled back"
+    state: Leaving
     reason: str
     when: float
 
@@ -147,7 +151,7 @@ class Repository:
             if folder.is_dir():
                 _move(folder, self.path / ASIDE / str(version) / model, version)
 
-    def explain(self, version: int, state: str, reason: str) -> None:
+    def explain(self, version: int, state: Leaving, reason: str) -> None:
         """Keeps why a version was set aside, and forgets that it was under way."""
         path = self.path / ASIDE / str(version) / WHY
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from captioner.errors import ArtefactBroken, CaptionerError
 from captioner.model_control import ModelControl
-from captioner.repository import Repository
+from captioner.repository import Leaving, Repository
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 
 ENCODER = (VISION_ENCODER, PREPROCESS)
@@ -44,7 +44,7 @@ def take_back(
     repository: Repository,
     controls: Sequence[ModelControl],
     version: int,
-    state: str,
+    state: Leaving,
     reason: str,
     moved: Callable[[], None] = lambda: None,
 ) -> list[CaptionerError]:

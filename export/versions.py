@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from captioner.errors import ArtefactBroken
 from captioner.manifest import NAME, Manifest
-from captioner.repository import ASIDE, VERSIONED, Repository
+from captioner.repository import ASIDE, VERSIONED, Leaving, Repository
 from captioner.wire import CAPTIONER
 
 
@@ -16,7 +17,7 @@ class Version:
     """One row. `when` it was published or set aside, in seconds since 1970; `size` in bytes."""
 
     number: int
-    state: str  # "live", "before", "kept", "refused" or "rolled back"
+    state: Literal["live", "before", "kept"] | Leaving
     manifest: Manifest
     size: int
     when: float
@@ -26,7 +27,8 @@ class Version:
 def versions(repository: Repository) -> list[Version]:
     """The newest first. A version of another manifest format is left out; `captioner doctor` names it."""
     placed = repository.versions()
-    states = dict(zip(reversed(placed), ["live", "before"], strict=False))
+    newest: tuple[Literal["live", "before"], ...] = ("live", "before")
+    states = dict(zip(reversed(placed), newest, strict=False))
     rows = []
     for number, manifest in placed.items():
         folders = [repository.folder(model, number) for model in VERSIONED]

@@ -10,13 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from captioner.client import Client
 from captioner.manifest import Manifest
 from captioner.model_control import ModelControl, admin_key
-from captioner.repository import Repository
+from captioner.repository import VERSIONED, Repository
+from captioner.wire import CAPTIONER
 from export import publish as publishing
 
 STEPS: list[tuple[Any, str]] = [
@@ -31,6 +33,15 @@ STEPS: list[tuple[Any, str]] = [
     (Repository, "prune"),
 ]
 INSIDE_S = 1.0  # of a load that takes some seconds
+
+
+def leave_begun(repository: Repository, artefact: Path, placed: Sequence[str] = VERSIONED) -> int:
+    """The version whose publish has placed these models' folders and is then gone."""
+    version = repository.stage()
+    publishing._fill(artefact, Manifest.load(artefact / CAPTIONER), repository.staged(version), take=False)
+    for model in placed:
+        repository.place(model, version)
+    return version
 
 
 def publish_killed(step: str, artefact: Path, repository: Path, address: str, log: Path) -> list[str]:

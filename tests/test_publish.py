@@ -32,7 +32,7 @@ from export.export import export
 from export.publish import publish
 from export.rollback import rollback, stand_by
 from tests import tiny
-from tests.killed import publish_killed
+from tests.killed import leave_begun, publish_killed
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -293,13 +293,7 @@ def test_a_server_started_after_a_killed_publish_serves_the_version_that_was_liv
         for model in VERSIONED:
             repository.set_aside(model, number)
         repository.explain(number, "refused", "of another test")
-    # As far as all three folders, and not confirmed.
-    from export.publish import _fill
-
-    version = repository.stage()
-    _fill(artefacts[1], Manifest.load(artefacts[1] / wire.CAPTIONER), repository.staged(version), take=False)
-    for model in VERSIONED:
-        repository.place(model, version)
+    version = leave_begun(repository, artefacts[1])
     done = subprocess.run(
         [sys.executable, "-m", "export", "--repository", str(repository.path), str(artefacts[0].parent / "models/one")],
         capture_output=True, text=True, check=True,

@@ -20,6 +20,7 @@ from captioner.model_control import ModelControl, admin_key
 from captioner.repository import VERSIONED, Repository
 from captioner.wire import CAPTIONER
 from export.publish import publish
+from tests.killed import leave_begun
 from tests.served import Served, assert_soon
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -91,10 +92,7 @@ def test_the_version_before_stands_by_and_a_killed_server_comes_back_with_what_w
     with Client(control.address) as client:
         assert client.describe().version == "2"
         # A publish that got as far as all its folders and died, and then the server.
-        unconfirmed = mine.stage()
-        for model in VERSIONED:
-            shutil.copytree(exported / model, mine.staged(unconfirmed) / model, dirs_exist_ok=True)
-            mine.place(model, unconfirmed)
+        unconfirmed = leave_begun(mine, exported)
         (server,) = (
             int(entry.parent.name)
             for entry in Path("/proc").glob("[0-9]*/cmdline")

@@ -25,6 +25,7 @@ from captioner.wire import CAPTIONER
 from export.publish import publish
 from export.rollback import rollback
 from export.versions import versions
+from tests.killed import leave_begun
 from tests.test_manifest import MANIFEST
 
 
@@ -160,12 +161,7 @@ STEPS = ["stage", "place vision_encoder", "place preprocess", "place captioner",
 
 def begin(repository: Repository, exported: Path, steps: int) -> None:
     """The first `steps` of a publish whose process is then gone."""
-    from export.publish import _fill
-
-    version = repository.stage()
-    _fill(exported, Manifest.load(exported / CAPTIONER), repository.staged(version), take=False)
-    for model in VERSIONED[: steps - 1]:
-        repository.place(model, version)
+    version = leave_begun(repository, exported, VERSIONED[: steps - 1])
     if steps == len(STEPS):
         repository.confirm(version)
 
