@@ -285,6 +285,42 @@ def test_a_publish_killed_at_any_step_leaves_the_live_version_serving(
     fresh.repository.verify()
 
 
+def test_a_publish_that_is_told_to_stop_takes_its_version_back(fresh: Stand, artefacts: list[Path]) -> None:
+    command = [sys.executable, "-m", "captioner.cli", "publish", str(artefacts[1])]
+    command += ["--repository", str(fresh.repository.path), "--server", fresh.server.grpc_address]
+    with fresh.load as load, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("loading captioner" in line for line in process.stdout)
+        process.terminate()
+        process.stdout.read()
+    assert process.returncode == 130
+    assert load.faults == []
+    assert fresh.live() == ("1", revision(artefacts[0]))
+    number, aside = list(fresh.repository.aside().items())[-1]
+    assert (aside.state, aside.reason) == ("refused", "it was stopped")
+    assert fresh.control.wait_unloaded(wire.CAPTIONER, number, 10)
+
+
+def test_replicas_on_one_repository_move_together_and_a_version_that_fails_on_one_leaves_both(
+    fresh: Stand, artefacts: list[Path], tmp_path: Path
+) -> None:
+    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "admin_key": admin_key(fresh.repository.path)}
+    with TritonServer(fresh.repository.path, log_path=tmp_path / "server.log", **free) as server:  # type: ignore[arg-type]
+        other = Stand(
+            fresh.repository, server, ModelControl(server.grpc_address, fresh.server.admin_key), fresh.expected
+        )
+        both = (fresh.control, other.control)
+        with fresh.load as load, other.load as other_load:
+            version = str(publish(artefacts[1], fresh.repository, both, lambda _: None))
+            assert fresh.live() == other.live() == (version, revision(artefacts[1]))
+            with pytest.raises(CaptionerError, match="check caption"):
+                publish(damaged(artefacts[1], tmp_path / "bad", "nan"), fresh.repository, both, lambda _: None)
+            assert fresh.live() == other.live() == (version, revision(artefacts[1]))
+            rollback(fresh.repository, both, lambda _: None)
+            assert fresh.live() == other.live() == ("1", revision(artefacts[0]))
+        assert load.faults == other_load.faults == []
+
+
 def test_a_server_started_after_a_killed_publish_serves_the_version_that_was_live(
     artefacts: list[Path], expected: Expected, stand: Stand, tmp_path: Path
 ) -> None:
