@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from queue import PriorityQueue
 from typing import Protocol
@@ -33,18 +34,20 @@ class Reply(Protocol):
         """Whether the client has left."""
 
 
+Close = Callable[[Reply, str], None]
+
+
 class Outbox:
     """What one client is still to be told. Closed once, by `finish` or `fail`; what comes later is dropped."""
 
     def __init__(self, reply: Reply, post: Callable[[Outbox], None]) -> None:
-        self.reply = reply
+        self._reply: Reply | None = reply
         self._post = post
         self._lock = threading.Lock()
         self._talking = threading.Lock()
         self._posted = False
         self._token_ids: list[int] = []
-        self._close: Callable[[str], None] | None = None
-        self._closed = False
+        self._close: Close | None = None
         self.sent = False  # a first token has gone
         self._text: TextStream | None = None
         self._streaming = False
@@ -62,18 +65,18 @@ class Outbox:
 
     def finish(self, details: Callable[[], str]) -> None:
         """The caption is whole; `details` is asked for at the last moment."""
-        self._close_with(lambda text: self.reply.send(text, details(), True))
+        self._close_with(lambda reply, text: reply.send(text, details(), True))
 
     def fail(self, error: CaptionerError) -> None:
         """There will be no (more) caption."""
-        self._close_with(lambda _: self.reply.fail(error))
+        self._close_with(lambda reply, _: reply.fail(error))
 
     def is_cancelled(self) -> bool:
         """Whether the client has left; never asked after the final response, when Triton has freed the request."""
         with self._talking:
-            return not self._closed and self.reply.is_cancelled()
+            return self._reply is not None and self._reply.is_cancelled()
 
-    def _close_with(self, close: Callable[[str], None]) -> None:
+    def _close_with(self, close: Close) -> None:
         with self._lock:
             if self._close is None:
                 self._close = close
@@ -97,23 +100,27 @@ class Outbox:
             if more:
                 self._post(self)
         with self._talking:
-            if not self._closed:
-                self._tell(ids, close)
+            if self._reply is not None and self._tell(self._reply, ids, close):
+                self._reply = None  # not left to the collector: at the interpreter's end Triton's part waits for ever
+            if self._reply is None:
+                self._close = None  # an error's traceback knows the reply as well
 
-    def _tell(self, ids: list[int], close: Callable[[str], None] | None) -> None:
-        self._closed = close is not None
+    def _tell(self, reply: Reply, ids: list[int], close: Close | None) -> bool:
+        """Whether that was the last."""
         try:
             if self._text is not None:
-                self._unsent += self._text.push(ids, final=self._closed)
+                self._unsent += self._text.push(ids, final=close is not None)
             if close is not None:
-                close(self._unsent)
+                close(reply, self._unsent)
             elif self._streaming and self._unsent:
-                self.reply.send(self._unsent, "", False)
+                reply.send(self._unsent, "", False)
                 self._unsent = ""
         except Exception as error:  # whatever failed, the client must hear of an end
             log.exception("an answer could not be sent")
-            self._closed = True
-            self.reply.fail(CaptionerError(f"{type(error).__name__}: {error}"))
+            with suppress(Exception):
+                reply.fail(CaptionerError(f"{type(error).__name__}: {error}"))
+            return True
+        return close is not None
 
 
 class Sender:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from captioner.engine.engine import Engine
-from captioner.errors import ImageBroken, StartupRefused
+from captioner.errors import CaptionerError, ImageBroken, StartupRefused
 from captioner.families.cross_attention import CrossAttentionDecoder
 from captioner.features import Encoded
 from captioner.manifest import Calibration, Manifest
@@ -357,6 +359,56 @@ def test_two_hundred_requests_of_every_kind_are_answered_once_each(start: Start,
     )
     assert shown["captioner_cancelled_total"] == codes.count("CANCELLED")
     assert shown["captioner_refused_total"] == sum(code not in ("", "CANCELLED") for code in codes)
+
+
+class Deaf(Recorder):
+    """Keeps nothing that could keep it."""
+
+    def fail(self, error: CaptionerError) -> None:
+        self._end()
+
+
+@pytest.mark.parametrize(
+    ("image", "parameters"),
+    [
+        (b"0", {}),
+        (b"0", {"stream": False}),
+        (b"0", {"num_beams": 3}),
+        (b"0", {"describe": True}),
+        (b"0", {"style": "none"}),
+        (b"0", {"unknown": 1}),
+        (None, {}),
+        *((image, {}) for image in (b"broken", b"bug", b"shape", b"nan", b"type")),
+        (LONG, {"deadline_ms": 1}),
+    ],
+)
+def test_an_ended_request_frees_its_way_back_at_once_and_without_the_collector(
+    service: CaptionService, image: bytes | None, parameters: dict[str, Any]
+) -> None:
+    reply = Deaf()
+    freed = weakref.ref(reply)
+    gc.disable()
+    try:
+        ask(service, image, reply=reply, **parameters)
+        assert reply.ended.wait(20)
+        del reply
+        until(lambda: freed() is None)
+    finally:
+        gc.enable()
+
+
+def test_who_left_frees_his_way_back_as_well(service: CaptionService) -> None:
+    reply = Deaf()
+    freed = weakref.ref(reply)
+    gc.disable()
+    try:
+        reply.cancelled = True
+        ask(service, LONG, reply=reply)
+        assert reply.ended.wait(20)
+        del reply
+        until(lambda: freed() is None)
+    finally:
+        gc.enable()
 
 
 def test_closing_answers_everyone_and_then_refuses(start: Start, encoder: Encoder) -> None:
