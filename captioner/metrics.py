@@ -54,7 +54,7 @@ class Counters:
 class Shown:
     """The metrics on Triton's own /metrics, by version; instances of one version, one a device, add up.
 
-    `family` is Triton's MetricFamily. What a version showed goes with it.
+    `family` is Triton's MetricFamily. What a version showed goes with it, at `close`.
     """
 
     def __init__(self, family: Any, version: str) -> None:
@@ -69,3 +69,8 @@ class Shown:
             if now != self._values[name]:
                 self._metrics[name].increment(now - self._values[name])
                 self._values[name] = now
+
+    def close(self) -> None:
+        """Takes them away, while Triton still listens."""
+        self._metrics.clear()
+        self._families.clear()

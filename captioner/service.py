@@ -81,7 +81,6 @@ class CaptionService:
         self._sender.close()
         self._closed.set()
         self._poller.join()
-        self._show(dict.fromkeys((metric.name for metric in metrics.ALL if metric.kind == "GAUGE"), 0.0))
 
     def _admit(self, job: Job, image: bytes) -> None:
         self._engine.admit()

@@ -13,7 +13,7 @@ from captioner.repository import Leaving, Repository
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 
 ENCODER = (VISION_ENCODER, PREPROCESS)
-DRAIN_SECONDS = 20.0  # for what a version that leaves has begun
+DRAIN_SECONDS = 60.0  # for what a version that leaves has begun
 
 Say = Callable[[str], None]
 

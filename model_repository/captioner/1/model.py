@@ -25,8 +25,8 @@ class TritonPythonModel:
         settings = Settings.of_config(args["model_config"], os.environ)
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         folder, version = Path(args["model_repository"]), args["model_version"]
-        show = metrics.Shown(pb_utils.MetricFamily, version).show
-        self.service = load_service(folder, version, gpu, settings, partial(encode, int(version)), show)
+        self.shown = metrics.Shown(pb_utils.MetricFamily, version)
+        self.service = load_service(folder, version, gpu, settings, partial(encode, int(version)), self.shown.show)
 
     def execute(self, requests: list[Any]) -> None:
         """image, prompt [1] and parameters → any number of caption and details [1]."""
@@ -40,6 +40,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Answers everyone who is still waiting, then ends."""
         self.service.close()
+        self.shown.close()
 
 
 def read(request: Any) -> CaptionRequest:
