@@ -21,14 +21,15 @@ from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ModelUnsupported
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.hub import find
+from captioner.hub import EMBEDDED, find
 from captioner.image import ImageSpec
 from captioner.manifest import NAME, Manifest
+from captioner.photos import FOLDER
 from captioner.repository import COMMITTED, VERSIONED, Repository
 from export import __main__ as command
 from export import export as exporting
 from export import parity
-from export.publish import export_and_publish
+from export.publish import export_and_publish, publish
 from export.vision_encoder import onnx_features
 from tests import tiny
 
@@ -283,3 +284,30 @@ def test_other_weights_are_another_revision(model: Path, tmp_path: Path) -> None
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert find(str(copy)).revision != find(str(model)).revision
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_encoder_in_fp16_is_exported_and_its_manifest_says_so(model: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    manifest = exporting.export(find(str(model)), tmp_path / "exported", said.append, precision="fp16")
+    assert manifest.precision == "fp16"
+    assert "lowering the vision encoder to fp16" in said
+    Manifest.load(tmp_path / "exported" / "captioner").verify(tmp_path / "exported")
+    types = {each.data_type for each in onnx.load(tmp_path / "exported/vision_encoder/model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+
+
+@pytest.mark.slow
+def test_the_embedded_model_in_int8_is_a_third_as_large_and_still_sees_a_cat(tmp_path: Path) -> None:
+    from captioner.bulk.in_worker import InWorker
+
+    exported, repository = tmp_path / "exported", empty_repository(tmp_path / "model_repository")
+    manifest = exporting.export(find(EMBEDDED), exported, lambda _: None, precision="int8")
+    assert manifest.precision == "int8"
+    assert manifest.check is not None and "cat" in manifest.check.caption
+    weights = sum(path.stat().st_size for path in exported.glob("vision_encoder/model.onnx*"))
+    assert weights < 12e6, "33 MB in fp32"
+    publish(exported, Repository(repository), (), lambda _: None)
+    served = InWorker(repository, in_flight=1, threads=1)
+    assert "cat" in served.caption((FOLDER / "cat.jpg").read_bytes(), {}).text
+    served.close()
