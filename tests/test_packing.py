@@ -23,7 +23,8 @@ def test_a_packed_layer_gives_the_layers_own_numbers(
         expected = layer(x)
         pack(model)
         found = model(x)
-    assert isinstance(model[0], PackedLinear)
+    served = dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by this machine's oneDNN
+    assert isinstance(model[0], PackedLinear) == served
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
