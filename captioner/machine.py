@@ -54,6 +54,11 @@ def processor() -> Facts:
     }
 
 
+def has_vnni() -> bool:
+    """Whether sums of eight-bit products are exact here; ONNX Runtime's overflow without these instructions."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(processor()["flags"])
+
+
 def memory(folder: Path) -> Facts:
     """In GiB; `folder` says which disk."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE))

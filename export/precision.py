@@ -19,6 +19,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from captioner.errors import ArtefactBroken
+from captioner.machine import has_vnni
 from captioner.wire import EncoderPrecision
 from export.int8 import quantise
 from export.vision_encoder import MAX_IR_VERSION, SINGLE_FILE_LIMIT_BYTES
@@ -65,6 +66,8 @@ def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], pre
         raise ArtefactBroken(f"the exported encoder gives {found_BTD.shape}, the original {expected_BTD.shape}")
     found, limits = compare(expected_BTD, found_BTD), LIMITS[precision]
     higher = "" if precision == "fp32" else f"; try {PRECISIONS[PRECISIONS.index(precision) - 1]}"
+    if precision == "int8" and not has_vnni():
+        higher = f"; this processor has no VNNI, without which sums of int8 products overflow{higher}"
     if not found.largest <= limits.largest:
         raise ArtefactBroken(
             f"features differ by {found.largest:.1e} of the largest in {precision}; the limit is "

@@ -23,6 +23,7 @@ from captioner.families import family
 from captioner.families.base import Source
 from captioner.hub import EMBEDDED, find
 from captioner.image import ImageSpec
+from captioner.machine import has_vnni
 from captioner.manifest import NAME, Manifest
 from captioner.photos import FOLDER
 from captioner.repository import COMMITTED, VERSIONED, Repository
@@ -298,6 +299,15 @@ def test_an_encoder_in_fp16_is_exported_and_its_manifest_says_so(model: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(has_vnni(), reason="int8 is exact here")
+def test_without_vnni_the_embedded_model_in_int8_is_refused_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactBroken, match=r"in int8 has a cosine of 0\.9.* no VNNI, .* try fp16"):
+        exporting.export(find(EMBEDDED), tmp_path / "exported", lambda _: None, precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_vnni(), reason="sums of int8 products overflow here")
 def test_the_embedded_model_in_int8_is_a_third_as_large_and_still_sees_a_cat(tmp_path: Path) -> None:
     from captioner.bulk.in_worker import InWorker
 

@@ -38,15 +38,17 @@ from tests.killed import leave_begun, publish_killed
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLED_STEPS = 14
+PAUSE_S = 0.05  # of each client between two captions: a steady load leaves the publish a part of the two cores
 Expected = dict[str, list[str]]  # revision → the caption of each example
 
 
 @dataclass
 class Load:
-    """Clients that caption and stream without a pause, and what went wrong for them."""
+    """Clients that caption and stream steadily, and what went wrong for them."""
 
     address: str
     expected: Expected
+    clients: int = 2
     faults: list[str] = field(default_factory=list)
     by_version: dict[str, int] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -54,7 +56,7 @@ class Load:
 
     def run(self) -> None:
         with Client(self.address) as client:
-            while not self.stop.is_set():
+            while not self.stop.wait(PAUSE_S):
                 number = next(self._numbers)
                 example = number % len(PHOTOS)
                 # Another file each time, so that the encoder is asked as well.
@@ -76,7 +78,7 @@ class Load:
                     self.faults.append(f"version {details.version} of {details.revision} said {text!r} of {example}")
 
     def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self.run) for _ in range(3)]
+        self._threads = [threading.Thread(target=self.run) for _ in range(self.clients)]
         for thread in self._threads:
             thread.start()
         return self
@@ -107,9 +109,8 @@ class Stand:
     control: ModelControl
     expected: Expected
 
-    @property
-    def load(self) -> Load:
-        return Load(self.server.grpc_address, self.expected)
+    def load(self, clients: int = 2) -> Load:
+        return Load(self.server.grpc_address, self.expected, clients)
 
     def live(self) -> tuple[str, str]:
         """Version and revision of a caption of this moment."""
@@ -169,7 +170,7 @@ def test_ten_publishes_and_ten_rollbacks_under_load_lose_and_mix_up_nothing(
 ) -> None:
     seconds: list[float] = []
     times: list[float] = []
-    with fresh.load as load:
+    with fresh.load() as load:
         for number in range(10):
             version = publish(artefacts[1], fresh.repository, (fresh.control,), lambda _: None)
             assert fresh.live() == (str(version), revision(artefacts[1])), f"publish {number}"
@@ -188,7 +189,7 @@ def test_the_rollback_verb_moves_traffic_within_two_seconds_of_its_start(fresh: 
     publish(artefacts[1], fresh.repository, (fresh.control,), lambda _: None)
     command = [sys.executable, "-m", "captioner.cli", "rollback", "--repository", str(fresh.repository.path)]
     command += ["--server", fresh.server.grpc_address]
-    with fresh.load as load:
+    with fresh.load() as load:
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -252,7 +253,7 @@ def test_a_bad_version_is_set_aside_with_the_reason_and_the_one_before_serves_on
     fresh: Stand, artefacts: list[Path], tmp_path: Path, kind: str, reason: str
 ) -> None:
     bad = damaged(artefacts[1], tmp_path / "bad", kind)
-    with fresh.load as load:
+    with fresh.load() as load:
         with pytest.raises(CaptionerError, match=reason):
             publish(bad, fresh.repository, (fresh.control,), lambda _: None)
         assert fresh.live() == ("1", revision(artefacts[0]))
@@ -272,7 +273,7 @@ def test_a_publish_killed_at_any_step_leaves_the_live_version_serving(
     fresh: Stand, artefacts: list[Path], tmp_path: Path, step: str
 ) -> None:
     begun = publish_killed(step, artefacts[1], fresh.repository.path, fresh.server.grpc_address, tmp_path / "steps")
-    with fresh.load as load:
+    with fresh.load() as load:
         time.sleep(0.5)
     assert load.faults == []
     with fresh.repository.lock():
@@ -288,7 +289,7 @@ def test_a_publish_killed_at_any_step_leaves_the_live_version_serving(
 def test_a_publish_that_is_told_to_stop_takes_its_version_back(fresh: Stand, artefacts: list[Path]) -> None:
     command = [sys.executable, "-m", "captioner.cli", "publish", str(artefacts[1])]
     command += ["--repository", str(fresh.repository.path), "--server", fresh.server.grpc_address]
-    with fresh.load as load, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with fresh.load() as load, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("loading captioner" in line for line in process.stdout)
         process.terminate()
@@ -310,7 +311,7 @@ def test_replicas_on_one_repository_move_together_and_a_version_that_fails_on_on
             fresh.repository, server, ModelControl(server.grpc_address, fresh.server.admin_key), fresh.expected
         )
         both = (fresh.control, other.control)
-        with fresh.load as load, other.load as other_load:
+        with fresh.load(1) as load, other.load(1) as other_load:
             version = str(publish(artefacts[1], fresh.repository, both, lambda _: None))
             assert fresh.live() == other.live() == (version, revision(artefacts[1]))
             with pytest.raises(CaptionerError, match="check caption"):
