@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.published import empty_repository
 from captioner.hub import EMBEDDED
 from captioner.server import TritonServer
-from captioner.wire import MODELS
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,13 +49,7 @@ def assert_soon(holds: Callable[[], bool], seconds: float = 5) -> None:
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed model repository with the embedded model exported into it."""
-    repository = tmp_path_factory.mktemp("repository") / "model_repository"
-    committed = ("config.pbtxt", "model.py", ".gitkeep")
-    for source in sorted((ROOT / "model_repository").rglob("*")):
-        if source.name in committed and source.parent.name in (*MODELS, "1"):
-            target = repository / source.relative_to(ROOT / "model_repository")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+    repository = empty_repository(tmp_path_factory.mktemp("repository") / "model_repository")
     export = [sys.executable, "-m", "export", EMBEDDED, "--repository", str(repository)]
     subprocess.run(export, check=True, cwd=ROOT, timeout=300)
     return repository
