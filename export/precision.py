@@ -65,19 +65,21 @@ def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], pre
     if found_BTD.shape != expected_BTD.shape:
         raise ArtefactBroken(f"the exported encoder gives {found_BTD.shape}, the original {expected_BTD.shape}")
     found, limits = compare(expected_BTD, found_BTD), LIMITS[precision]
-    higher = "" if precision == "fp32" else f"; try {PRECISIONS[PRECISIONS.index(precision) - 1]}"
+    hint = ""
     if precision == "int8" and not has_vnni():
-        higher = f"; this processor has no VNNI, without which sums of int8 products overflow{higher}"
+        hint = "; this processor has no VNNI, without which sums of int8 products overflow"
+    if precision != "fp32":
+        hint += f"; try {PRECISIONS[PRECISIONS.index(precision) - 1]}"
     if not found.largest <= limits.largest:
         raise ArtefactBroken(
             f"features differ by {found.largest:.1e} of the largest in {precision}; the limit is "
-            f"{limits.largest:.0e}{higher}"
+            f"{limits.largest:.0e}{hint}"
         )
     for which, cosine, least in (("", found.typical, limits.typical), (" on average", found.mean, limits.mean)):
         if not cosine >= least:  # so is a number that is none
             raise ArtefactBroken(
                 f"a token of the features in {precision} has a cosine of {cosine:.5f}{which} with the original's; the "
-                f"limit is {least:g}{higher}"
+                f"limit is {least:g}{hint}"
             )
     return found
 

@@ -16,7 +16,7 @@ from training.dataset import Batch
 CONTEXT_TOKENS = 96
 MAX_TOKENS = 64
 HIDDEN = -1e4  # added to a score; no infinity, for a padding row sees nothing
-# Where the processor has no instructions for it, bf16 is ten times as slow as fp32.
+# Where the processor has no instructions for it, bf16 is several times as slow as fp32.
 BF16 = torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
