@@ -7,10 +7,11 @@ ARG PYTHON_TAG=3.12-slim
 
 FROM python:${PYTHON_TAG} AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY captioner captioner
 COPY export export
 COPY frontend frontend
+COPY model_repository model_repository
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG} AS server
@@ -23,7 +24,6 @@ COPY constraints.txt /tmp/
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
         "captioner[server,quantised,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
-COPY model_repository /opt/captioner/model_repository
 COPY deploy/serve.sh /opt/captioner/serve.sh
 # A named volume takes over the owner of the folder that it is mounted on.
 RUN install -d -o 1000 -g 1000 /models /huggingface

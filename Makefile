@@ -4,12 +4,16 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test check export bench train environment clean
+.PHONY: run test test-all check export bench train environment clean
 
 run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 	@$(BIN)/captioner up $(ARGS)
 
-test: environment check  ## everything that must hold
+test: environment check  ## what must hold at every commit, within 12 minutes on two idle cores
+	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
+	@$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
+
+test-all: environment check  ## everything, within 35 minutes: published dimensions, every kill step, Ray, long benchmarks
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -19,12 +23,12 @@ check: environment  ## style and types
 export: environment  ## publish a model: make export ARGS="MODEL --revision COMMIT"
 	@$(BIN)/python -m export $(ARGS)
 
-bench: environment  ## captions per second and time to first token
-	@$(BIN)/python -m benchmarks.load $(ARGS)
+bench: environment  ## captions per second and time to first text of a running server
+	@$(BIN)/captioner bench $(ARGS)
 
 train: environment  ## the embedded model anew, two hours: make train DATA=DIR
 	$(BIN)/python -m training --data $(DATA) --out build/training/first --resume
-	$(BIN)/python -m training.critic --data $(DATA) --model build/training/first --out captioner/embedded
+	$(BIN)/python -m training.self_critical --data $(DATA) --model build/training/first --out captioner/embedded
 	$(BIN)/python -m training.evaluate --data $(DATA) --card
 
 environment:

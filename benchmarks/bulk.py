@@ -28,12 +28,12 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.images import crops
-from captioner.bulk.edits import Edit
+from captioner.bulk.engines.server import ServerEngine
 from captioner.bulk.job import Job
-from captioner.bulk.local import LocalEngine
+from captioner.bulk.outputs.caption_edit import Edit
+from captioner.bulk.outputs.sidecars import Sidecars, Txt
 from captioner.bulk.progress import Progress
-from captioner.bulk.sidecars import Sidecars, Txt
-from captioner.bulk.sources import Sources
+from captioner.bulk.sources.discover import Sources
 from captioner.client import AsyncClient
 from captioner.wire import GRPC_PORT
 
@@ -63,7 +63,7 @@ class _Quiet(Progress):
 async def as_job(server: str, folder: Path, in_flight: int) -> float:
     """Seconds of the job in this process."""
     began = time.perf_counter()
-    engine = LocalEngine(server, in_flight=in_flight)
+    engine = ServerEngine(server, in_flight=in_flight)
     output = Sidecars(Txt(), Edit(), None, None, print)
     code = await Job(Sources([str(folder)]), engine, output, _Quiet(shown=False), give_up_s=0).run()
     assert code == 0

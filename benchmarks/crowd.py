@@ -15,13 +15,14 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from benchmarks.images import png
-from captioner.engine.beam import BeamSearch
+from captioner.artifacts.manifest import Manifest
+from captioner.engine.beam_search import BeamSearch
 from captioner.engine.engine import Engine
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import FinishReason, Sequence
 from captioner.families.base import Family
-from captioner.image import ImageSpec, load_pixels
-from captioner.manifest import Manifest
+from captioner.image.decode import load_pixels
+from captioner.image.spec import ImageSpec
 
 PICTURES = 8
 SIDES = (

@@ -26,12 +26,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.cells import machine, percentile
 from benchmarks.seeded import llava
+from captioner.decoders.load_weights import FLOATS
+from captioner.decoders.prefix import PrefixDecoder
 from captioner.engine.engine import Engine
 from captioner.engine.runner import Runner
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
-from captioner.families.prefix import PrefixDecoder
-from captioner.families.weights import FLOATS
 
 PROMPT_TOKENS = 32  # beside the image's
 ALONE_TIMES = 5  # captions of one client, for TTFT

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from captioner.photos import PHOTOS
+from captioner.examples import PHOTOS
 
 
 def crops(seed: int = 0, size_px: int = 320) -> Iterator[bytes]:

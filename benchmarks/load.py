@@ -15,7 +15,7 @@ import json
 import secrets
 
 from benchmarks.images import crops
-from captioner.bench import measure
+from captioner.client.load_test import measure
 from captioner.wire import GRPC_PORT
 
 

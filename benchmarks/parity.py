@@ -25,12 +25,13 @@ from benchmarks import crowd
 from benchmarks.cells import machine
 from benchmarks.published import EMBEDDED_NAME, KEPT, NAMES, ROOT, Published, published
 from benchmarks.seeded import Size
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.onnx_session import open_session
+from captioner.decoders.base import Decoder
 from captioner.engine.engine import Engine
 from captioner.engine.runner import Runner
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.families.decoder import Decoder
-from captioner.manifest import Manifest
 from export.parity import GREEDY
 
 SLOTS = 5
@@ -84,7 +85,7 @@ def check(model: str, size: Size, requests: int = 64, seed: int = 0, kept: Path 
 @torch.inference_mode()
 def give_features(images: list[crowd.Picture], source: Source, made: Published) -> float:
     """Sets each picture's features from the ONNX encoder; returns the largest difference from torch's."""
-    session = onnxruntime.InferenceSession(made.onnx_path, providers=["CPUExecutionProvider"])
+    session = open_session(made.onnx_path)
     largest = 0.0
     for image in images:
         (found,) = session.run(None, {session.get_inputs()[0].name: image.pixels_HWC[None]})

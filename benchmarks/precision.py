@@ -34,17 +34,19 @@ from benchmarks import seeded
 from benchmarks.cells import machine
 from benchmarks.images import crops
 from benchmarks.seeded import Size
-from captioner.check import greedy, overlap
+from captioner.artifacts.golden import overlap
+from captioner.artifacts.onnx_session import open_session
+from captioner.embedded import EMBEDDED_FOLDER
+from captioner.engine.greedy import greedy
 from captioner.engine.runner import Runner
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.hub import EMBEDDED_FOLDER
-from captioner.image import load_pixels
+from captioner.image.decode import load_pixels
 from captioner.wire import CAPTIONER, PIXELS, EncoderPrecision
-from export.calibration import HELD_OUT, calibration_pixels
-from export.decoder import export_decoder
-from export.precision import PRECISIONS, Difference, compare, lower
-from export.vision_encoder import export_vision_encoder
+from export.calibration_images import HELD_OUT, calibration_pixels
+from export.export import export_decoder
+from export.onnx_export import export_vision_encoder
+from export.precision import PRECISIONS, Difference, compare, convert_precision
 
 MODELS = ("embedded", "vit-gpt2", "blip", "git")
 BATCHES = (1, 8)
@@ -83,12 +85,7 @@ class Bench:
         self.model_type = json.loads((folder / "config.json").read_text())["model_type"]
         self.source: Source = family(self.model_type).load(folder)
         self.paths = self._lowered()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.sessions = {
-            name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            for name, path in self.paths.items()
-        }
+        self.sessions = {name: open_session(path, threads=threads) for name, path in self.paths.items()}
 
     def _lowered(self) -> dict[EncoderPrecision, Path]:
         calibration = calibration_pixels(self.source.image)[:-HELD_OUT]
@@ -98,7 +95,7 @@ class Bench:
             folder = self.place / name
             folder.mkdir()
             paths[name] = Path(shutil.copy2(exported, folder))
-            lower(paths[name], name, calibration, lambda text: print(text, flush=True))
+            convert_precision(paths[name], name, calibration, lambda text: print(text, flush=True))
         return paths
 
     def encode(self, name: EncoderPrecision, pixels_BHWC: NDArray[np.uint8], batch: int = 8) -> Features:
@@ -185,10 +182,10 @@ def measure(bench: Bench, data: Path | None, rounds: int) -> list[Report]:
 
 
 def _score(report: Report, first: Sequence[str], captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    from training import metrics
+    from training import caption_metrics
 
-    whole, lowered = (metrics.score(each, references)["CIDEr"] for each in (first, captions))
-    report.cider, report.cider_lost = float(lowered.mean()), metrics.interval(whole - lowered)
+    whole, lowered = (caption_metrics.score(each, references)["CIDEr"] for each in (first, captions))
+    report.cider, report.cider_lost = float(lowered.mean()), caption_metrics.interval(whole - lowered)
 
 
 def table(reports: Sequence[Report]) -> str:

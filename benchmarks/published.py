@@ -14,13 +14,16 @@ import transformers
 
 from benchmarks import seeded
 from benchmarks.seeded import SEEDED, Size
+from captioner.artifacts import repository_templates
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.repository_templates import CODE
+from captioner.artifacts.version_store import VERSIONED, VersionStore
+from captioner.embedded import EMBEDDED, EMBEDDED_FOLDER
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.hub import EMBEDDED, EMBEDDED_FOLDER, Found
-from captioner.manifest import Manifest
-from captioner.repository import COMMITTED, VERSIONED, Repository
-from captioner.wire import CAPTIONER, MODELS, VISION_ENCODER
-from export.publish import export_and_publish
+from captioner.hub.resolve import ResolvedModel
+from captioner.publish.publish import export_and_publish
+from captioner.wire import CAPTIONER, VISION_ENCODER
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "build" / "benchmarks"
@@ -71,8 +74,8 @@ def published(name: str, size: Size, seed: int = 0, kept: Path = KEPT) -> Publis
                 folder = made / "model"
                 folder.mkdir()
                 seeded.save(name, folder, size, seed)
-            found = Found(EMBEDDED if name == EMBEDDED_NAME else name, f"{seed:040x}", folder)
-            export_and_publish(found, Repository(empty_repository(made / "repository")), (), lambda _: None)
+            found = ResolvedModel(EMBEDDED if name == EMBEDDED_NAME else name, f"{seed:040x}", folder)
+            export_and_publish(found, VersionStore(empty_repository(made / "repository")), (), lambda _: None)
             for outdated in kept.glob(f"{name}-{size}-{seed}-*"):
                 shutil.rmtree(outdated, ignore_errors=True)
             made.replace(place)
@@ -86,13 +89,7 @@ def published(name: str, size: Size, seed: int = 0, kept: Path = KEPT) -> Publis
 
 def empty_repository(folder: Path) -> Path:
     """The committed part of model_repository, without what may have been published there."""
-    for model in (ROOT / "model_repository" / name for name in MODELS):
-        version = folder / model.name / "1"
-        version.mkdir(parents=True)
-        shutil.copy2(model / "config.pbtxt", folder / model.name)
-        for name in COMMITTED:
-            if (model / "1" / name).is_file():
-                shutil.copy2(model / "1" / name, version)
+    repository_templates.install(folder)
     return folder
 
 
@@ -102,7 +99,7 @@ def served_copy(source: Published, folder: Path) -> Path:
     for model in VERSIONED:
         for path in sorted((source.repository / model / "1").rglob("*")):
             target = repository / path.relative_to(source.repository)
-            if path.is_file() and path.name not in COMMITTED:
+            if path.is_file() and path.name not in CODE:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     target.hardlink_to(path)
@@ -114,9 +111,7 @@ def served_copy(source: Published, folder: Path) -> Path:
 def _making() -> str:
     """A hash of all that decides what is published: code and versions."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    for folder in (ROOT / "benchmarks" / "seeded", ROOT / "captioner" / "families", ROOT / "export"):
-        for path in sorted(folder.glob("*.py")):
+    for folder in ("benchmarks/seeded", "captioner/families", "captioner/decoders", "captioner/artifacts", "export"):
+        for path in sorted((ROOT / folder).glob("*.py")):
             digest.update(path.read_bytes())
-    for name in ("manifest.py", "check.py", "repository.py"):
-        digest.update((ROOT / "captioner" / name).read_bytes())
     return digest.hexdigest()[:12]

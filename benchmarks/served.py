@@ -32,10 +32,10 @@ from benchmarks.engine import MODELS, SLOTS, requests_for
 from benchmarks.published import Published, published, served_copy
 from benchmarks.seeded import Size
 from benchmarks.workload import Workload, pictures, workload
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.version_store import VERSIONED
 from captioner.client import AsyncClient
-from captioner.manifest import Manifest
-from captioner.repository import VERSIONED
-from captioner.server import TritonServer
+from captioner.launcher.supervisor import TritonServer
 from captioner.wire import CAPTIONER
 
 THINK_S = 0.25  # about a step of 16 rows and more
@@ -59,7 +59,7 @@ def repository(source: Published, folder: Path, threads: int) -> Path:
     config.write_text(with_settings(config.read_text(), {"slots": SLOTS, "decode_threads": threads}))
     for model in VERSIONED:
         version = made / model / "1"
-        manifest = replace(Manifest.load(version), stop_ids=(), check=None)
+        manifest = replace(Manifest.load(version), stop_ids=(), golden_sample=None)
         (version / "manifest.json").unlink()  # a hard link: the published one must stay as it is
         manifest.save(version)
     return made

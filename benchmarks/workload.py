@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from benchmarks.images import png
 from benchmarks.published import Published
 from captioner.families import family
-from captioner.image import load_pixels
+from captioner.image.decode import load_pixels
 
 SHORTEST, LONGEST = 5, 60  # tokens
 PICTURES = 32  # different ones; more requests than that begin again with the first

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from captioner import __version__, machine, wire
-from captioner.backend_folder import environment, triton_root
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.version_store import VersionStore
 from captioner.client import Client
+from captioner.client.probe import TINY_IMAGE
 from captioner.errors import ArtefactBroken, CaptionerError, StartupRefused
+from captioner.launcher.supervisor import take_ports
+from captioner.launcher.triton_wheel import environment, triton_root
 from captioner.machine import Facts
-from captioner.manifest import Manifest
-from captioner.probe import tiny_picture
-from captioner.repository import Repository
-from captioner.server import take_ports
-from captioner.settings import Settings
+from captioner.serving.settings import Settings
 
 INSTALL = "pip install 'captioner[server,embedded,frontend,export]'"
 # fmt: off
@@ -196,7 +196,7 @@ def published(repository: Path, problems: list[Problem]) -> Facts:
     """Every version of the captioner, its model, and whether its files are those that were exported."""
     facts: Facts = {"folder": str(repository)}
     try:
-        found = Repository(repository)
+        found = VersionStore(repository)
     except ArtefactBroken:
         problems.append(Problem(f"{repository} is no model repository of Captioner; name one with --repository"))
         return facts
@@ -211,7 +211,7 @@ def published(repository: Path, problems: list[Problem]) -> Facts:
             facts[f"version {version}"] = f"{facts.get(f'version {version}', '')} broken: {broken}".strip()
             sentence = f"version {version} is broken: {broken}"
             problems.append(Problem(sentence, blocks=version == numbers[-1]))
-    for aside in found.aside().values():
+    for aside in found.quarantined().values():
         facts[f"version {aside.version}"] = f"{aside.state}: {aside.reason}"
     if not numbers:
         facts["versions"] = "none; `captioner up` publishes the embedded model"
@@ -238,7 +238,7 @@ def _server(address: str, timeout_s: float) -> Facts:
         with Client(address, stall_timeout_s=timeout_s) as client:
             facts: Facts = {"card": asdict(client.describe())}
             began = time.perf_counter()
-            facts["caption"] = client.caption(tiny_picture(), max_tokens=4, priority_level=1).text
+            facts["caption"] = client.caption(TINY_IMAGE, max_tokens=4, priority_level=1).text
             facts["seconds"] = round(time.perf_counter() - began, 3)
             return facts
     except CaptionerError as error:

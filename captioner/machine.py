@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from captioner.backend_folder import usable_cores
-
 Facts = dict[str, Any]
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 
@@ -52,6 +50,16 @@ def processor() -> Facts:
         "usable cores": usable_cores(),
         "flags": [flag for flag in FLAGS if flag in known],
     }
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, cut to the cgroup's CPU quota; at least 1."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or the quota is "max"
+        return cores
 
 
 def has_vnni() -> bool:

@@ -50,13 +50,11 @@ FEATURES = Tensor("features", "TYPE_FP32", (-1, -1))  # (image tokens, width)
 EncoderPrecision = Literal["fp32", "fp16", "int8"]
 ADMIN_HEADER = "captioner-admin"  # opens model control to the holder of the server's key
 CAPTIONER = "captioner"
-IMAGE_ENCODER = "image_encoder"
 PREPROCESS = "preprocess"
 VISION_ENCODER = "vision_encoder"
 
 MODELS = {
     CAPTIONER: ModelWire((Tensor("image", "TYPE_STRING", (1,), optional=True), PROMPT), (CAPTION, DETAILS)),
-    IMAGE_ENCODER: ModelWire((IMAGE,), (FEATURES, IMAGE_INFO)),
     PREPROCESS: ModelWire((IMAGE,), (PIXELS, IMAGE_INFO)),
     VISION_ENCODER: ModelWire((PIXELS,), (FEATURES,)),
 }
@@ -258,6 +256,17 @@ class Details:
         values["image"] = ImageInfo(**values["image"])
         values["timings_ms"] = Timings(**values["timings_ms"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A whole caption and how it came to be."""
+
+    text: str
+    details: Details
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)

@@ -16,27 +16,26 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from captioner import hub
+from captioner.artifacts.manifest import GOLDEN_FEATURES, GOLDEN_IMAGE, NAME, Manifest, sha256
+from captioner.artifacts.version_store import VERSIONED
 from captioner.errors import ModelUnsupported
+from captioner.examples import FOLDER
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.image import load_pixels
-from captioner.manifest import CHECK_FEATURES, CHECK_IMAGE, NAME, Manifest, sha256
-from captioner.photos import FOLDER
-from captioner.repository import VERSIONED
+from captioner.hub import resolve
+from captioner.image.decode import load_pixels
 from captioner.wire import CAPTIONER, VISION_ENCODER, EncoderPrecision
-from export.calibration import HELD_OUT, calibration_pixels
-from export.card import read_card
-from export.decoder import export_decoder
-from export.parity import check_of, check_parity
-from export.precision import lower
-from export.vision_encoder import export_vision_encoder, onnx_features
+from export.calibration_images import HELD_OUT, calibration_pixels
+from export.model_card import read_card
+from export.onnx_export import export_vision_encoder, onnx_features
+from export.parity import check_parity, golden_sample
+from export.precision import convert_precision
 
 CHECK_PHOTO = FOLDER / "cat.jpg"
 
 
 def export(
-    found: hub.Found,
+    found: resolve.ResolvedModel,
     folder: Path,
     say: Callable[[str], None],
     *,
@@ -69,10 +68,18 @@ def export(
     return manifest
 
 
+def export_decoder(source: Source, folder: Path) -> None:
+    """Write `folder/decoder/{config.json, model.safetensors}` and `folder/tokenizer.json`."""
+    source.decoder.save_pretrained(folder / "decoder")
+    # save_pretrained makes the file readable by its owner alone; servers may run as another user.
+    (folder / "decoder" / "model.safetensors").chmod(0o644)
+    source.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def _write(
     source: Source,
     model_type: str,
-    found: hub.Found,
+    found: resolve.ResolvedModel,
     made: Path,
     say: Callable[[str], None],
     precision: EncoderPrecision,
@@ -89,12 +96,12 @@ def _write(
     if precision != "fp32":
         pixels = calibration_pixels(source.image, calibration)
         fitted, photos = pixels[:-HELD_OUT], pixels[-HELD_OUT:]
-        lower(onnx_path, precision, fitted, say)
+        convert_precision(onnx_path, precision, fitted, say)
     say("writing the decoder and the tokenizer")
     export_decoder(source, decoder)
     say("comparing with the original")
-    _write_check_photo(decoder / CHECK_IMAGE, tiled=source.image.most_tiles > 0)
-    pixels, info = load_pixels((decoder / CHECK_IMAGE).read_bytes(), source.image)
+    _write_check_photo(decoder / GOLDEN_IMAGE, tiled=source.image.most_tiles > 0)
+    pixels, info = load_pixels((decoder / GOLDEN_IMAGE).read_bytes(), source.image)
     (features,) = onnx_features(onnx_path, pixels[np.newaxis])
     tokens = features.shape[0] // (info.tile_rows * info.tile_columns + 1)
     manifest = source.manifest(
@@ -107,9 +114,9 @@ def _write(
         precision=precision,
     )
     say(str(check_parity(source, onnx_path, decoder, manifest, photos)))
-    save_file({"features": torch.from_numpy(features).contiguous()}, decoder / CHECK_FEATURES)
-    (decoder / CHECK_FEATURES).chmod(0o644)  # as in export_decoder
-    manifest = replace(manifest, check=check_of(features, info, decoder, manifest))
+    save_file({"features": torch.from_numpy(features).contiguous()}, decoder / GOLDEN_FEATURES)
+    (decoder / GOLDEN_FEATURES).chmod(0o644)  # as in export_decoder
+    manifest = replace(manifest, golden_sample=golden_sample(features, info, decoder, manifest))
     manifest = replace(manifest, files=_hashes(made))
     for model in VERSIONED:
         manifest.save(made / model)

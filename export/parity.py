@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from captioner.check import CHECK_TOKENS, Request, greedy
+from captioner.artifacts.golden import GOLDEN_TOKENS
+from captioner.artifacts.manifest import GoldenSample, Manifest
+from captioner.engine.greedy import Request, greedy
 from captioner.engine.runner import Runner
 from captioner.errors import ArtefactBroken
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.manifest import Check, Manifest
 from captioner.wire import ImageInfo
+from export.onnx_export import onnx_features
 from export.precision import Difference, check
-from export.vision_encoder import onnx_features
 
 PARITY_BATCH = 3  # not the batch of the export
 TOKENS = 24
@@ -74,15 +75,15 @@ def check_parity(
 
 
 @torch.inference_mode()
-def check_of(features: NDArray[np.float32], info: ImageInfo, folder: Path, manifest: Manifest) -> Check:
+def golden_sample(features: NDArray[np.float32], info: ImageInfo, folder: Path, manifest: Manifest) -> GoldenSample:
     """What the exported decoder in `folder` writes of a picture with these features, for every load to write again."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = manifest.prompts.render(None, None)
     ids = family(manifest.family).prompt_ids(tokenizer, manifest, prompt, info.tile_rows, info.tile_columns)
-    most = min(CHECK_TOKENS, manifest.context_tokens - len(ids))
+    most = min(GOLDEN_TOKENS, manifest.context_tokens - len(ids))
     (tokens,) = _greedy(folder, manifest, [(ids, torch.from_numpy(features), most)])
     shown = [*ids, *tokens] if manifest.continues_prompt else tokens
-    return Check(tuple(ids), tuple(tokens), tokenizer.decode(shown).strip())
+    return GoldenSample(tuple(ids), tuple(tokens), tokenizer.decode(shown).strip())
 
 
 def _greedy(folder: Path, manifest: Manifest, requests: list[Request]) -> list[list[int]]:

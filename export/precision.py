@@ -21,8 +21,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from captioner.errors import ArtefactBroken
 from captioner.machine import has_vnni
 from captioner.wire import EncoderPrecision
-from export.int8 import quantise
-from export.vision_encoder import MAX_IR_VERSION, SINGLE_FILE_LIMIT_BYTES
+from export.onnx_export import MAX_IR_VERSION, SINGLE_FILE_LIMIT_BYTES
+from export.quantize_int8 import quantize
 
 PRECISIONS: tuple[EncoderPrecision, ...] = get_args(EncoderPrecision)
 
@@ -84,7 +84,7 @@ def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], pre
     return found
 
 
-def lower(
+def convert_precision(
     path: Path, precision: EncoderPrecision, calibration_BHWC: NDArray[np.uint8], say: Callable[[str], None]
 ) -> None:
     """Rewrites the exported graph at `path`, and its weights' file if it has one, in `precision`.
@@ -101,7 +101,7 @@ def lower(
         open_ended = [node.name for node in original.graph.node if node.op_type == "Clip" and _lacks_a_bound(node)]
         model = convert_float_to_float16(str(path), keep_io_types=True, node_block_list=open_ended)
     else:
-        model = quantise(path, calibration_BHWC, say)
+        model = quantize(path, calibration_BHWC, say)
     for file in _weight_files(original.graph, path.parent):
         file.unlink()
     _save(model, original, path)

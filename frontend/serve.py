@@ -9,15 +9,14 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from captioner import photos
+from captioner import examples
 from captioner.client import Addresses, AsyncClient
-from frontend import app as page
-from frontend import look
-from frontend.api import add_api
-from frontend.card import ServedCard
+from frontend.api.routes import add_api
+from frontend.mcp import caption_tool
+from frontend.model_card_cache import ModelCardCache
 from frontend.options import Options
-from frontend.remote import RemoteImages
-from frontend.tools import caption_tool
+from frontend.page import page, theme
+from frontend.remote_images import RemoteImages
 
 
 def application(addresses: Addresses, options: Options) -> FastAPI:
@@ -30,10 +29,10 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    images, served = RemoteImages(options.image_hosts), ServedCard(client)
+    images, served = RemoteImages(options.image_hosts), ModelCardCache(client)
     add_api(app, client, options, images, served)
-    app.mount("/browser", StaticFiles(directory=look.BROWSER))
-    app.mount("/examples", StaticFiles(directory=photos.FOLDER))
+    app.mount("/browser", StaticFiles(directory=theme.BROWSER))
+    app.mount("/examples", StaticFiles(directory=examples.FOLDER))
     page.mount(app, served, options.root_path, caption_tool(client, images) if options.mcp else None)
     return app
 

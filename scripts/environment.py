@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = "server,quantised,embedded,frontend,mcp,ray,export,training,dev"
-USED = "captioner.startup, captioner.up, export.export, frontend.app"
+USED = "captioner.serving.startup, captioner.launcher.up, export.export, frontend.page.page"
 OLDEST, NEWEST = (3, 10), (3, 12)
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 NEEDED_GIB = 4

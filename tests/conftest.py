@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from captioner.server import TritonServer
+from captioner.launcher.supervisor import TritonServer
 
 # The embedded model on a real server, pages and the API in front of it, a Hub.
-pytest_plugins = ["tests.served", "tests.pages", "tests.api_server", "tests.hub_server"]
+pytest_plugins = ["tests.support.served", "tests.support.pages", "tests.support.api_server", "tests.support.hub_server"]
 
 Start = Callable[..., TritonServer]
+
+
+def pytest_configure() -> None:
+    """Make Ctrl-C work in child processes: a background shell or nohup starts pytest with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

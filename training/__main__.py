@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from captioner.families.concept_encoder import ConceptEncoderConfig
-from training import artefact, calibration, measure, metrics
+from training import caption_metrics, checkpoint, confidence, validation
+from training.backbone_cache import LowerCache
 from training.dataset import Photo, Split, load_photos, taught, texts
-from training.features import LowerCache
+from training.generate import write
 from training.model import Captioner, Regularisation
+from training.nouns import nouns
 from training.tokenizer import CaptionTokenizer
-from training.train import Settings, train
-from training.words import nouns
-from training.writer import write
+from training.train import TrainingConfig, train
 
 LEAST = 8  # photos that name a word, for it to have a place in the head that tells a caption's words
 
@@ -38,7 +38,7 @@ def main() -> None:
         raise SystemExit(f"--data {options.data}: captions.json names no photo of split train outside Flickr8k")
     print(", ".join(f"{len(photos[split])} photos to {split}" for split in photos))
     if options.start:
-        captioner, tokenizer = artefact.load(options.start)
+        captioner, tokenizer = checkpoint.load(options.start)
     else:
         captioner, tokenizer = _new(options, photos["train"])
     print(f"{sum(p.numel() for p in captioner.trained_parameters()) / 1e6:.2f} million parameters to train")
@@ -47,7 +47,7 @@ def main() -> None:
     def view(split: Split, number: int = 0) -> NDArray[np.float16]:
         return cache.view([photo.file for photo in photos[split]], number)
 
-    settings = Settings(
+    settings = TrainingConfig(
         passes=options.passes,
         minutes=options.minutes,
         batch=options.batch,
@@ -69,12 +69,12 @@ def main() -> None:
         tokenizer,
         photos["train"],
         [view("train", number) for number in range(options.views)],
-        lambda candidate: measure.loss(candidate, tokenizer, photos["val"], view("val")),
+        lambda candidate: validation.loss(candidate, tokenizer, photos["val"], view("val")),
         settings,
         options.cache / "state.pt" if options.resume else None,
         lambda line: print(line, flush=True),
     )
-    artefact.save(options.out, captioner, tokenizer)
+    checkpoint.save(options.out, captioner, tokenizer)
     calibrate(options.out, photos["val"], view("val"))
 
 
@@ -95,10 +95,10 @@ def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, C
 
 def calibrate(folder: Path, photos: list[Photo], view: NDArray[np.float16]) -> None:
     """Fits the confidence of a saved captioner to its medium captions of photos it was not trained on."""
-    captioner, tokenizer = artefact.load(folder)
+    captioner, tokenizer = checkpoint.load(folder)
     written = write(captioner, tokenizer, view, len(photos), ("medium",))["medium"]
-    right = [metrics.subject_right(c.text, texts(photo)) for c, photo in zip(written, photos, strict=True)]
-    artefact.calibrate(folder, calibration.fit(np.array([c.mean_logprob for c in written]), np.array(right)))
+    right = [caption_metrics.subject_right(c.text, texts(photo)) for c, photo in zip(written, photos, strict=True)]
+    checkpoint.calibrate(folder, confidence.fit(np.array([c.mean_logprob for c in written]), np.array(right)))
 
 
 def concepts(path: Path, photos: list[Photo]) -> ConceptEncoderConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training import artefact
+from training import checkpoint
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    loaded = [artefact.load(folder) for folder in options.models]
+    loaded = [checkpoint.load(folder) for folder in options.models]
     states = [captioner.state_dict() for captioner, _ in loaded]
     captioner, tokenizer = loaded[0]
     captioner.load_state_dict(
@@ -25,7 +25,7 @@ def main() -> None:
             for key, value in states[0].items()
         }
     )
-    artefact.save(options.out, captioner, tokenizer)
+    checkpoint.save(options.out, captioner, tokenizer)
 
 
 if __name__ == "__main__":

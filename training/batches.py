@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from captioner.families.concept_encoder import ConceptEncoderConfig
+from training.backbone_cache import view_of
 from training.dataset import FORM_DROP, Batch, Caption, Photo, draw, pack
-from training.features import view_of
 from training.model import Look
+from training.nouns import exchange, nouns
 from training.tokenizer import CaptionTokenizer
-from training.words import exchange, nouns
 
 NEAR = 40  # classes of ImageNet, whose order puts like beside like
 BLANK = 0.5  # of the photos with a word exchanged are hidden but for their concepts

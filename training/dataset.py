@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from captioner.embedded import Form
+from training.nouns import nouns
 from training.tokenizer import CaptionTokenizer
-from training.words import nouns
 
 Split = Literal["train", "val", "test"]
 CAPTIONS_A_PHOTO = 3  # packed into one row

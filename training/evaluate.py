@@ -8,47 +8,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from captioner.embedded import FOLDER, FORMS, Form
-from training import artefact, card, metrics, pictures, retrieval
+from captioner.embedded import EMBEDDED_FOLDER, FORMS, Form
+from training import caption_metrics, checkpoint, contact_sheet, model_card, retrieval_baseline
+from training.backbone_cache import LowerCache
 from training.batches import View
 from training.dataset import Photo, Split, load_photos, texts
-from training.features import LowerCache
-from training.measure import grids, loss
+from training.figures import Figures, Table
+from training.generate import Written, write
 from training.model import Captioner
-from training.writer import Written, write
+from training.validation import grids, loss
 
 SETS = ("written", "coco")
 SHOWN = 50
-Table = dict[tuple[str, str], dict[str, tuple[float, float, float]]]  # (set, form) → score → mean, low, high
-
-
-@dataclass(frozen=True)
-class Figures:
-    """All that is measured on one split."""
-
-    split: Split
-    photos: list[Photo]
-    known: list[Photo]  # that it was trained with
-    loss: float  # nats a token
-    captions: dict[Form, list[Written]]
-    table: Table
-    words: dict[Form, float]  # a caption, of tags: tags
-    confidence: NDArray[np.float64]  # of the medium captions
-    right: NDArray[np.float64]
 
 
 def main() -> None:
     """Measures, prints, writes what was asked for."""
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
-    captioner, tokenizer = artefact.load(options.model)
+    captioner, tokenizer = checkpoint.load(options.model)
     cache = LowerCache(options.cache, options.data, captioner.encoder, options.threads)
     photos = load_photos(options.data, options.split)
     view = cache.view([photo.file for photo in photos], 0)
@@ -58,12 +42,12 @@ def main() -> None:
     figures = measure(
         options.split, photos, known, captions, floor, loss(captioner, tokenizer, photos, view), options.model
     )
-    print(card.table(figures.table))
-    print(card.sureness(figures))
+    print(model_card.table(figures.table))
+    print(model_card.sureness(figures))
     if options.card:
-        card.write(options.model, figures)
+        model_card.write(options.model, figures)
     if options.pictures:
-        pictures.write(options.pictures, options.data, photos[:: len(photos) // SHOWN][:SHOWN], figures)
+        contact_sheet.write(options.pictures, options.data, photos[:: len(photos) // SHOWN][:SHOWN], figures)
 
 
 def measure(
@@ -85,9 +69,9 @@ def measure(
                 table[name, form] = _scores([written[row].text for row in rows], references)
         for form, found in floor.items():
             table[name, f"floor: {form}"] = _scores([found[row] for row in rows], references)
-    curve = artefact.calibration_of(model)
+    curve = checkpoint.calibration_of(model)
     medium = captions["medium"]
-    right = np.array([metrics.subject_right(c.text, texts(p)) for c, p in zip(medium, photos, strict=True)])
+    right = np.array([caption_metrics.subject_right(c.text, texts(p)) for c, p in zip(medium, photos, strict=True)])
     sure = np.array([curve.confidence(c.mean_logprob) if curve else np.nan for c in medium])
     words = {
         form: float(np.mean([len(c.text.split(",") if form == "tags" else c.text.split()) for c in captions[form]]))
@@ -96,22 +80,9 @@ def measure(
     return Figures(split, photos, known, nats, captions, table, words, sure, right)
 
 
-def tag_overlap(figures: Figures) -> tuple[float, float]:
-    """Precision and recall of the tags against the things that a photo's captions name."""
-    pairs = [
-        (set(metrics.things(written.text)), {thing for text in texts(photo) for thing in metrics.things(text)})
-        for written, photo in zip(figures.captions["tags"], figures.photos, strict=True)
-    ]
-    known = [(found, real) for found, real in pairs if found and real]
-    return (
-        float(np.mean([len(found & real) / len(found) for found, real in known])),
-        float(np.mean([len(found & real) / len(real) for found, real in known])),
-    )
-
-
 def _scores(captions: list[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[float, float, float]]:
-    found = metrics.score(captions, references, meteor=True) if captions else {}
-    return {name: metrics.interval(scores) for name, scores in found.items()}
+    found = caption_metrics.score(captions, references, meteor=True) if captions else {}
+    return {name: caption_metrics.interval(scores) for name, scores in found.items()}
 
 
 def _floor(
@@ -119,7 +90,7 @@ def _floor(
 ) -> dict[Form, list[str]]:
     whole, known_whole = (_pooled(captioner, *each) for each in ((view, len(photos)), (known_view, len(known))))
     forms: tuple[Form, ...] = ("medium", "plain")
-    return {form: retrieval.consensus(whole, known_whole, known, form) for form in forms}
+    return {form: retrieval_baseline.consensus(whole, known_whole, known, form) for form in forms}
 
 
 def _pooled(captioner: Captioner, view: View, count: int) -> NDArray[np.float32]:
@@ -129,7 +100,9 @@ def _pooled(captioner: Captioner, view: View, count: int) -> NDArray[np.float32]
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.json and photos/")
-    parser.add_argument("--model", type=Path, default=FOLDER, help="the captioner's files (the embedded model's)")
+    parser.add_argument(
+        "--model", type=Path, default=EMBEDDED_FOLDER, help="the captioner's files (the embedded model's)"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--cache", type=Path, default=Path("build/training"), help="for what the backbone saw")
     parser.add_argument("--card", action="store_true", help="write the model card into the model's folder")

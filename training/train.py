@@ -27,7 +27,7 @@ REPORT_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingConfig:
     """One training. It ends after `passes`, or after `minutes` if that comes first; the learning rate follows."""
 
     passes: float = 10
@@ -57,7 +57,7 @@ def train(
     photos: list[Photo],
     views: list[View],
     validate: Callable[[Captioner], float],
-    settings: Settings,
+    settings: TrainingConfig,
     state_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> float:
@@ -119,7 +119,7 @@ def train(
     return state.best_loss
 
 
-def _optimizer(captioner: Captioner, settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(captioner: Captioner, settings: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW; biases, norms and the like do not decay, the backbone learns at a rate of its own."""
     groups = []
     for share, part in ((settings.backbone_rate, True), (1.0, False)):
@@ -134,13 +134,13 @@ def _optimizer(captioner: Captioner, settings: Settings) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def _report(state: State, losses: list[float], progress: float, settings: Settings) -> str:
+def _report(state: State, losses: list[float], progress: float, settings: TrainingConfig) -> str:
     speed = state.step * settings.batch / state.seconds
     left = state.seconds * (1 / progress - 1) / 60
     return f"step {state.step}  loss {sum(losses) / len(losses):.3f}  {speed:.1f} photos/s  {left:.1f} min left"
 
 
-def _progress(state: State, steps: int, settings: Settings) -> float:
+def _progress(state: State, steps: int, settings: TrainingConfig) -> float:
     return max(state.step / steps, state.seconds / 60 / settings.minutes)
 
 

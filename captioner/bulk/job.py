@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from captioner.bulk.item import Engine, Item
-from captioner.bulk.outputs import Captioned, Output
+from captioner.bulk.engines.base import BulkEngine
+from captioner.bulk.outputs.base import CaptionedImage, Output
 from captioner.bulk.progress import Progress
-from captioner.bulk.sources import Found, Sources, reason
+from captioner.bulk.sources.discover import FoundImage, Sources, reason
+from captioner.bulk.sources.item import Item
 from captioner.errors import CaptionerError, ImageMissing, OutputRefused, ParameterRefused, typed
 
 _WAITING = 256  # captions that wait to be written
@@ -30,7 +31,7 @@ class Job:
     def __init__(
         self,
         sources: Sources,
-        engine: Engine,
+        engine: BulkEngine,
         output: Output,
         progress: Progress,
         *,
@@ -45,7 +46,7 @@ class Job:
         self._sources, self._engine, self._output, self._progress = sources, engine, output, progress
         self._give_up_s, self._again = give_up_s, again
         self._report, self._reporting = _opened(report), threading.Lock()
-        self._under_way: dict[str, Found] = {}
+        self._under_way: dict[str, FoundImage] = {}
         self._stopping = threading.Event()
         self._signalled = False
         self._fatal: Exception | None = None
@@ -53,7 +54,7 @@ class Job:
 
     async def run(self) -> int:
         """0 when all went well, 1 when some images failed, 2 when nothing could be done, 130 after Ctrl-C."""
-        captions: asyncio.Queue[Captioned | None] = asyncio.Queue(_WAITING)
+        captions: asyncio.Queue[CaptionedImage | None] = asyncio.Queue(_WAITING)
         finished = False
         try:
             with tempfile.TemporaryDirectory(prefix="captioner-") as spool, self._signals():
@@ -64,7 +65,7 @@ class Job:
                         found = self._under_way.pop(outcome.item.key)
                         if outcome.caption is not None:
                             self._last_caption = time.monotonic()
-                            await captions.put(Captioned(found, outcome.caption))
+                            await captions.put(CaptionedImage(found, outcome.caption))
                         else:
                             self._fail(found, outcome.error or CaptionerError("no caption and no reason"))
                     for found in list(self._under_way.values()):
@@ -117,7 +118,7 @@ class Job:
                 self._progress.add(skipped=1)
                 _discard(found)
 
-    async def _write(self, captions: asyncio.Queue[Captioned | None]) -> None:
+    async def _write(self, captions: asyncio.Queue[CaptionedImage | None]) -> None:
         """Whatever waits is written together: one journal entry and one flush for all of it."""
         ended = broken = False
         while not ended:
@@ -139,7 +140,7 @@ class Job:
             for found, _ in captioned:
                 _discard(found)
 
-    def _fail(self, found: Found, error: CaptionerError) -> None:
+    def _fail(self, found: FoundImage, error: CaptionerError) -> None:
         self._progress.say(f"{found.label}: {error.wire()}")
         if self._report is not None:
             line = {"file": found.item.key, "code": error.code, "message": str(error)}
@@ -177,7 +178,7 @@ class Job:
                 loop.remove_signal_handler(number)
 
 
-def _discard(found: Found) -> None:
+def _discard(found: FoundImage) -> None:
     if found.copied:
         found.item.path.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 Form = Literal["short", "medium", "long", "plain", "tags"]  # of a text: what it was taught to write
 
-FOLDER = Path(__file__).parent
+EMBEDDED = "captioner-embedded"  # its name, where a Hugging Face id is expected
+EMBEDDED_FOLDER = Path(__file__).parent
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 FORMS: dict[Form, str] = {form: f"<|{form}|>" for form in ("short", "medium", "long", "plain", "tags")}

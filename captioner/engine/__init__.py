@@ -1,0 +1,1 @@
+"""The decode engine: continuous batching over the slots of a decoder."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from captioner.decoders.base import Decoder
 from captioner.errors import StartupRefused
-from captioner.families.decoder import Decoder
 
 SHARE = 0.5  # of the free memory: the rest is for activations, the encoder, and whoever else is on the device
 MOST = {"cuda": 64, "cpu": 16}  # beyond these a step takes longer and no more captions come out

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from captioner.engine.beam import BeamSearch
-from captioner.engine.repetition import loops
+from captioner.engine.beam_search import BeamSearch
+from captioner.engine.repetition_guard import loops
 from captioner.engine.runner import Runner, Step
 from captioner.engine.scheduler import Scheduler
 from captioner.engine.sequence import FinishReason, Sequence
@@ -137,7 +137,7 @@ class Engine:
 
     def _advance(self) -> None:
         """Launches the next step and reads the one before, or the same where nothing may be launched ahead."""
-        ahead = self._runner.ahead and all(sequence.beams is None for sequence in self._scheduler.running)
+        ahead = self._runner.async_scheduling and all(sequence.beams is None for sequence in self._scheduler.running)
         if not ahead:
             self._read()  # the beams of a search are chosen here before they can go on
         before = self._launched
@@ -162,11 +162,11 @@ class Engine:
             if sequence.beams is None:
                 self._take(sequence, tokens[rows[0]], logprobs[rows[0]])
             else:
-                self._branch(sequence, sequence.beams, step.logits_NV[rows])
+                self._advance_beams(sequence, sequence.beams, step.logits_NV[rows])
 
     def _take(self, sequence: Sequence, token: int, logprob: float) -> None:
         sequence.logprob_sum += logprob
-        sequence.picked += 1
+        sequence.num_sampled_tokens += 1
         if token in self._stop_ids:
             self._leave(sequence, "stop")
             return
@@ -180,14 +180,14 @@ class Engine:
         elif len(sequence.token_ids) >= sequence.max_tokens:
             self._leave(sequence, "length")
 
-    def _branch(self, sequence: Sequence, beams: BeamSearch, logits_KV: torch.Tensor) -> None:
+    def _advance_beams(self, sequence: Sequence, beams: BeamSearch, logits_KV: torch.Tensor) -> None:
         """A search's beams after this step, or its caption if it is over."""
         self._tokens += 1
         chosen = beams.advance(logits_KV)
         if chosen is not None:
-            self._runner.branch(sequence.rows, *chosen)
+            self._runner.reorder_beams(sequence.rows, *chosen)
             return
-        sequence.logprob_sum, sequence.picked = beams.logprob_sum, beams.picked
+        sequence.logprob_sum, sequence.num_sampled_tokens = beams.logprob_sum, beams.num_sampled_tokens
         reason: FinishReason = "stop" if beams.stopped else "length"
         for token in beams.best:
             sequence.token_ids.append(token)

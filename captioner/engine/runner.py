@@ -10,10 +10,10 @@ from operator import itemgetter
 
 import torch
 
-from captioner.engine.graphs import Graphs
-from captioner.engine.sampling import Knobs, Sampling, next_tokens
+from captioner.decoders.base import Decoder
+from captioner.engine.cuda_graphs import Graphs
+from captioner.engine.sampling import Sampling, SamplingBatch, next_tokens
 from captioner.engine.sequence import Sequence
-from captioner.families.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ def recorded() -> torch.cuda.Event:
 class Runner:
     """Runs `decoder` in `slots` rows.
 
-    With `ahead`, a step may be launched before the one before was read: rows feed on their own tokens on the device.
+    With `async_scheduling`, a step may be launched before the last one was read: on the device, rows read their own tokens.
     """
 
-    def __init__(self, decoder: Decoder, slots: int, *, ahead: bool | None = None) -> None:
+    def __init__(self, decoder: Decoder, slots: int, *, async_scheduling: bool | None = None) -> None:
         decoder.allocate(slots)
         self.decoder = decoder
         self.slots = slots
         device = decoder.device
-        self.ahead = device.type == "cuda" if ahead is None else ahead
+        self.async_scheduling = device.type == "cuda" if async_scheduling is None else async_scheduling
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)  # what each row reads next
         self._positions = torch.zeros(slots, dtype=torch.long, device=device)  # and where
         self._uniform = torch.zeros(slots, dtype=torch.float64, device=device)
-        self._knobs = Knobs.allocate(slots, decoder.vocabulary, device)
+        self._sampling = SamplingBatch.allocate(slots, decoder.vocabulary, device)
         self._lengths = [0] * slots  # the host's copy of the positions: nothing is read back to know them
         self._graphs = Graphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
 
@@ -81,7 +81,7 @@ class Runner:
         for row in sequence.rows:
             self._ids[row] = sequence.prompt_ids[-1]
             self._positions[row] = self._lengths[row] = length
-            self._knobs.set(row, sequence.sampling, sequence.prompt_ids)
+            self._sampling.set(row, sequence.sampling, sequence.prompt_ids)
         if others:
             self.decoder.copy([first] * len(others), others, length)
 
@@ -115,14 +115,14 @@ class Runner:
         logits_NV = self.decoder.decode(ids, positions, span)
         tokens, logprobs = next_tokens(
             logits_NV,
-            self._knobs.rows(count),
+            self._sampling.rows(count),
             self._uniform[:count],
             penalised=penalised,
             sampled=drawn is None or bool(drawn),
             rows=drawn,
         )
         if penalised:
-            self._knobs.seen[:count].scatter_(1, tokens[:, None], True)
+            self._sampling.seen[:count].scatter_(1, tokens[:, None], True)
         ids.copy_(tokens)
         positions.add_(1).clamp_(max=self.decoder.context_tokens - 1)  # a step ahead of a row's end goes nowhere
         return tokens, logprobs, logits_NV
@@ -133,12 +133,12 @@ class Runner:
         self.decoder.copy(sources, targets, max(self._lengths[row] for row in sources))
         self._ids[targets] = self._ids[sources]
         self._positions[targets] = self._positions[sources]
-        self._knobs.copy(sources, targets)
+        self._sampling.copy(sources, targets)
         for source, target in zip(sources, targets, strict=True):
             self._lengths[target] = self._lengths[source]
 
     @torch.inference_mode()
-    def branch(self, rows: list[int], beams: list[int], tokens: list[int]) -> None:
+    def reorder_beams(self, rows: list[int], beams: list[int], tokens: list[int]) -> None:
         """The beam in `rows[i]` goes on from what the beam in `rows[beams[i]]` held, with `tokens[i]`."""
         changed = [(rows[beam], row) for beam, row in zip(beams, rows, strict=True) if rows[beam] != row]
         if changed:

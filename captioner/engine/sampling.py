@@ -27,7 +27,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Knobs:
+class SamplingBatch:
     """How each row is sampled. Numbers are kept in float64: transformers rounds `1 - top_p`, not `top_p`."""
 
     temperature: torch.Tensor  # (N,), 0 takes the likeliest
@@ -37,7 +37,7 @@ class Knobs:
     seen: torch.Tensor  # (N, V) bool: the tokens that are penalised
 
     @classmethod
-    def allocate(cls, slots: int, vocabulary: int, device: torch.device) -> Knobs:
+    def allocate(cls, slots: int, vocabulary: int, device: torch.device) -> SamplingBatch:
         """Greedy rows that have seen nothing."""
 
         def numbers(value: float) -> torch.Tensor:
@@ -61,9 +61,9 @@ class Knobs:
         known = [token for token in seen_ids if token < self.seen.shape[1]]
         self.seen[row, torch.tensor(known, dtype=torch.long, device=self.seen.device)] = True
 
-    def rows(self, n: int) -> Knobs:
+    def rows(self, n: int) -> SamplingBatch:
         """Views of the first n rows."""
-        return Knobs(*(getattr(self, field.name)[:n] for field in fields(self)))
+        return SamplingBatch(*(getattr(self, field.name)[:n] for field in fields(self)))
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Overwrites each target row with its source row, as all sources were before; targets must differ."""
@@ -116,7 +116,7 @@ def draw(scores_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
 
 def next_tokens(
     logits_NV: torch.Tensor,
-    knobs: Knobs,
+    batch: SamplingBatch,
     uniform_N: torch.Tensor,
     *,
     penalised: bool,
@@ -130,11 +130,11 @@ def next_tokens(
     is a changing shape, so inside a CUDA graph, where sorting all rows costs little, it must be None.
     """
     logits_NV = logits_NV.float()
-    scores_NV = penalise(logits_NV, knobs.seen, knobs.penalty) if penalised else logits_NV
+    scores_NV = penalise(logits_NV, batch.seen, batch.penalty) if penalised else logits_NV
     tokens_N = scores_NV.argmax(-1)
     if sampled:
         at = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=logits_NV.device)
-        temperature_S = knobs.temperature[at]
-        warped_SV = warp(scores_NV[at], temperature_S, knobs.top_k[at], knobs.top_p[at])
+        temperature_S = batch.temperature[at]
+        warped_SV = warp(scores_NV[at], temperature_S, batch.top_k[at], batch.top_p[at])
         tokens_N[at] = torch.where(temperature_S > 0, draw(warped_SV, uniform_N[at]), tokens_N[at])
     return tokens_N, logits_NV.log_softmax(-1).gather(-1, tokens_N[:, None])[:, 0]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from captioner.engine.beam import BeamSearch
+from captioner.engine.beam_search import BeamSearch
 from captioner.engine.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "repetition", "deadline", "cancelled", "failed"]
@@ -45,7 +45,7 @@ class Sequence:
     features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over all tokens picked
-    picked: int = 0  # tokens picked, the one that ended the caption among them
+    num_sampled_tokens: int = 0  # tokens picked, the one that ended the caption among them
     started: float = 0.0  # when its slots were taken
     cancelled: bool = False  # set by any thread, read between steps
     error: BaseException | None = None

@@ -15,20 +15,20 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from captioner.errors import ParameterInvalid
-from captioner.families.decoder import Decoder
-from captioner.families.weights import Precision
-from captioner.image import ImageSpec
-from captioner.manifest import (
-    FRAME_IMAGE,
-    FRAME_PROMPT,
+from captioner.artifacts.manifest import (
+    IMAGE_FIELD,
+    PROMPT_FIELD,
     Calibration,
     Card,
-    Check,
     Generation,
+    GoldenSample,
     Manifest,
 )
-from captioner.prompts import PromptTable
+from captioner.artifacts.prompts import PromptTable
+from captioner.decoders.base import Decoder
+from captioner.decoders.load_weights import Precision
+from captioner.errors import ParameterInvalid
+from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
 
@@ -54,7 +54,7 @@ class Source:
     stop_ids: tuple[int, ...]
     context_tokens: int
     generation: Generation
-    frame: str = FRAME_PROMPT  # the text around a prompt, see Manifest
+    prompt_template: str = PROMPT_FIELD  # the text around a prompt, see Manifest
     image_token_id: int | None = None
     calibration: Calibration | None = None
 
@@ -68,7 +68,7 @@ class Source:
         files: dict[str, str],
         card: Card = Card(),  # noqa: B008 - frozen
         precision: EncoderPrecision = "fp32",
-        check: Check | None = None,
+        golden_sample: GoldenSample | None = None,
     ) -> Manifest:
         """What the server reads of it; `feature_shape` is (image tokens, width) of one image or tile."""
         return Manifest(
@@ -81,14 +81,14 @@ class Source:
             feature_tokens=feature_shape[0],
             feature_width=feature_shape[1],
             prompts=self.prompts,
-            frame=self.frame,
+            prompt_template=self.prompt_template,
             image_token_id=self.image_token_id,
             start_ids=self.start_ids,
             stop_ids=self.stop_ids,
             context_tokens=self.context_tokens,
             generation=self.generation,
             calibration=self.calibration,
-            check=check,
+            golden_sample=golden_sample,
             files=files,
         )
 
@@ -110,7 +110,7 @@ class Family(ABC):
 
     @classmethod
     def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
-        """What stands for the image in the frame: one `image_token` for each of its features."""
+        """What stands for the image in the prompt_template: one `image_token` for each of its features."""
         return image_token * manifest.feature_tokens
 
     @classmethod
@@ -121,11 +121,13 @@ class Family(ABC):
 
         Raises ParameterInvalid for a prompt that holds the token which stands for the image.
         """
-        frame = manifest.frame
+        prompt_template = manifest.prompt_template
         if manifest.image_token_id is not None:
             token = tokenizer.id_to_token(manifest.image_token_id) or ""
             if token in prompt:
                 raise ParameterInvalid(f"the prompt holds {token!r}, which stands for the image")
-            frame = frame.replace(FRAME_IMAGE, cls.image_text(manifest, token, tile_rows, tile_columns))
-        text = frame.replace(FRAME_PROMPT, prompt)
+            prompt_template = prompt_template.replace(
+                IMAGE_FIELD, cls.image_text(manifest, token, tile_rows, tile_columns)
+            )
+        text = prompt_template.replace(PROMPT_FIELD, prompt)
         return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]

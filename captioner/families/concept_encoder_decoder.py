@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from captioner.artifacts.manifest import Calibration, Generation, Manifest
+from captioner.artifacts.prompts import PromptTable
+from captioner.decoders.base import Decoder
+from captioner.decoders.cross_attention import CrossAttentionDecoder
+from captioner.decoders.load_weights import Precision, load_weights
 from captioner.embedded import FORMS, weights
 from captioner.families.base import Family, Source
-from captioner.families.cross_attention import CrossAttentionDecoder
-from captioner.families.decoder import Decoder
-from captioner.families.weights import Precision, load_weights
-from captioner.image import ImageSpec
-from captioner.manifest import Calibration, Generation, Manifest
-from captioner.prompts import PromptTable
+from captioner.image.spec import ImageSpec
 
 DECODER = "decoder."  # of its weights in model.safetensors
 PROMPTS = PromptTable(

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GitConfig, GitForCausalLM, GitVisionConfig, PreTrainedModel
 
-from captioner.engine.kv_cache import CacheShape, causal_mask
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.prompts import PromptTable
+from captioner.decoders.base import Decoder
+from captioner.decoders.kv_cache import CacheShape, causal_mask
+from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family, Source
-from captioner.families.decoder import Decoder
-from captioner.families.generation import published_generation
-from captioner.families.processor import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
-from captioner.families.weights import Precision, load_weights
-from captioner.manifest import Manifest
-from captioner.prompts import PromptTable
+from captioner.families.generation_config import published_generation
+from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
 
 CONTEXT_TOKENS = 256  # more would only be cache that no caption fills
 PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
+from captioner.artifacts.manifest import Manifest
+from captioner.decoders.base import Decoder
+from captioner.decoders.load_weights import Precision
+from captioner.decoders.prefix import language_model, load_decoder
 from captioner.errors import ModelUnsupported
-from captioner.families import instruct
+from captioner.families import chat_prompts
 from captioner.families.base import Family, Source
-from captioner.families.decoder import Decoder
-from captioner.families.prefix import language_model, load_decoder
-from captioner.families.processor import Normalise, image_spec, read_processor
-from captioner.families.weights import Precision
-from captioner.image import ImageSpec
-from captioner.manifest import Manifest
+from captioner.families.preprocessor_config import Normalise, image_spec, read_processor
+from captioner.image.spec import ImageSpec
 
 WORDS_TOKENS = 1024  # prompt and caption, beside the image's tokens
 FENCE, WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -68,7 +68,7 @@ class Idefics3(Family):
     def load(cls, folder: Path) -> Source:
         """See Family.load."""
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        instruct.refuse_quantised(config)
+        chat_prompts.refuse_quantised(config)
         processor = read_processor(folder, {"resample": 1})
         image = tiled_spec(processor)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -76,12 +76,12 @@ class Idefics3(Family):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = Encoder(model, processor, image.height).eval()
-        frame = instruct.chat_frame(tokenizer, folder, config.image_token_id)
-        stop_ids = instruct.stop_ids(model.generation_config, config.text_config, tokenizer)
+        prompt_template = chat_prompts.chat_prompt_template(tokenizer, folder, config.image_token_id)
+        stop_ids = chat_prompts.stop_ids(model.generation_config, config.text_config, tokenizer)
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
             stop = {"eos_token_id": list(stop_ids)}
-            return instruct.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **stop | options)
+            return chat_prompts.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **stop | options)
 
         tile_tokens = len(encoder.position_ids) // config.scale_factor**2
         most_tokens = (image.most_tiles**2 + 1) * (tile_tokens + 2)
@@ -91,12 +91,12 @@ class Idefics3(Family):
             generate=generate,
             tokenizer=tokenizer,
             image=image,
-            prompts=instruct.PROMPTS,
-            start_ids=instruct.start_ids(tokenizer, frame),
+            prompts=chat_prompts.PROMPTS,
+            start_ids=chat_prompts.start_ids(tokenizer, prompt_template),
             stop_ids=stop_ids,
             context_tokens=min(config.text_config.max_position_embeddings, most_tokens + WORDS_TOKENS),
-            generation=instruct.generation(model.generation_config),
-            frame=frame,
+            generation=chat_prompts.generation(model.generation_config),
+            prompt_template=prompt_template,
             image_token_id=config.image_token_id,
         )
 

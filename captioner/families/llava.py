@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
 
+from captioner.artifacts.manifest import Manifest
+from captioner.decoders.base import Decoder
+from captioner.decoders.load_weights import Precision
+from captioner.decoders.prefix import language_model, load_decoder
 from captioner.errors import ModelUnsupported
-from captioner.families import instruct
+from captioner.families import chat_prompts
 from captioner.families.base import Family, Source
-from captioner.families.decoder import Decoder
-from captioner.families.prefix import language_model, load_decoder
-from captioner.families.processor import CLIP_DEFAULTS, Normalise, image_spec, read_processor
-from captioner.families.weights import Precision
-from captioner.manifest import Manifest
+from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, image_spec, read_processor
 
 CONTEXT_TOKENS = 2048  # 729 of the image, a prompt and a long caption; in bf16 that is 256 MiB of an 8B Llama's cache
 SYSTEM = "You write captions for images, accurate and to the point."
@@ -64,12 +64,12 @@ class Llava(Family):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = Encoder(model, processor).eval()
-        frame = instruct.chat_frame(tokenizer, folder, config.image_token_index, SYSTEM)
-        stop_ids = instruct.stop_ids(model.generation_config, config.text_config, tokenizer)
+        prompt_template = chat_prompts.chat_prompt_template(tokenizer, folder, config.image_token_index, SYSTEM)
+        stop_ids = chat_prompts.stop_ids(model.generation_config, config.text_config, tokenizer)
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
             stop = {"eos_token_id": list(stop_ids)}
-            return instruct.continuation(model, prompt_ids, encoder.normalise(pixels_HWC[None]), **stop | options)
+            return chat_prompts.continuation(model, prompt_ids, encoder.normalise(pixels_HWC[None]), **stop | options)
 
         return Source(
             vision_encoder=encoder,
@@ -77,12 +77,12 @@ class Llava(Family):
             generate=generate,
             tokenizer=tokenizer,
             image=image,
-            prompts=instruct.PROMPTS,
-            start_ids=instruct.start_ids(tokenizer, frame),
+            prompts=chat_prompts.PROMPTS,
+            start_ids=chat_prompts.start_ids(tokenizer, prompt_template),
             stop_ids=stop_ids,
             context_tokens=min(config.text_config.max_position_embeddings, CONTEXT_TOKENS),
-            generation=instruct.generation(model.generation_config),
-            frame=frame,
+            generation=chat_prompts.generation(model.generation_config),
+            prompt_template=prompt_template,
             image_token_id=config.image_token_index,
         )
 
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> Any:
     if strategy not in ("default", "full"):  # transformers refuses it too, but not by a type of ours
         raise ModelUnsupported(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are served")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    instruct.refuse_quantised(config)
+    chat_prompts.refuse_quantised(config)
     tower = config.vision_config.model_type
     if tower not in TOWERS:
         raise ModelUnsupported(f"vision_config's model_type is {tower!r}; {' and '.join(TOWERS)} are served")

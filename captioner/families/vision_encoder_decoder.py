@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, VisionEncoderDecoderModel
 
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.prompts import PromptTable
+from captioner.decoders.base import Decoder
+from captioner.decoders.cross_attention import CrossAttentionDecoder, image_projections
+from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Family, Source
-from captioner.families.cross_attention import CrossAttentionDecoder, image_projections
-from captioner.families.decoder import Decoder
-from captioner.families.generation import published_generation
-from captioner.families.processor import Normalise, image_spec, read_processor
-from captioner.families.weights import Precision, load_weights
-from captioner.manifest import Manifest
-from captioner.prompts import PromptTable
+from captioner.families.generation_config import published_generation
+from captioner.families.preprocessor_config import Normalise, image_spec, read_processor
 
 CONTEXT_TOKENS = 256  # more would only be cache that no caption fills: 1024 are 1.2 GB in 16 slots of vit-gpt2
 

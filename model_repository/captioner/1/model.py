@@ -1,4 +1,4 @@
-"""Triton model `captioner`, the entry. It only translates between Triton and captioner.service."""
+"""Triton model `captioner`, the entry. It only translates between Triton and captioner.serving.service."""
 
 import json
 import os
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from captioner import metrics, wire
+from captioner import wire
 from captioner.errors import CaptionerError, from_wire, typed
-from captioner.features import Encoded
-from captioner.served_model import CaptionRequest
-from captioner.settings import Settings
-from captioner.startup import load_service
+from captioner.serving import metrics
+from captioner.serving.feature_cache import Encoded
+from captioner.serving.served_model import CaptionRequest
+from captioner.serving.settings import Settings
+from captioner.serving.startup import load_service
 
 
 class TritonPythonModel:
@@ -77,7 +78,7 @@ def hop(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
 
 
 class TritonReply:
-    """captioner.sender.Reply over Triton's response sender."""
+    """captioner.serving.response_sender.Reply over Triton's response sender."""
 
     def __init__(self, request: Any) -> None:
         self.sender = request.get_response_sender()

@@ -1,4 +1,4 @@
-"""Triton model `preprocess`: image files to pixels. It only translates; the work is captioner.image's."""
+"""Triton model `preprocess`: image files to pixels. It only translates; the work is captioner.image.decode's."""
 
 import logging
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import wire
+from captioner.artifacts.manifest import Manifest
 from captioner.errors import CaptionerError, typed
-from captioner.image import load_pixels
-from captioner.manifest import Manifest
+from captioner.image.decode import load_pixels
 
 log = logging.getLogger(__name__)
 

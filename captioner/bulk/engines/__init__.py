@@ -1,0 +1,1 @@
+"""What captions the items of a job: a server, Ray or this process."""

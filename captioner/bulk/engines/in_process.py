@@ -1,0 +1,49 @@
+"""The engine without Triton: the published model runs in this process, with the same continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from captioner.bulk.engines.base import Outcome
+from captioner.bulk.engines.concurrent import caption_all
+from captioner.bulk.sources.item import Item
+from captioner.client import DEFAULT_IN_FLIGHT
+from captioner.errors import StartupRefused
+from captioner.wire import Caption
+
+
+class InProcessEngine:
+    """A BulkEngine over the live version in `repository`; the model is loaded when the job begins.
+
+    At most `in_flight` images are held. Raises StartupRefused when the packages of the extra `server` are missing.
+    """
+
+    def __init__(
+        self, repository: Path, *, in_flight: int = DEFAULT_IN_FLIGHT, parameters: Mapping[str, Any] | None = None
+    ) -> None:
+        self._repository, self._in_flight = repository, in_flight
+        self._parameters = dict(parameters or {})
+
+    async def __call__(self, items: Iterable[Item]) -> AsyncIterator[Outcome]:
+        """Yield the outcome of every item."""
+        try:
+            from captioner.serving.in_process import InProcessModel
+        except ImportError as error:
+            raise StartupRefused(
+                f"--engine in-process needs {error.name}; run: pip install 'captioner[server,export]' onnxruntime"
+            ) from error
+        model = await asyncio.to_thread(InProcessModel, self._repository, self._in_flight)
+
+        async def caption(image: bytes) -> Caption:
+            return await asyncio.wrap_future(model.submit(image, self._parameters))
+
+        try:
+            async with aclosing(caption_all(items, self._in_flight, caption)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        finally:
+            await asyncio.to_thread(model.close)

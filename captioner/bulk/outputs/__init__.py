@@ -1,0 +1,1 @@
+"""Where captions are written: tables, sidecars and image metadata."""

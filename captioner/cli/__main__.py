@@ -1,0 +1,7 @@
+"""`python -m captioner.cli`."""
+
+import sys
+
+from captioner.cli import main
+
+sys.exit(main())

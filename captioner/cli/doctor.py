@@ -1,0 +1,28 @@
+"""`captioner doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from captioner.cli.options import add_repository, add_server
+
+
+def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verb and its options."""
+    doctor = verbs.add_parser("doctor", help="what a bug report needs, and what keeps `captioner up` from working")
+    doctor.set_defaults(run=run)
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+    add_repository(doctor)
+    doctor.add_argument("--timeout-s", type=float, default=5.0, help="for the server's answer, default %(default)s")
+    add_server(doctor)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report; 1 where `captioner up` would not work."""
+    from captioner.doctor import examine
+
+    report = examine(arguments.repository, arguments.server, arguments.timeout_s)
+    print(json.dumps(asdict(report), ensure_ascii=False, indent=1) if arguments.json else report.text())
+    return int(report.blocked)

@@ -1,0 +1,182 @@
+"""AsyncClient: captions from one or several Triton servers, over gRPC, from an event loop.
+
+Requests fail over to another replica when one is down, overloaded or stalled; captions are idempotent, so text that the
+caller has read is not repeated. The module knows no model: requests and answers are those of `captioner.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
+
+from typing_extensions import Self
+
+from captioner import wire
+from captioner.client.replica import Connection, Replica, infer_request
+from captioner.client.retry import Outage, RetryPolicy, is_transient
+from captioner.client.stream import AsyncCaptionStream
+from captioner.errors import CaptionerError, ParameterInvalid, typed
+from captioner.image.formats import check_file_size
+from captioner.wire import Caption, ModelCard
+
+ImageSource = bytes | str | PathLike[str]
+Addresses = str | Sequence[str]  # HOST:PORT of gRPC, or grpcs://HOST:PORT; several in a list or with commas
+T = TypeVar("T")
+DEFAULT_ADDRESS = f"127.0.0.1:{wire.GRPC_PORT}"
+DEFAULT_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One image of many: its caption, or the error that kept it from one."""
+
+    image: ImageSource
+    caption: Caption | None
+    error: CaptionerError | None
+
+
+class AsyncClient:
+    """Talk to the `captioner` model of one or several Triton servers from one event loop.
+
+    `addresses`: HOST:PORT of the gRPC endpoints, `grpcs://HOST:PORT` for TLS. By default a request fails when every
+    replica has failed once; pass `retry=RetryPolicy(max_elapsed_s=120)` to wait for servers that restart.
+    For the other options see `replica.Connection`.
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses = DEFAULT_ADDRESS,
+        *,
+        stall_timeout_s: float = 30.0,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        headers: Mapping[str, str] | None = None,
+        root_certificates: bytes | None = None,
+    ) -> None:
+        connection = Connection(stall_timeout_s, headers or {}, root_certificates)
+        names = addresses.split(",") if isinstance(addresses, str) else addresses
+        names = [name.strip() for name in names if name.strip()]
+        if not names:
+            raise ParameterInvalid(f"server is {addresses!r}; it must be HOST:PORT, or several with commas between")
+        self._replicas = [Replica(name, connection) for name in names]
+        self._outage = Outage(retry)
+
+    @property
+    def address(self) -> str:
+        """Where the replicas are."""
+        return ",".join(replica.address for replica in self._replicas)
+
+    async def stream(
+        self, image: ImageSource, *, prompt: str | None = None, **parameters: object
+    ) -> AsyncCaptionStream:
+        """Sends `image` (a file's bytes or its path) and returns at once; refusals come with the first text.
+
+        `parameters` are those of `captioner.wire.PARAMETERS`; a wrong one is refused here, before anything is sent.
+        """
+        return await self._start({"image": await _bytes_of(image), "prompt": prompt}, {"stream": True} | parameters)
+
+    async def caption(self, image: ImageSource, *, prompt: str | None = None, **parameters: object) -> Caption:
+        """The whole caption at once."""
+        async with await self.stream(image, prompt=prompt, **{"stream": False} | parameters) as stream:
+            text = "".join([piece async for piece in stream])
+        if stream.details is None:
+            raise CaptionerError(f"{self.address} ended the stream without details")
+        return Caption(text, stream.details)
+
+    async def caption_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        prompt: str | None = None,
+        **parameters: object,
+    ) -> AsyncGenerator[Captioned, None]:
+        """Every image's caption or error as it is ready, `in_flight` asked for at once; one's error is not the others'.
+
+        `images` may be endless: the next is taken when there is room for it.
+        """
+
+        async def one(image: ImageSource) -> Captioned:
+            try:
+                return Captioned(image, await self.caption(image, prompt=prompt, **parameters), None)
+            except Exception as error:
+                return Captioned(image, None, typed(error))
+
+        waiting, running = iter(images), set[asyncio.Task[Captioned]]()
+        try:
+            while True:
+                for image in itertools.islice(waiting, in_flight - len(running)):
+                    running.add(asyncio.create_task(one(image)))
+                if not running:
+                    return
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def describe(self) -> ModelCard:
+        """Return the card of the served model: name, revision, styles, lengths, limits. Fails over and retries."""
+        for attempt in itertools.count():
+            for replica in sorted(self._replicas, key=lambda replica: replica.order):
+                try:
+                    card = await _card(replica)
+                except CaptionerError as error:
+                    if not is_transient(error):
+                        raise
+                    replica.rest()
+                    failure = error
+                else:
+                    self._outage.over()
+                    return card
+            if (wait_s := self._outage.wait_s(attempt)) is None:
+                raise failure
+            await asyncio.sleep(wait_s)
+        raise AssertionError("count() never ends")
+
+    async def close(self) -> None:
+        """Closes the channels; streams still open end."""
+        for replica in self._replicas:
+            await replica.close()
+
+    async def _start(
+        self, inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]
+    ) -> AsyncCaptionStream:
+        if parameters.get("temperature") and parameters.get("seed") is None:
+            parameters = {**parameters, "seed": secrets.randbits(32)}  # a second replica must write the same
+        infer_request({}, parameters)  # refuses them here
+        stream = AsyncCaptionStream(self._replicas, inputs, parameters, self._outage)
+        await stream.start()
+        return stream
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _bytes_of(image: ImageSource) -> bytes:
+    if not isinstance(image, bytes):
+        path = Path(image)
+        check_file_size(path.stat().st_size)
+        image = await asyncio.to_thread(path.read_bytes)
+    check_file_size(len(image))
+    return image
+
+
+async def _card(replica: Replica) -> ModelCard:
+    answer = await replica.ask({}, {"describe": True}, None)
+    outputs = await answer.read()
+    if outputs is None:
+        raise CaptionerError(f"{replica.address} ended the stream without an answer")
+    # To its end, not cancelled: Triton 2.51 can crash when a cancel meets the last response.
+    while await answer.read() is not None:
+        pass
+    return ModelCard.from_json(outputs[wire.DETAILS.name])

@@ -1,0 +1,51 @@
+"""A published decoder's weights, in the precision that was asked for or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from captioner.decoders.packed_linear import pack
+from captioner.errors import StartupRefused
+
+Precision = Literal["fp32", "bf16", "int8", "nf4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_weights(
+    kind: type[PreTrainedModel | AutoModelForCausalLM], folder: Path, precision: Precision, device: torch.device
+) -> PreTrainedModel:
+    """`folder/decoder` as a `kind` on `device`; StartupRefused where the precision cannot be had.
+
+    Only the decoder's own linear layers are ever quantised: the vision tower and the projector are in the ONNX graph.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    if precision in FLOATS:
+        model: PreTrainedModel = kind.from_pretrained(folder / "decoder", dtype=FLOATS[precision], **options)
+        model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
+        if device.type == "cpu":
+            pack(model)
+        return model
+    for package in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise StartupRefused(f"precision is {precision}, which needs {package}; pip install 'captioner[quantised]'")
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of each product
+    compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    quantised = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if precision == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    )
+    try:
+        model = kind.from_pretrained(
+            folder / "decoder", dtype=compute, quantization_config=quantised, device_map={"": device}, **options
+        )
+    except Exception as error:  # bitsandbytes and accelerate raise what they like
+        raise StartupRefused(f"precision is {precision}, which cannot be had on {device}: {error}") from error
+    return model

@@ -1,0 +1,102 @@
+"""Decoding for captioners whose image stands among the words, as features in place of token embeddings.
+
+Any transformers causal language model that takes embeddings, positions and a mask will do: Llama and its like. What the
+words around the image are is the family's.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from captioner.artifacts.manifest import Manifest
+from captioner.decoders.base import Decoder
+from captioner.decoders.kv_cache import CacheShape, causal_mask
+from captioner.decoders.load_weights import Precision, load_weights
+from captioner.errors import ArtefactBroken, ModelUnsupported
+
+PREFILL_QUERIES = 512  # a pass; scores of all queries at once would be most of a long prompt's memory
+UNSTEADY_ROPE = ("dynamic", "longrope")  # their frequencies depend on the longest row, so rows would change each other
+
+
+class PrefixDecoder(Decoder):
+    """A transformers causal language model whose token `image_token_id` gives way to one feature."""
+
+    def __init__(self, model: PreTrainedModel, context_tokens: int, image_token_id: int) -> None:
+        config = model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        super().__init__(model, CacheShape(config.num_hidden_layers, heads, size, context_tokens))
+        self.image_token_id = image_token_id
+
+    @torch.inference_mode()
+    def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
+        """See Decoder.prefill; ValueError where image tokens in front of the last id and features differ in number."""
+        places = [place for place, token in enumerate(prompt_ids[:-1]) if token == self.image_token_id]
+        if len(places) != len(features):
+            raise ValueError(f"the prompt has {len(places)} image tokens, the image {len(features)} features")
+        for layer in self.text_layers:
+            layer.clear(row)
+        if len(prompt_ids) == 1:
+            return
+        ids_1N = torch.tensor([prompt_ids[:-1]], device=self.device)
+        embeddings_1ND = self.model.get_input_embeddings()(ids_1N).to(self.dtype)
+        embeddings_1ND[0, places] = features.to(self.device, self.dtype)
+        for start in range(0, len(prompt_ids) - 1, PREFILL_QUERIES):
+            queries_1QD = embeddings_1ND[:, start : start + PREFILL_QUERIES]
+            end = start + queries_1QD.shape[1]
+            positions_1Q = torch.arange(start, end, device=self.device)[None]
+            self._forward(slice(row, row + 1), queries_1QD, positions_1Q, end)
+
+    @torch.inference_mode()
+    def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:
+        """See Decoder.decode."""
+        embeddings_B1D = self.model.get_input_embeddings()(ids_B[:, None]).to(self.dtype)
+        return self._forward(slice(0, ids_B.shape[0]), embeddings_B1D, positions_B[:, None], span)
+
+    def _forward(
+        self, rows: slice, embeddings_BQD: torch.Tensor, positions_BQ: torch.Tensor, span: int
+    ) -> torch.Tensor:
+        """The last query's logits, (B, vocabulary)."""
+        self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, span
+        output = self.model(
+            inputs_embeds=embeddings_BQD,
+            position_ids=positions_BQ,
+            attention_mask=causal_mask(positions_BQ, span, self.dtype),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+
+def load_decoder(folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> PrefixDecoder:
+    """The published decoder of a family whose image stands among the words, see Family.decoder."""
+    if manifest.image_token_id is None:
+        raise ArtefactBroken("the manifest has no image_token_id, so there is no place for the image; export again")
+    model = load_weights(AutoModelForCausalLM, folder, precision, device)
+    return PrefixDecoder(model, manifest.context_tokens, manifest.image_token_id)
+
+
+def language_model(model: PreTrainedModel, text_model: PreTrainedModel) -> PreTrainedModel:
+    """`text_model` and the head of `model` as a causal language model of its own, sharing their weights.
+
+    Raises ModelUnsupported for attention that PrefixDecoder's mask or slots would get wrong.
+    """
+    config = copy.deepcopy(text_model.config)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in UNSTEADY_ROPE:
+        raise ModelUnsupported(f"rope_type {rope!r} depends on all texts of a batch; it is not served")
+    if getattr(config, "sliding_window", None) is not None:
+        raise ModelUnsupported(f"sliding_window is {config.sliding_window}; only full attention is served")
+    head = model.get_output_embeddings()
+    config.tie_word_embeddings = head.weight is text_model.get_input_embeddings().weight
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(config)
+    setattr(decoder, decoder.base_model_prefix, text_model)
+    decoder.set_output_embeddings(head)
+    return decoder.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,100 @@
+"""The image formats that are read: one table of suffixes, magic bytes and MIME types, and the size limits.
+
+The decoder, the client, bulk jobs and (as JSON) the page use the same table. This module does not import Pillow.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from dataclasses import dataclass
+
+from captioner.errors import ImageFormatUnknown, ImageMissing, ImageTooLarge
+from captioner.wire import MAX_IMAGE_BYTES
+
+MIN_SIDE_PX = 8
+MAX_SIDE_PX = 16_384
+MAX_PIXELS = 100_000_000  # 300 MB of RGB while decoding
+_BASE64_BYTES = 4 / 3 * 80 / 76  # most base64 characters for one byte, line ends included
+
+
+@dataclass(frozen=True)
+class Format:
+    """One image format. `name` is Pillow's; a file of this format starts with one of `magic`."""
+
+    name: str
+    mime: str
+    suffixes: tuple[str, ...]
+    magic: tuple[bytes, ...]
+
+
+FORMATS = (
+    Format("JPEG", "image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif"), (b"\xff\xd8\xff",)),
+    Format("PNG", "image/png", (".png",), (b"\x89PNG\r\n\x1a\n",)),
+    Format("WEBP", "image/webp", (".webp",), (b"RIFF????WEBP",)),
+    Format("GIF", "image/gif", (".gif",), (b"GIF87a", b"GIF89a")),
+    Format("BMP", "image/bmp", (".bmp",), (b"BM",)),
+    Format("TIFF", "image/tiff", (".tif", ".tiff"), (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")),
+)
+SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
+NAMES = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+_ANY = ord("?")  # in `magic`: any byte
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name has an image suffix."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def sniff(data: bytes) -> str | None:
+    """Return the Pillow name of the format that `data` starts like, or None."""
+    for each in FORMATS:
+        if any(_starts(data, magic) for magic in each.magic):
+            return each.name
+    return None
+
+
+def check_file_size(size: int) -> None:
+    """Raise ImageMissing for 0 bytes and ImageTooLarge above MAX_IMAGE_BYTES."""
+    if size == 0:
+        raise ImageMissing("the image is empty (0 bytes)")
+    if size > MAX_IMAGE_BYTES:
+        raise ImageTooLarge(f"{size / 2**20:.1f} MiB; the limit is {MAX_IMAGE_BYTES >> 20} MiB")
+
+
+def unwrap(data: bytes) -> bytes:
+    """Return the image file inside `data`: a file's bytes, base64 text, or a data URL.
+
+    JSON endpoints cannot carry bytes. Bytes that are none of these are returned unchanged. Raises ImageMissing,
+    ImageTooLarge, or ImageFormatUnknown for a data URL without valid base64.
+    """
+    if sniff(data) is not None:
+        check_file_size(len(data))
+        return data
+    check_file_size(math.ceil(len(data) / _BASE64_BYTES))
+    text = data.strip()
+    if not text:
+        raise ImageMissing("the image is empty")
+    is_url = text[:5].lower() == b"data:"
+    if is_url:
+        head, comma, text = text.partition(b",")
+        if not comma or not head.lower().endswith(b";base64"):
+            raise ImageFormatUnknown(f"a data URL must hold base64; this one begins {first_bytes(head)}")
+    try:
+        file = base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error as error:
+        if is_url:
+            raise ImageFormatUnknown(f"the data URL's base64 cannot be decoded: {error}") from None
+        return data
+    return file if is_url or sniff(file) is not None else data
+
+
+def first_bytes(data: bytes) -> str:
+    """Return the first bytes of `data` as text for an error message."""
+    return repr(data[:12])[1:]
+
+
+def _starts(data: bytes, magic: bytes) -> bool:
+    head = data[: len(magic)]
+    return len(head) == len(magic) and all(want in (byte, _ANY) for byte, want in zip(head, magic, strict=True))

@@ -1,0 +1,1 @@
+"""What runs inside Triton's models: requests in, captions out."""

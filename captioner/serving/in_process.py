@@ -1,0 +1,95 @@
+"""A published model in this process, without Triton: image bytes in, captions out.
+
+It is what `model_repository/` does in four models: the image's pixels, the vision encoder by ONNX Runtime, then the
+decoder's own service, which batches whatever is asked at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import torch
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+from captioner import wire
+from captioner.artifacts.manifest import Manifest
+from captioner.artifacts.onnx_session import best_provider, open_session
+from captioner.artifacts.version_store import VersionStore
+from captioner.errors import CaptionerError
+from captioner.image.decode import load_pixels
+from captioner.serving.feature_cache import Encoded
+from captioner.serving.served_model import CaptionRequest
+from captioner.serving.settings import Settings
+from captioner.serving.startup import load_service
+from captioner.wire import Caption
+
+
+class InProcessModel:
+    """The newest version of `repository`; on a GPU where torch sees one. Raises ArtefactBroken or StartupRefused.
+
+    `in_flight` captions may be asked for at once, `threads` are the encoder's.
+    """
+
+    def __init__(self, repository: Path, in_flight: int, threads: int = 0) -> None:
+        version = str(VersionStore(repository).live())
+        self._image = Manifest.load(repository / wire.CAPTIONER / version).image
+        gpu = 0 if torch.cuda.is_available() else None
+        encoder = repository / wire.VISION_ENCODER / version / "model.onnx"
+        self._session = open_session(encoder, provider=best_provider(gpu is not None), threads=threads)
+        settings = _settings(repository / wire.CAPTIONER / "config.pbtxt", in_flight)
+        folder = repository / wire.CAPTIONER
+        self._service = load_service(folder, version, gpu, settings, self._encode, lambda _: None)
+
+    def submit(self, image: bytes, parameters: Mapping[str, object]) -> Future[Caption]:
+        """The caption to come; `parameters` are those of Client.caption. It raises what a server would refuse."""
+        values = wire.sent(parameters) | {"stream": False}
+        prompt = values.pop("prompt", None)
+        reply = _Reply()
+        request = CaptionRequest(image, None if prompt is None else str(prompt).encode(), values, streaming=False)
+        self._service.handle(request, reply)
+        return reply.caption
+
+    def caption(self, image: bytes, parameters: Mapping[str, object]) -> Caption:
+        """The caption, waited for."""
+        return self.submit(image, parameters).result()
+
+    def close(self) -> None:
+        """Ends once everything asked for is answered."""
+        self._service.close()
+
+    def _encode(self, image: bytes) -> Encoded:
+        pixels, info = load_pixels(image, self._image)
+        (features,) = self._session.run([wire.FEATURES.name], {wire.PIXELS.name: pixels[np.newaxis]})
+        return Encoded(features[0], info)
+
+
+class _Reply:
+    """captioner.serving.response_sender.Reply into a future."""
+
+    def __init__(self) -> None:
+        self.caption: Future[Caption] = Future()
+
+    def send(self, caption: str, details: str, final: bool) -> None:
+        if final:  # what is not streamed comes whole
+            self.caption.set_result(Caption(caption, wire.Details.from_json(details)))
+
+    def fail(self, error: CaptionerError) -> None:
+        self.caption.set_exception(error)
+
+    def is_cancelled(self) -> bool:
+        return False
+
+
+def _settings(config: Path, in_flight: int) -> Settings:
+    """The operator's, as Triton hands them to the captioner, with a place for every request."""
+    texts = {}
+    if config.is_file():
+        parsed = text_format.Parse(config.read_text("utf-8"), model_config_pb2.ModelConfig())
+        texts = {name: parameter.string_value for name, parameter in parsed.parameters.items()}
+    waiting = max(in_flight, Settings.parse(texts, os.environ).max_waiting)
+    return Settings.parse(texts | {"max_waiting": str(waiting)}, {**os.environ, "CAPTIONER_MAX_WAITING": ""})

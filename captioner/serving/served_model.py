@@ -1,0 +1,225 @@
+"""The published model as a request meets it: what is asked for becomes a job, what came out becomes its details.
+
+It knows the manifest and the tokenizer. Threads, places and answers are the service's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from captioner.artifacts.manifest import Manifest
+from captioner.engine.beam_search import BeamSearch
+from captioner.engine.sampling import Sampling
+from captioner.engine.sequence import Sequence
+from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
+from captioner.families import family
+from captioner.serving.detokenizer import Detokenizer, stop_met, too_long
+from captioner.serving.feature_cache import Encoded
+from captioner.serving.response_sender import ResponseQueue
+from captioner.wire import CaptionParameters, Details, Ending, ModelCard, Timings
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """One request as it came through the door; nothing in it is trusted."""
+
+    image: bytes | None
+    prompt: bytes | None
+    parameters: Mapping[str, object]
+    streaming: bool  # the door's default for the parameter `stream`
+
+
+@dataclass(eq=False)
+class InFlightRequest:
+    """One request on its way. Times are of time.monotonic(), in s."""
+
+    outbox: ResponseQueue
+    sequence: Sequence
+    prompt: str
+    num_beams: int
+    max_characters: int | None
+    arrived: float
+    encode_started: float = 0.0
+    encode_ended: float = 0.0
+    first_token: float = 0.0
+
+
+class ServedModel:
+    """One published version on one device, decoded in `slots` slots."""
+
+    def __init__(
+        self, manifest: Manifest, version: str, device: str, precision: str, tokenizer: Tokenizer, slots: int
+    ) -> None:
+        self.manifest = manifest
+        self._version = version
+        self._device = device
+        self._precision = precision
+        self._tokenizer = tokenizer
+        self._slots = slots
+        self._family = family(manifest.family)
+
+    def card(self) -> ModelCard:
+        """What a client may ask for."""
+        prompts = self.manifest.prompts
+        return ModelCard(
+            model=self.manifest.model,
+            revision=self.manifest.revision,
+            version=self._version,
+            license=self.manifest.card.license,
+            base_model=self.manifest.card.base_model,
+            intended_use=self.manifest.card.intended_use,
+            styles={style: list(lengths) for style, lengths in prompts.styles.items()},
+            extras=prompts.extras,
+            takes_name=prompts.takes_name,
+            default_style=prompts.default_style,
+            default_length=prompts.default_length,
+            max_tokens=self.manifest.generation.max_tokens,
+            device=self._device,
+            precision=self._precision,
+            encoder_precision=self.manifest.precision,
+            follows_instructions=not self.manifest.continues_prompt,
+            prompts=prompts.styles,
+        )
+
+    def job(self, request: CaptionRequest, parameters: CaptionParameters, outbox: ResponseQueue) -> InFlightRequest:
+        """Everything the request asks for, resolved; raises a child of ParameterRefused."""
+        arrived = time.monotonic()
+        manifest = self.manifest
+        if request.prompt is None:
+            prompt = manifest.prompts.render(parameters.style, parameters.length, parameters.extras, parameters.name)
+        else:
+            prompt = _utf8(request.prompt)
+        # The most tiles an image may have: the room is settled before the image is looked at.
+        tiles = manifest.image.most_tiles
+        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, prompt, tiles, tiles)
+        room = manifest.context_tokens - len(prompt_ids)
+        if room < 1:
+            raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
+        if parameters.max_tokens is not None and parameters.max_tokens > room:
+            raise ParameterInvalid(
+                f"max_tokens is {parameters.max_tokens}; this model has room for {room} after the prompt"
+            )
+        max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
+        sampling = self._sampling(parameters)
+        echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
+        most = parameters.max_characters
+        outbox.open(
+            Detokenizer(self._tokenizer, echoed_prompt_ids, parameters.stop, most),
+            request.streaming if parameters.stream is None else parameters.stream,
+        )
+        sequence = Sequence(
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            is_stop=lambda token_ids: (
+                stop_met(self._tokenizer, token_ids, parameters.stop)
+                or too_long(self._tokenizer, echoed_prompt_ids + token_ids, most)
+            ),
+            repetition_guard=parameters.repetition_guard,
+            deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
+            priority_level=parameters.priority_level,
+        )
+        return InFlightRequest(outbox, sequence, prompt, self._num_beams(parameters), most, arrived)
+
+    def _sampling(self, parameters: CaptionParameters) -> Sampling:
+        penalty = parameters.repetition_penalty
+        return Sampling(
+            temperature=parameters.temperature,
+            top_p=parameters.top_p,
+            top_k=parameters.top_k,
+            repetition_penalty=self.manifest.generation.repetition_penalty if penalty is None else penalty,
+            seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
+        )
+
+    def _num_beams(self, parameters: CaptionParameters) -> int:
+        """As asked for, or the model's default where nothing is to be drawn."""
+        beams, temperature, slots = parameters.num_beams, parameters.temperature, self._slots
+        if beams is None:
+            return 1 if temperature else self.manifest.generation.num_beams
+        if beams > 1 and temperature:
+            raise ParameterInvalid(
+                f"num_beams is {beams} and temperature {temperature:g}; beams take the likeliest text, so one of the "
+                "two must go"
+            )
+        if beams > slots:
+            raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
+        return beams
+
+    def set_features(self, job: InFlightRequest, encoded: Encoded) -> None:
+        """Gives the sequence what depends on the image; ArtefactBroken for features that are not the model's."""
+        manifest, sequence, info = self.manifest, job.sequence, encoded.info
+        tokens = manifest.feature_tokens * (info.tile_rows * info.tile_columns + 1)
+        expected = (tokens, manifest.feature_width)
+        if encoded.features.shape != expected:
+            raise ArtefactBroken(f"the image encoder gave features {encoded.features.shape}; expected {expected}")
+        sequence.features = torch.from_numpy(encoded.features)
+        if not sequence.features.isfinite().all():  # one row of NaN would fail every caption drawn beside it
+            raise ArtefactBroken("the image encoder gave features that are not finite numbers")
+        if manifest.image.most_tiles:
+            sequence.prompt_ids = self._family.prompt_ids(
+                self._tokenizer, manifest, job.prompt, info.tile_rows, info.tile_columns
+            )
+        if job.num_beams > 1:
+            generation = manifest.generation
+            sequence.beams = BeamSearch(
+                sequence.prompt_ids,
+                width=job.num_beams,
+                max_tokens=sequence.max_tokens,
+                stop_ids=manifest.stop_ids,
+                length_penalty=generation.length_penalty,
+                early_stopping=generation.early_stopping,
+                repetition_penalty=sequence.sampling.repetition_penalty,
+            )
+
+    def details(self, job: InFlightRequest, reason: Ending, encoded: Encoded, hit: bool) -> Details:
+        """How an ended caption came to be."""
+        sequence, now = job.sequence, time.monotonic()
+        encode_s = job.encode_ended - job.encode_started
+        queue_s = job.encode_started - job.arrived + sequence.started - job.encode_ended
+        mean_logprob = sequence.logprob_sum / max(sequence.num_sampled_tokens, 1)
+        calibration = self.manifest.calibration
+        confidence = None if calibration is None else round(calibration.confidence(mean_logprob), 4)
+        first_token = job.first_token or now  # a caption may end at its first token
+        return Details(
+            model=self.manifest.model,
+            revision=self.manifest.revision,
+            version=self._version,
+            prompt=job.prompt,
+            seed=sequence.sampling.seed,
+            max_tokens=sequence.max_tokens,
+            max_characters=job.max_characters,
+            temperature=sequence.sampling.temperature,
+            top_p=sequence.sampling.top_p,
+            top_k=sequence.sampling.top_k,
+            repetition_penalty=sequence.sampling.repetition_penalty,
+            num_beams=job.num_beams,
+            finish_reason="length" if self._too_long(job) else reason,
+            tokens=len(sequence.token_ids),
+            prompt_tokens=len(sequence.prompt_ids),
+            confidence=confidence,
+            unsure=None if calibration is None or confidence is None else confidence < calibration.unsure_below,
+            mean_logprob=round(mean_logprob, 4),
+            image=encoded.info,
+            timings_ms=Timings(
+                *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - job.arrived, now - job.arrived))
+            ),
+            cache_hit=hit,
+        )
+
+    def _too_long(self, job: InFlightRequest) -> bool:
+        sequence = job.sequence
+        echoed_prompt_ids = sequence.prompt_ids if self.manifest.continues_prompt else []
+        return too_long(self._tokenizer, echoed_prompt_ids + sequence.token_ids, job.max_characters)
+
+
+def _utf8(prompt: bytes) -> str:
+    try:
+        return prompt.decode()
+    except UnicodeDecodeError as error:
+        raise ParameterInvalid(f"prompt is no UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None

@@ -1,0 +1,93 @@
+"""From a published version folder to a running CaptionService: verified, loaded, warmed, checked."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from captioner.artifacts.manifest import Manifest
+from captioner.decoders.load_weights import PRECISIONS, Precision
+from captioner.engine.capacity import capacity
+from captioner.engine.engine import Engine
+from captioner.engine.runner import Runner
+from captioner.errors import ArtefactBroken, StartupRefused
+from captioner.families import family
+from captioner.serving.feature_cache import Encoded
+from captioner.serving.self_check import check_decoder
+from captioner.serving.served_model import ServedModel
+from captioner.serving.service import CaptionService
+from captioner.serving.settings import AUTO, Settings
+
+log = logging.getLogger(__name__)
+SMALL_BYTES = 64 * 2**20  # of weights: below this, threads wait for one another longer than they share
+
+
+def load_service(
+    folder: Path,
+    version: str,
+    gpu: int | None,
+    settings: Settings,
+    encode: Callable[[bytes], Encoded],
+    show: Callable[[dict[str, float]], None],
+) -> CaptionService:
+    """The service of `folder/version`, where `folder` is the captioner model inside a model repository.
+
+    gpu: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    transformers.logging.disable_progress_bar()
+    manifest = Manifest.load(folder / version)
+    manifest.verify(folder.parent, version)
+    device = _device(gpu)
+    precision = _precision(settings.precision, device)
+    kind = family(manifest.family)
+    decoder = kind.decoder(folder / version, manifest, precision, device)
+    if threads := settings.decode_threads or int(decoder.weight_bytes < SMALL_BYTES):
+        torch.set_num_threads(threads)
+    room = capacity(decoder, settings.slots, settings.kv_cache_mib * 2**20)
+    log.info(
+        "%s@%s on %s in %s: %s, decode threads %d",
+        manifest.model, manifest.revision[:12], device, precision, room, torch.get_num_threads(),
+    )  # fmt: skip
+    if manifest.generation.num_beams > room.slots:
+        raise StartupRefused(
+            f"the model searches with {manifest.generation.num_beams} beams; it has {room.slots} slots"
+        )
+    tokenizer_file = folder / version / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ArtefactBroken(f"{tokenizer_file} cannot be read: {error}") from error
+    runner = Runner(decoder, room.slots)
+    prompt_ids = kind.prompt_ids(tokenizer, manifest, manifest.prompts.render(None, None))
+    try:
+        runner.warm_up(torch.zeros(manifest.feature_tokens, manifest.feature_width), prompt_ids)
+    except Exception as error:  # a quantised layer of a size that its kernel does not take, say
+        raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
+    check_decoder(runner, manifest, folder / version, exact=precision == "fp32" and device.type == "cpu")
+    engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
+    model = ServedModel(manifest, version, str(device), precision, tokenizer, room.slots)
+    return CaptionService(model, engine, encode, show, settings)
+
+
+def _device(gpu: int | None) -> torch.device:
+    if gpu is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StartupRefused(f"Triton placed the captioner on GPU {gpu}, but torch sees no CUDA device")
+    return torch.device("cuda", gpu)
+
+
+def _precision(wanted: str, device: torch.device) -> Precision:
+    if wanted == AUTO:
+        return "bf16" if device.type == "cuda" else "fp32"
+    for precision in PRECISIONS:
+        if precision == wanted:
+            return precision
+    raise StartupRefused(f"precision is {wanted!r}; it must be {AUTO} or one of {', '.join(PRECISIONS)}")

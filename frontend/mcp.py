@@ -1,0 +1,40 @@
+"""The page's tool for agents, by MCP: Gradio makes it of a function and its docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from captioner.client import AsyncClient
+from frontend.remote_images import RemoteImages
+
+Tool = Callable[[str, str | None, str | None, str | None, int | None], Awaitable[str]]
+
+
+def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
+    """The tool, over `client`."""
+
+    async def caption_image(
+        image: str,
+        style: str | None = None,
+        length: str | None = None,
+        prompt: str | None = None,
+        max_characters: int | None = None,
+    ) -> str:
+        """
+        Describe an image in words.
+
+        Args:
+            image: a data URL (data:image/jpeg;base64,...), or an https URL of a host that this server allows
+            style: one of the model's styles, such as descriptive, alt-text or tags
+            length: short, medium or long
+            prompt: given to the model as it is, in place of style and length
+            max_characters: the most characters of the caption
+        Returns:
+            the caption
+        """
+        caption = await client.caption(
+            await images.read(image), prompt=prompt, style=style, length=length, max_characters=max_characters
+        )
+        return caption.text
+
+    return caption_image

@@ -1,0 +1,1 @@
+"""ASGI middlewares: authentication, limits, metrics."""

@@ -1,0 +1,180 @@
+"""Images by their address: fetched from the hosts an operator named, never from inside the operator's network.
+
+The name is resolved once for a connection, every address it has is checked, and the connection goes to one of those:
+a name that means another address a moment later gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+import anyio
+import httpcore
+
+from captioner.errors import ImageRefused, ImageTooLarge
+from captioner.image.formats import unwrap
+from captioner.wire import MAX_IMAGE_BYTES
+
+TIMEOUT_S = 10.0
+MAX_REDIRECTS = 3
+REDIRECTS = (301, 302, 303, 307, 308)
+PORTS = {"http": 80, "https": 443}
+HEADERS = [("User-Agent", "captioner"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
+_IN_ADDRESS = "/%:@!$&'()*+,;=~?"
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# What Python before 3.13 counts as public.
+_NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class ImageUrlRefused(ImageRefused):
+    """Images are not fetched from this address."""
+
+    code = "IMAGE_URL_REFUSED"
+
+
+class ImageUrlFailed(ImageRefused):
+    """The address is allowed and gave no image."""
+
+    code = "IMAGE_URL_FAILED"
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the Internet's, also where it carries an IPv4 address inside."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inside = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) % 2**32) if ip in _NAT64 else None)
+        if inside is not None:
+            return is_public(str(inside))
+        if ip not in _GLOBAL_V6:
+            return False
+    special = any(ip.version == network.version and ip in network for network in _NOT_PUBLIC)
+    return ip.is_global and not ip.is_multicast and not special
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Every address of a host."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class CheckedNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that it has resolved and checked itself; TLS still proves the name."""
+
+    def __init__(self, resolve: Resolve, allowed: Callable[[str], bool]) -> None:
+        self._resolve = resolve
+        self._allowed = allowed
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """A connection to the first address that answers; none if any of them is not allowed."""
+        addresses = await self._resolve(host, port)
+        if not all(self._allowed(address) for address in addresses):
+            raise ImageUrlRefused(f"{host} is inside a network that images are never fetched from")
+        failure: Exception = httpcore.ConnectError("it has no address")
+        for address in addresses:
+            try:
+                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+class RemoteImages:
+    """Fetches images from `hosts`: names, patterns such as *.example.org, with a port where it is not the usual one.
+
+    `resolve`, `allowed` and `tls` are for tests.
+    """
+
+    def __init__(
+        self,
+        hosts: tuple[str, ...],
+        *,
+        resolve: Resolve = resolve,
+        allowed: Callable[[str], bool] = is_public,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._hosts = [host.lower() for host in hosts]
+        self._network = CheckedNetwork(resolve, allowed)
+        self._tls = tls or ssl.create_default_context()
+        self._timeout_s = timeout_s
+
+    async def read(self, text: str) -> bytes:
+        """The image that `text` is or names: base64, a data URL, or an address."""
+        if text[:8].lower().startswith(("http://", "https://")):
+            return await self.fetch(text)
+        return unwrap(text.encode())
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes at `url`; ImageUrlRefused, ImageUrlFailed or ImageTooLarge."""
+        try:
+            with anyio.fail_after(self._timeout_s):
+                return await self._fetch(url)
+        except TimeoutError:
+            raise ImageUrlFailed(f"the image was not here after {self._timeout_s:g} s") from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            raise ImageUrlFailed(f"the image could not be fetched: {error or type(error).__name__}") from None
+
+    async def _fetch(self, url: str) -> bytes:
+        async with httpcore.AsyncConnectionPool(ssl_context=self._tls, network_backend=self._network) as pool:
+            for _ in range(MAX_REDIRECTS + 1):
+                async with pool.stream("GET", self._checked(url), headers=HEADERS) as response:
+                    headers = {name.lower(): value for name, value in response.headers}
+                    if response.status in REDIRECTS and b"location" in headers:
+                        url = _join(url, headers[b"location"].decode("latin-1"))
+                        continue
+                    if response.status != 200:
+                        raise ImageUrlFailed(f"the image's host answered {response.status}")
+                    return await _read(response)
+        raise ImageUrlFailed(f"the image's address leads on more than {MAX_REDIRECTS} times")
+
+    def _checked(self, url: str) -> httpcore.URL:
+        """The address in parts, so that nobody after this reads it in another way."""
+        try:
+            parts = urlsplit(url)
+            host = (parts.hostname or "").rstrip(".").encode("idna").decode().lower()
+            port = parts.port or PORTS[parts.scheme]
+        except (ValueError, KeyError):
+            raise ImageUrlRefused(f"{url[:80]!r} is no address of an image") from None
+        authority = host if port == PORTS[parts.scheme] else f"{host}:{port}"
+        if not self._hosts:
+            raise ImageUrlRefused("images are not fetched from addresses here; send the file or a data URL")
+        if not host or parts.username is not None or not any(fnmatchcase(authority, each) for each in self._hosts):
+            raise ImageUrlRefused(f"images are not fetched from {authority[:80]!r} here; send the file or a data URL")
+        target = quote(parts.path or "/", safe=_IN_ADDRESS)
+        if parts.query:
+            target += "?" + quote(parts.query, safe=_IN_ADDRESS)
+        return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=target)
+
+
+async def _read(response: httpcore.Response) -> bytes:
+    data = bytearray()
+    async for part in response.aiter_stream():
+        data += part
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ImageTooLarge(f"the image at this address is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    return bytes(data)
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ImageUrlRefused(f"the image's address leads to {location[:80]!r}, which is none") from None

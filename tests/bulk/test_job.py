@@ -1,0 +1,386 @@
+"""The verb `captioner caption` over folders and archives, on a real server: every output, every way to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.images import crops
+from captioner.bulk.outputs import exif, xmp
+from captioner.cli import main
+from captioner.client import Client
+from captioner.examples import FOLDER
+from tests.support.served import Served
+
+pytestmark = pytest.mark.triton
+
+GOOD = ("cat.jpg", "far/coffee.jpg", "far/rocket.jpg", "near/astronaut.jpg")
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def words(served: Served, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc, *map(str, arguments)]
+
+
+@pytest.fixture
+def run(served: Served) -> Run:
+    """The verb in a process of its own."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = words(served, *arguments)
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def captions(served: Served) -> dict[str, str]:
+    """What the model says of each photo."""
+    with Client(served.grpc) as client:
+        return {name: client.caption(FOLDER / Path(name).name).text for name in GOOD}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for name in GOOD:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(FOLDER / Path(name).name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def bad(photos: Path) -> Path:
+    """The photos with three among them that no server captions."""
+    (photos / "broken.jpg").write_bytes((FOLDER / "cat.jpg").read_bytes()[:2000])
+    (photos / "far" / "empty.png").touch()
+    (photos / "near" / "words.webp").write_text("no image")
+    return photos
+
+
+def test_a_folder_goes_to_stdout_a_line_a_photo(run: Run, photos: Path, captions: dict[str, str]) -> None:
+    done = run(photos)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(f"{photos / name}: {text}" for name, text in captions.items())
+
+
+def test_one_file_is_its_caption_alone_and_json_is_an_object(run: Run, captions: dict[str, str]) -> None:
+    photo = FOLDER / "cat.jpg"
+    assert run(photo, "--trigger", "ohwx", "--suffix", "!").stdout == f"ohwx, {captions['cat.jpg']}!\n"
+    line = json.loads(run(photo, "--json").stdout)
+    assert (line["file"], line["caption"]) == (str(photo), captions["cat.jpg"])
+    assert line["details"]["finish_reason"] == "stop"
+
+
+def test_txt_lies_beside_each_photo_or_under_out_with_the_same_folders(
+    run: Run, photos: Path, tmp_path: Path, captions: dict[str, str]
+) -> None:
+    for out in (None, tmp_path / "out"):
+        done = run(photos, "--to", "txt", *(("--out", out) if out else ()))
+        assert done.returncode == 0, done.stderr
+        written = {str(path.relative_to(out or photos)): path.read_text() for path in (out or photos).rglob("*.txt")}
+        assert written == {name.replace(".jpg", ".txt"): f"{text}\n" for name, text in captions.items()}
+    assert not list(tmp_path.rglob(".captioner*")), "a job that is done leaves nothing behind"
+
+
+def test_jsonl_and_csv_hold_every_photo_by_its_key(
+    run: Run, photos: Path, tmp_path: Path, captions: dict[str, str]
+) -> None:
+    for form in ("jsonl", "csv"):
+        done = run(photos, "--to", form, "--out", tmp_path / form, "--prefix", "photo of ")
+        assert done.returncode == 0, done.stderr
+    expected = {name: f"photo of {text}" for name, text in captions.items()}
+    lines = [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()]
+    assert {line["file"]: line["caption"] for line in lines} == expected
+    assert all(line["details"]["model"] for line in lines)
+    with (tmp_path / "csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"]: row["caption"] for row in rows} == expected
+    assert all(row["revision"] and 0 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_xmp_and_exif_hold_the_caption_and_the_pixels_are_the_same(
+    run: Run, photos: Path, captions: dict[str, str]
+) -> None:
+    before = {name: Image.open(photos / name).tobytes() for name in GOOD}
+    for form in ("xmp", "exif"):
+        assert run(photos, "--to", form).returncode == 0
+    for name, text in captions.items():
+        assert xmp.description((photos / name).with_suffix(".xmp").read_bytes()) == text
+        assert exif.description((photos / name).read_bytes()) == text
+        assert Image.open(photos / name).tobytes() == before[name]
+    done = run(photos, "--to", "exif")
+    assert "0 captioned, 4 there already" in done.stderr, "the caption in the image counts as there"
+
+
+@pytest.mark.parametrize("form", ["txt", "xmp", "exif"])
+def test_existing_captions_are_left_replaced_or_joined(
+    run: Run, photos: Path, captions: dict[str, str], form: str
+) -> None:
+    def there() -> dict[str, str | None]:
+        texts: dict[str, str | None] = {}
+        for name in GOOD:
+            path = photos / name
+            if form == "txt":
+                texts[name] = path.with_suffix(".txt").read_text().strip()
+            elif form == "xmp":
+                texts[name] = xmp.description(path.with_suffix(".xmp").read_bytes())
+            else:
+                texts[name] = exif.description(path.read_bytes())
+        return texts
+
+    for existing, expected in (
+        ("skip", "{}"),
+        ("skip", "{}"),
+        ("append", "{} | new {}"),
+        ("prepend", "new {} | {} | new {}"),
+        ("overwrite", "new {}"),
+    ):
+        joined = ("--separator", " | ") if existing in ("append", "prepend") else ()
+        fresh = existing != "skip"
+        done = run(photos, "--to", form, "--existing", existing, *joined, *(("--prefix", "new ") if fresh else ()))
+        assert done.returncode == 0, done.stderr
+        assert there() == {name: expected.replace("{}", text) for name, text in captions.items()}, existing
+
+
+def test_images_that_share_a_stem_get_sidecars_of_their_own_and_it_is_said_once(run: Run, photos: Path) -> None:
+    for name in GOOD:
+        Image.open(photos / name).resize((90, 60)).save((photos / name).with_suffix(".png"))
+    done = run(photos, "--to", "txt")
+    assert done.returncode == 0 and done.stderr.count("shares its stem") == 1
+    assert len(list(photos.rglob("*.jpg.txt"))) == len(list(photos.rglob("*.png.txt"))) == 4
+    assert len(list(photos.rglob("*.txt"))) == 8
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "shard.tar.gz", "shard.zip"])
+def test_archives_are_captioned_into_out(
+    run: Run, photos: Path, tmp_path: Path, captions: dict[str, str], name: str
+) -> None:
+    archive = tmp_path / name
+    if name.endswith("zip"):
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for photo in GOOD:
+                zipped.write(photos / photo, photo)
+    else:
+        with tarfile.open(archive, "w:gz" if name.endswith("gz") else "w") as tar:
+            tar.add(photos, ".")
+    done = run(archive, "--to", "txt")
+    assert done.returncode == 2 and "--out" in done.stderr
+    for form in ("txt", "exif"):
+        done = run(archive, "--to", form, "--out", tmp_path / form)
+        assert done.returncode == 0, done.stderr
+    for photo, text in captions.items():
+        assert (tmp_path / "txt" / name / photo).with_suffix(".txt").read_text() == f"{text}\n"
+        assert exif.description((tmp_path / "exif" / name / photo).read_bytes()) == text
+
+
+def test_bad_files_are_named_one_by_one_and_the_others_are_captioned(
+    run: Run, bad: Path, tmp_path: Path, captions: dict[str, str]
+) -> None:
+    done = run(bad, "--to", "txt", "--report", tmp_path / "report.jsonl")
+    assert done.returncode == 1
+    assert len(list(bad.rglob("*.txt"))) == len(captions)
+    report = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert {line["file"]: line["code"] for line in report} == {
+        "broken.jpg": "IMAGE_BROKEN",
+        "far/empty.png": "IMAGE_MISSING",
+        "near/words.webp": "IMAGE_FORMAT_UNKNOWN",
+    }
+    for line in report:
+        assert f"{bad / line['file']}: {line['code']}: {line['message']}\n" in done.stderr
+    again = run(bad, "--to", "txt")
+    assert again.returncode == 1 and "0 captioned, 4 there already, 3 failed" in again.stderr
+
+
+def test_what_failed_is_tried_again_alone_by_the_same_command_wherever_the_photos_are(
+    run: Run, bad: Path, captions: dict[str, str]
+) -> None:
+    for name in GOOD:
+        (bad / name).with_suffix(".txt").write_text("old\n")
+    assert run(bad, "--to", "txt", "--existing", "append").returncode == 1
+    moved = bad.rename(bad.parent / "moved")
+    shutil.copy(FOLDER / "cat.jpg", moved / "broken.jpg")
+    again = run(moved, "--to", "txt", "--existing", "append")
+    assert again.returncode == 1 and "1 captioned, 4 there already, 2 failed" in again.stderr
+    for name, text in captions.items():
+        assert (moved / name).with_suffix(".txt").read_text() == f"old {text}\n"
+    assert (moved / "broken.txt").read_text() == f"{captions['cat.jpg']}\n"
+
+
+def test_exif_is_refused_for_a_format_without_it_before_it_is_captioned(run: Run, photos: Path) -> None:
+    Image.open(photos / "cat.jpg").save(photos / "cat.webp")
+    before = (photos / "cat.webp").read_bytes()
+    done = run(photos, "--to", "exif")
+    assert done.returncode == 1 and "cat.webp: OUTPUT_REFUSED: EXIF is written into JPEG and PNG" in done.stderr
+    assert (photos / "cat.webp").read_bytes() == before
+
+
+def test_the_exit_code_is_2_where_nothing_could_be_done(run: Run, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no")
+    for arguments, said in (
+        ((tmp_path / "nowhere",), "IMAGE_MISSING"),
+        ((tmp_path / "bare",), "no images there"),
+        ((broken, "--to", "txt"), "IMAGE_FORMAT_UNKNOWN"),
+        ((broken,), "IMAGE_FORMAT_UNKNOWN"),
+        ((photos, "--style", "haiku"), "given up: PARAMETER_UNSUPPORTED"),
+        ((photos, "--to", "txt", "--server", "127.0.0.1:9"), "SERVER_UNREACHABLE"),
+        ((photos, "--to", "jsonl", "--out", tmp_path), "cannot be written"),
+        ((photos, "--report", tmp_path / "no" / "report"), "cannot be written"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and said in done.stderr, (arguments, done.stderr)
+
+
+def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    broken, out = tmp_path / "broken.jpg", tmp_path / "out.csv"
+    broken.write_bytes(b"no")
+    assert run(FOLDER / "cat.jpg", "--to", "csv", "--out", out).returncode == 0
+    old = out.read_text()
+    assert run(broken, "--to", "csv", "--out", out, "--existing", "overwrite").returncode == 2
+    assert out.read_text() == old
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--to", "csv", "--out", "x", "--existing", "append"), "--existing append is for sidecars"),
+        (("--to", "csv", "--existing", "overwrite"), "needs an output that is kept"),
+        (("--existing", "overwrite"), "needs an output that is kept"),
+        (("--out", "x"), "--out needs --to"),
+        (("--json", "--to", "txt"), "--json is --to jsonl"),
+        (("--to", "txt", "--separator", "x"), "--separator is for"),
+        (("--workers", "3"), "--workers is for"),
+        (("--retry-for", "-1"), "--retry-for is -1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", str(FOLDER), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos enough for a job to be stopped in."""
+    folder = tmp_path_factory.mktemp("many")
+    for number, photo in enumerate(islice(crops(seed=7), 60)):
+        (folder / f"{number:03d}.jpg").write_bytes(photo)
+    return folder
+
+
+@pytest.fixture
+def started(served: Served) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """The verb as a process that the test may end."""
+    processes = []
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        command = words(served, *arguments)
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path, lines: int) -> None:
+    until = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < until, "the job does not get on"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_ctrl_c_keeps_what_runs_and_the_same_command_goes_on(
+    started: Callable[..., subprocess.Popen[str]], run: Run, many: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    job = (many, "--to", "jsonl", "--out", out, "--in-flight", 4)
+    process = started(*job)
+    wait_for(out, 5)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "once more ends at once" in said and "the same command goes on" in said
+    kept = [json.loads(line)["file"] for line in out.read_text().splitlines()]
+    assert 5 <= len(kept) < 60 and f"{len(kept)} captioned" in said
+    assert run(*job).returncode == 0
+    files = [json.loads(line)["file"] for line in out.read_text().splitlines()]
+    assert sorted(files) == [f"{each:03d}.jpg" for each in range(60)] and files[: len(kept)] == kept
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    started: Callable[..., subprocess.Popen[str]], photos: Path, served: Served, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    os.mkfifo(tmp_path / "a-tar.tar")  # nobody writes into it: the job waits for its first image
+    process = started(photos / "cat.jpg", tmp_path / "a-tar.tar", "--to", "jsonl", "--out", out)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    process.communicate(timeout=10)
+    assert process.returncode == 130 and time.monotonic() - began < 2
+
+
+def test_the_bar_counts_to_the_total_and_shows_what_failed(run: Run, bad: Path) -> None:
+    done = run(bad, "--to", "txt", "--progress")
+    assert "7/7" in done.stderr and "failed=3" in done.stderr and "image/s" in done.stderr
+    assert "image/s" not in run(bad, "--to", "txt").stderr, "no terminal, no bar"
+
+
+def test_more_in_flight_than_the_server_has_places_loses_nothing(run: Run, tmp_path: Path) -> None:
+    for number, photo in enumerate(islice(crops(seed=8, size_px=64), 150)):
+        (tmp_path / f"{number}.jpg").write_bytes(photo)
+    done = run(tmp_path, "--to", "csv", "--out", tmp_path / "csv", "--in-flight", 150)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "csv").read_text().count("\n") == 151
+
+
+def test_a_reader_that_has_seen_enough_ends_the_job(served: Served, many: Path) -> None:
+    command = " ".join(words(served, many, "--in-flight", 2)) + " | head -1"
+    done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_disk_that_fills_ends_the_job_and_it_goes_on_where_there_is_room(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    full = run(
+        photos, "--to", "jsonl", "--out", out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+    )
+    assert full.returncode in (1, 2) and "nothing more can be written" in full.stderr and "Traceback" not in full.stderr
+    assert run(photos, "--to", "jsonl", "--out", out).returncode == 0
+    assert sorted(json.loads(line)["file"] for line in out.read_text().splitlines()) == sorted(GOOD)
+
+
+@pytest.mark.slow
+def test_a_job_on_ray_writes_what_one_here_writes(
+    run: Run, bad: Path, tmp_path: Path, captions: dict[str, str]
+) -> None:
+    done = run(bad, "--to", "jsonl", "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
+    assert done.returncode == 1 and done.stderr.count(": IMAGE_") == 3, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert {line["file"]: line["caption"] for line in lines} == captions

@@ -1,0 +1,455 @@
+"""Captions kept: sidecars, EXIF, XMP and tables, with what was there before, and after a torn write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import string
+import struct
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from captioner.bulk.outputs import exif, sidecars, tables, xmp
+from captioner.bulk.outputs.atomic_write import replace
+from captioner.bulk.outputs.base import CaptionedImage
+from captioner.bulk.outputs.caption_edit import Edit
+from captioner.bulk.outputs.journal import Journal
+from captioner.bulk.sources.discover import FoundImage, Sources
+from captioner.bulk.sources.item import Item
+from captioner.errors import OutputRefused
+from captioner.examples import FOLDER
+from captioner.wire import Caption, Details, ImageInfo, Timings
+
+ROOT = Path(__file__).parents[2]
+VALUES: dict[str, Any] = {"image": ImageInfo("JPEG", 8, 8, 1, False, False), "timings_ms": Timings(1, 2, 3, 4)}
+KINDS = {"str": "x", "int": 7, "float": 0.5, "bool": False, "float | None": 0.5, "bool | None": False}
+DETAILS = Details(
+    **{each.name: VALUES.get(each.name, KINDS.get(str(each.type))) for each in fields(Details)}
+    | {"finish_reason": "stop"}
+)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+
+
+def captioned(found: FoundImage, text: str) -> CaptionedImage:
+    return CaptionedImage(found, Caption(text, DETAILS))
+
+
+def found(key: str) -> FoundImage:
+    return FoundImage(Item(key, Path("/nowhere") / key), key, key.rpartition(".")[0])
+
+
+# Texts
+
+
+def test_a_caption_is_decorated_in_the_order_trigger_prefix_caption_suffix() -> None:
+    assert Edit("skip", "photo of ", "!", "ohwx").text("a cat", None) == "ohwx, photo of a cat!"
+
+
+@pytest.mark.parametrize(
+    ("existing", "there", "text"),
+    [
+        ("overwrite", "old", "new"),
+        ("append", "old", "old | new"),
+        ("prepend", "old", "new | old"),
+        ("append", None, "new"),
+        ("prepend", "", "new"),
+    ],
+)
+def test_a_new_caption_meets_what_is_there(existing: Any, there: str | None, text: str) -> None:
+    assert Edit(existing, separator=" | ").text("new", there) == text
+
+
+# EXIF
+
+
+def jpeg_with_exif() -> bytes:
+    """A photo with what cameras write: sub-directories, a maker note, a thumbnail's directory, XMP, ICC."""
+    block = Image.Exif()
+    block[0x010F] = "Maker"
+    block[0x0112] = 6
+    block.get_ifd(0x8769).update({0x927C: b"maker note" * 9, 0x9003: "2026:11:24 12:00:00"})
+    block.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 0.5)})
+    file = io.BytesIO()
+    Image.open(FOLDER / "cat.jpg").save(
+        file, "JPEG", exif=block, icc_profile=b"profile" * 99, xmp=b"<x/>", comment=b"remark", progressive=True
+    )
+    return file.getvalue()
+
+
+def png(**options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.open(FOLDER / "cat.jpg").resize((50, 40)).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def scan(data: bytes) -> bytes:
+    """Everything of a file that holds its pixels, byte for byte, and the other segments or chunks."""
+    if data.startswith(b"\xff\xd8"):
+        parts = [data[start:end] for _, start, end in exif._segments(data) if data[start + 4 : start + 8] != b"Exif"]
+        return b"".join(parts) + data[max(end for _, _, end in exif._segments(data)) :]
+    return b"".join(data[start:end] for kind, start, end in exif._chunks(data) if kind != b"eXIf")
+
+
+FILES = {
+    "a JPEG with EXIF": jpeg_with_exif(),
+    "a JPEG without": (FOLDER / "cat.jpg").read_bytes(),
+    "a PNG": png(),
+    "a PNG with EXIF": png(exif=jpeg_with_exif() and Image.open(io.BytesIO(jpeg_with_exif())).getexif()),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@settings(deadline=None, max_examples=30)
+@given(text=TEXTS.map(str.strip).filter(lambda text: text.strip("\x00 ")), again=TEXTS)
+def test_exif_takes_any_text_and_leaves_every_other_byte(kind: str, text: str, again: str) -> None:
+    data = FILES[kind]
+    text = text.replace("\x00", "").strip()
+    new = exif.described(exif.described(data, again), text)
+    assert exif.description(new) == (text or None)
+    assert scan(new) == scan(data)
+    before, after = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(new))
+    assert before.tobytes() == after.tobytes()
+    old, tags = before.getexif(), after.getexif()
+    assert tags[exif.XP_COMMENT].decode("utf-16-le").rstrip("\x00") == text
+    assert tags[exif.DESCRIPTION].encode("latin-1", "replace").decode("utf-8", "replace") == text or not text.isascii()
+    assert {tag: tags[tag] for tag in old if tag not in (0x8769, 0x8825)} == {
+        tag: value for tag, value in old.items() if tag not in (0x8769, 0x8825)
+    }
+    for directory in (0x8769, 0x8825):
+        assert dict(tags.get_ifd(directory)) == dict(old.get_ifd(directory))
+
+
+def test_the_old_exif_block_stays_where_maker_notes_and_thumbnails_point_to() -> None:
+    data = jpeg_with_exif()
+    old, _, _ = exif._find(data)
+    new, _, _ = exif._find(exif.described(data, "a cat"))
+    assert old is not None and new is not None
+    assert new[8 : len(old)] == old[8:], "only the place of the first directory may change"
+    assert exif._directory(new)[2] == exif._directory(old)[2], "the thumbnail's directory is lost"
+
+
+@pytest.mark.parametrize("file_format", ["WEBP", "GIF", "BMP", "TIFF"])
+def test_exif_is_refused_in_words_for_other_formats(file_format: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(file, file_format)
+    with pytest.raises(OutputRefused, match="JPEG and PNG"):
+        exif.described(file.getvalue(), "a cat")
+
+
+def test_exif_that_has_no_room_or_is_broken_is_refused_in_words() -> None:
+    with pytest.raises(OutputRefused, match="a JPEG holds 65533"):
+        exif.described(FILES["a JPEG without"], "long " * 9000)
+    block = b"Exif\x00\x00MM\x00*" + struct.pack(">I", 4000)
+    broken = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(block) + 2) + block + FILES["a JPEG without"][2:]
+    with pytest.raises(OutputRefused, match="broken"):
+        exif.described(broken, "a cat")
+
+
+@given(
+    st.binary(max_size=80),
+    st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x40Exif\0\0"]),
+)
+def test_exif_of_any_bytes_is_read_or_refused(data: bytes, start: bytes) -> None:
+    try:
+        exif.described(start + data, "a cat")
+        exif.description(start + data)
+    except OutputRefused:
+        pass
+
+
+# XMP
+
+
+def text_in(sidecar: bytes) -> str | None:
+    """As another program finds it: rdf:li of x-default under dc:description."""
+    names = {"dc": xmp.DC, "rdf": xmp.RDF, "x": xmp.META}
+    path = (
+        "rdf:RDF/rdf:Description/dc:description/rdf:Alt/rdf:li[@{http://www.w3.org/XML/1998/namespace}lang='x-default']"
+    )
+    root = ElementTree.fromstring(sidecar)
+    assert root.tag == f"{{{xmp.META}}}xmpmeta"
+    return root.findtext(path, namespaces=names)
+
+
+@given(TEXTS, TEXTS)
+def test_xmp_takes_any_text_and_gives_it_back(first: str, text: str) -> None:
+    clean = xmp._NO_XML.sub("", text)
+    sidecar = xmp.described(xmp.described(None, first), text)
+    assert (text_in(sidecar) or "").replace("\r", "\n") == clean.replace("\r\n", "\n").replace("\r", "\n")
+    assert xmp.description(sidecar) == (text_in(sidecar) or "").strip() or xmp.description(sidecar) is None
+    assert sidecar.count(b"x-default") == 1
+
+
+DARKTABLE = f"""<?xml version="1.0" encoding="UTF-8"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">
+ <rdf:RDF xmlns:rdf="{xmp.RDF}">
+  <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:darktable="http://darktable.sf.net/"
+    xmp:Rating="4" darktable:history_end="3">
+   <darktable:history><rdf:Seq><rdf:li darktable:operation="exposure"/></rdf:Seq></darktable:history>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>"""
+
+
+def test_what_another_program_wrote_into_a_sidecar_is_kept() -> None:
+    new = xmp.described(DARKTABLE.encode(), "A cat & a <dog>.")
+    assert text_in(new) == "A cat & a <dog>."
+    for kept in (b'xmp:Rating="4"', b'darktable:history_end="3"', b'darktable:operation="exposure"'):
+        assert kept in new
+    assert xmp.description(DARKTABLE.encode()) is None
+
+
+def test_a_sidecar_that_is_no_xmp_is_refused_and_left() -> None:
+    for sidecar in (b"not xml", b"<a/>", b""):
+        with pytest.raises(OutputRefused, match="nothing is written"):
+            xmp.described(sidecar, "a cat")
+
+
+# Whole files
+
+
+def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    replace(link, b"new")
+    assert link.is_symlink() and real.read_text() == "new" and real.stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_file_that_cannot_be_written_is_one_failure(tmp_path: Path) -> None:
+    (tmp_path / "in.jpg").write_bytes(b"x")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()  # a file where the folder ought to be
+    output = sidecars.Sidecars(sidecars.Txt(), Edit(), tmp_path / "out", None, print)
+    failed = output.write([captioned(found("sub/a.jpg"), "lost"), captioned(found("b.jpg"), "kept")])
+    assert [(each.item.key, error.code) for each, error in failed] == [("sub/a.jpg", "OUTPUT_REFUSED")]
+    assert (tmp_path / "out" / "b.txt").read_text() == "kept\n"
+
+
+def test_text_of_another_encoding_is_left_or_replaced_but_never_joined(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    old = "Käse".encode("latin-1")
+    (found,) = Sources([str(tmp_path / "a.jpg")]).find()
+    for existing, kept in (("skip", old), ("append", old), ("overwrite", b"new\n")):
+        (tmp_path / "a.txt").write_bytes(old)
+        journal = None if existing == "skip" else Journal(tmp_path / ".journal")
+        output = sidecars.Sidecars(sidecars.Txt(), Edit(existing), None, journal, print)  # type: ignore[arg-type]
+        assert output.wants(found) is (existing != "skip")
+        if existing != "skip":
+            failed = output.write([captioned(found, "new")])
+            assert [str(error).partition("; ")[2] for _, error in failed] == ["it was left as it is"] * (kept == old)
+        output.close(finished=True, failed=False)
+        assert (tmp_path / "a.txt").read_bytes() == kept
+
+
+# The journal
+
+
+def job(folder: Path, edit: Edit) -> tuple[sidecars.Sidecars, list[FoundImage]]:
+    journal = Journal(folder / ".journal")
+    return sidecars.Sidecars(sidecars.Txt(), edit, None, journal, print), list(Sources([str(folder)]).find())
+
+
+def finish(folder: Path, edit: Edit) -> None:
+    """What a resumed job does."""
+    output, images = job(folder, edit)
+    output.write([captioned(each, f"new {each.stem}") for each in images if output.wants(each)])
+    output.close(finished=True, failed=False)
+
+
+def photos(folder: Path, count: int = 4) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.jpg").touch()
+        (folder / f"{number}.txt").write_text(f"old {number}\n")
+    return folder
+
+
+def texts(folder: Path) -> list[str]:
+    return [path.read_text() for path in sorted(folder.glob("*.txt"))]
+
+
+EXPECTED = {"append": "old {0} new {0}\n", "prepend": "new {0} old {0}\n", "overwrite": "new {0}\n"}
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), existing=st.sampled_from(list(EXPECTED)))
+def test_a_journal_torn_at_any_byte_neither_loses_nor_doubles(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, existing: Any
+) -> None:
+    folder = photos(tmp_path_factory.mktemp("torn") / "photos")
+    output, images = job(folder, Edit(existing))
+    output.write([captioned(each, f"new {each.stem}") for each in images if output.wants(each)])
+    output.close(finished=False, failed=False)
+    journal = (folder / ".journal").read_bytes()
+    begun = journal.index(b'{"done"')
+    cut = data.draw(st.integers(0, len(journal)))
+    # A file may be new only where its whole text was on disk first, and must be where the journal says so.
+    for number in range(4):
+        done = f'"done": "{number}.jpg"}}\n'.encode() in journal[:cut]
+        if cut < begun or not (done or data.draw(st.booleans())):
+            (folder / f"{number}.txt").write_text(f"old {number}\n")
+    (folder / ".journal").write_bytes(journal[:cut])
+    finish(folder, Edit(existing))
+    assert texts(folder) == [EXPECTED[existing].format(number) for number in range(4)]
+    assert not (folder / ".journal").exists()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from captioner.bulk.outputs import atomic_write, journal
+left = {at}
+def counted(real):
+    def call(*arguments):
+        global left
+        left -= 1
+        if left == 0:
+            os._exit(9)
+        return real(*arguments)
+    return call
+os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+from tests.bulk.test_outputs import finish
+from captioner.bulk.outputs.caption_edit import Edit
+finish(Path({folder!r}), Edit({existing!r}))
+"""
+
+
+@pytest.mark.parametrize("existing", ["append", "prepend"])
+def test_a_job_killed_at_any_of_its_writes_goes_on_where_it_was(tmp_path: Path, existing: Any) -> None:
+    folder, kills = tmp_path / "photos", 0
+    for at in itertools.count(1):
+        shutil.rmtree(folder, ignore_errors=True)
+        photos(folder, 2)
+        program = KILLED.format(root=str(ROOT), at=at, folder=str(folder), existing=existing)
+        done = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode in (0, 9), done.stderr
+        kills += done.returncode == 9
+        finish(folder, Edit(existing))
+        if done.returncode == 9:
+            assert texts(folder) == [EXPECTED[existing].format(number) for number in range(2)], f"killed at write {at}"
+        else:
+            break
+    assert kills >= 6, "one journal, two files, two renames and a folder are to be written"
+
+
+def test_two_jobs_on_one_journal_or_one_table_are_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    with pytest.raises(OutputRefused, match="another job"):
+        Journal(tmp_path / "j")
+    journal.close(remove=True)
+    table = tables.Table(tables.Jsonl(), Edit(), tmp_path / "t.jsonl")
+    with pytest.raises(OutputRefused, match="another job"):
+        tables.Table(tables.Jsonl(), Edit(), tmp_path / "t.jsonl")
+    table.close(finished=True, failed=False)
+
+
+# Tables
+
+KEYS = ["a.jpg", "sub folder/b.jpg", 'quoted "c", d.jpg', "ü.jpg", os.fsdecode(b"\xff.jpg")]
+CAPTIONS = ["A cat.", 'A "quoted", cat', "two\nlines", "ünï\r\ncode", ""]
+
+
+def rows(form: str, path: Path) -> list[tuple[str, str]]:
+    text = path.read_text("utf-8", "surrogateescape") if form == "csv" else path.read_text("utf-8")
+    if form == "jsonl":
+        return [(line["file"], line["caption"]) for line in map(json.loads, text.splitlines())]
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [(row["file"], row["caption"]) for row in csv.DictReader(file)]
+
+
+def write_table(form: str, path: Path, existing: Any = "skip") -> int:
+    """What a job writes; how many were not there."""
+    table = tables.Table(tables.FORMS[form](), Edit(existing), path)
+    new = [captioned(found(key), text) for key, text in zip(KEYS, CAPTIONS, strict=True) if table.wants(found(key))]
+    table.write(new)
+    table.close(finished=True, failed=False)
+    return len(new)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_table_torn_at_any_byte_is_continued_without_loss_or_double(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("torn") / "t"
+    write_table(form, path)
+    whole = path.read_bytes()
+    assert rows(form, path) == list(zip(KEYS, CAPTIONS, strict=True))
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    write_table(form, path)
+    assert path.read_bytes() == whole
+    assert write_table(form, path) == 0
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_overwrite_leaves_the_old_table_until_the_new_one_is_whole(tmp_path: Path, form: str) -> None:
+    path, part = tmp_path / "t", tmp_path / "t.part"
+    write_table(form, path)
+    old = path.read_bytes()
+    table = tables.Table(tables.FORMS[form](), Edit("overwrite", prefix="now "), path)
+    table.write([captioned(found(KEYS[0]), "A dog.")])
+    table.close(finished=False, failed=False)
+    assert path.read_bytes() == old and rows(form, part) == [(KEYS[0], "now A dog.")]
+    assert write_table(form, path, "overwrite") == len(KEYS) - 1
+    assert rows(form, path)[0] == (KEYS[0], "now A dog.") and len(rows(form, path)) == len(KEYS)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize(
+    "content",
+    [b"my notes", b"my notes\n", b"\xff\xd8\xff\xe0JFIF", b'{"name": 1}\n', b"file,label\na.jpg,cat\n", b'{"fi"', b'"'],
+)
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(tmp_path: Path, form: str, content: bytes) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(content)
+    with pytest.raises(OutputRefused, match="no caption of ours"):
+        write_table(form, path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "t"
+    write_table(form, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.rstrip(b"\n"))
+    assert write_table(form, path) == 0
+    assert path.read_bytes() == whole
+
+
+@given(st.binary(max_size=60), st.sampled_from(["jsonl", "csv"]))
+@settings(deadline=None)
+def test_any_bytes_are_continued_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, form: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "t"
+    path.write_bytes(data)
+    try:
+        write_table(form, path)
+    except OutputRefused:
+        assert path.read_bytes() == data
+    else:
+        assert {key for key, _ in rows(form, path)} == set(KEYS)
+
+
+def test_the_columns_of_csv_are_those_of_the_details() -> None:
+    line = tables.Csv().line("a.jpg", "A cat.", DETAILS).decode()
+    assert line == "a.jpg,A cat.,x,x,0.5,False,stop\n"
+    assert all(character in string.printable for character in line)

@@ -1,0 +1,228 @@
+"""PATHS → images: which are found, in which order, under which names, and what cannot be read."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.bulk.sources.discover import Sources, read
+from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.sidecar_names import Stems
+from captioner.errors import ImageMissing, ImageTooLarge
+from captioner.wire import MAX_IMAGE_BYTES
+
+TREE = ("b.jpg", "a.PNG", "notes.md", ".hidden.jpg", "sub/c.webp", "sub/deep/d.gif", ".cache/e.jpg", "later/f.tiff")
+SHOWN = ["a.PNG", "b.jpg", "later/f.tiff", "sub/c.webp", "sub/deep/d.gif"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files whose content is their own path, and the working directory above them."""
+    for name in TREE:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def keys(*paths: object) -> list[str]:
+    return [found.item.key for found in Sources([str(path) for path in paths]).find()]
+
+
+def labels(*paths: object) -> list[str]:
+    return [found.label for found in Sources([str(path) for path in paths]).find()]
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:gz" if path.name.endswith(("gz", "tgz")) else "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_folder_gives_its_images_in_one_order_without_what_is_hidden(tree: Path) -> None:
+    assert keys(tree) == SHOWN == keys(tree)
+
+
+def test_a_file_that_is_named_is_tried_whatever_its_name(tree: Path) -> None:
+    assert keys("photos/notes.md", "photos/.hidden.jpg") == ["notes.md", ".hidden.jpg"]
+
+
+def test_labels_are_spelt_as_the_user_began_them(tree: Path) -> None:
+    assert labels("photos/sub") == ["photos/sub/c.webp", "photos/sub/deep/d.gif"]
+    assert labels("./photos/b.jpg") == ["./photos/b.jpg"]
+    assert labels("photos/*.jpg") == ["photos/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.jpg", ["b.jpg"]),
+        ("photos/*", ["a.PNG", "b.jpg"]),
+        ("photos/**/*.gif", ["sub/deep/d.gif"]),
+        ("photos/**", SHOWN),
+        ("photos/*/[cf].*", ["later/f.tiff", "sub/c.webp"]),
+        ("**/deep/*.gif", ["photos/sub/deep/d.gif"]),
+        ("photos/**/deep/**/*.gif", ["sub/deep/d.gif"]),
+    ],
+)
+def test_a_quoted_glob_gives_the_files_it_names(tree: Path, pattern: str, expected: list[str]) -> None:
+    assert keys(pattern) == expected
+
+
+@pytest.mark.parametrize("path", ["nowhere", "photos/nowhere.jpg", "photos/*.heic", "nowhere/**/*.jpg"])
+def test_a_path_that_leads_nowhere_is_refused_before_anything_begins(tree: Path, path: str) -> None:
+    with pytest.raises(ImageMissing, match=r"no such|nothing matches"):
+        Sources([str(tree), path])
+
+
+def test_several_paths_have_keys_below_what_they_share(tree: Path) -> None:
+    (tree / "later" / "c.webp").write_text("another")
+    found = keys("photos/sub", "photos/later")
+    assert found == ["sub/c.webp", "sub/deep/d.gif", "later/c.webp", "later/f.tiff"]
+
+
+def test_a_photo_that_several_paths_bring_comes_once(tree: Path) -> None:
+    paths = ("photos/b.jpg", "photos", "photos/sub", "photos/*.jpg", "photos/**/*.gif", "photos/b.jpg", "./photos/sub")
+    found = keys(*paths)
+    assert len(found) == len(set(found)) == len(SHOWN)
+
+
+def test_links_are_followed_and_their_loops_end(tree: Path) -> None:
+    (tree / "sub" / "up").symlink_to(tree)
+    (tree / "sub" / "self").symlink_to(tree / "sub")
+    (tree / "elsewhere").symlink_to(tree.parent / "other")
+    (tree.parent / "other").mkdir()
+    (tree.parent / "other" / "g.jpg").write_text("linked")
+    assert sorted(keys(tree)) == sorted([*SHOWN, "elsewhere/g.jpg"])
+    assert set(keys("photos/**/*.gif")) == {"sub/deep/d.gif"}
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure_of_its_own(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: Path) -> object:  # root may read everything, so no mode would keep it out
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = {each.item.key: each.error for each in Sources([str(tree)]).find()}
+    assert [key for key, error in found.items() if error is None] == ["a.PNG", "b.jpg", "later/f.tiff"]
+    assert isinstance(found["sub"], ImageMissing) and "Permission denied" in str(found["sub"])
+
+
+@pytest.mark.parametrize("name", ["some.zip", "some.tar", "some.tar.gz", "some.tgz"])
+def test_an_archive_gives_its_images_and_each_its_own_bytes(tmp_path: Path, name: str) -> None:
+    members = {f"shard/{number:04d}.jpg": os.urandom(3000 + number) for number in range(20)}
+    extra = {"shard/0000.txt": b"words", "__MACOSX/._0000.jpg": b"no", ".hidden/x.jpg": b"no", "../../up.jpg": b"up"}
+    archive = packed(tmp_path / name, members | extra)
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    contents = {}
+    for found in Sources([str(archive)]).find(spool):
+        assert found.error is None
+        contents[found.item.key] = read(pickle.loads(pickle.dumps(found.item)))
+    expected = {f"{name}/{member}": data for member, data in members.items()}
+    assert contents == expected | {f"{name}/up.jpg": b"up"}
+    assert len(list(Sources([str(archive)]).find())) == 21, "counting needs no spool"
+
+
+def test_a_compressed_tar_is_copied_no_faster_than_it_is_asked_for(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "many.tgz", {f"{number}.jpg": os.urandom(100) for number in range(50)})
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    found = Sources([str(archive)]).find(spool)
+    for _ in range(3):
+        assert next(found).copied
+    assert len(list(spool.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["cut.zip", "cut.tar", "cut.tar.gz"])
+def test_a_broken_archive_is_one_failure_and_the_next_path_is_read(tmp_path: Path, name: str) -> None:
+    archive = packed(tmp_path / name, {f"{number}.jpg": os.urandom(5000) for number in range(9)})
+    archive.write_bytes(archive.read_bytes()[:20_000])
+    (tmp_path / "good.jpg").write_bytes(b"good")
+    found = list(Sources([str(archive), str(tmp_path / "good.jpg")]).find(tmp_path))
+    assert [each.item.key for each in found if each.error is not None] == [name]
+    assert found[-1].item.key == "good.jpg" and found[-1].error is None
+
+
+def test_what_cannot_be_read_is_said_by_type(tmp_path: Path) -> None:
+    empty, pipe, large = tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path / "large.jpg"
+    empty.touch()
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    cut = Item("cut", empty, "m", offset=0, size=10)
+    (tmp_path / "short").write_bytes(b"1234")
+    for item, kind in (
+        (Item("a", empty), ImageMissing),
+        (Item("b", pipe), ImageMissing),
+        (Item("c", large), ImageTooLarge),
+        (Item("d", tmp_path / "none.jpg"), ImageMissing),
+        (Item("e", tmp_path), ImageMissing),
+        (cut, ImageMissing),
+        (Item("f", tmp_path / "short", "m", offset=2, size=10), ImageMissing),
+    ):
+        with pytest.raises(kind):
+            read(item)
+
+
+def test_a_large_member_of_a_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "bomb.zip", {"bomb.png": bytes(MAX_IMAGE_BYTES + 1)})
+    (found,) = Sources([str(archive)]).find()
+    with pytest.raises(ImageTooLarge):
+        read(found.item)
+
+
+def test_images_that_share_a_stem_keep_their_whole_names(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg", "sub/a.jpg", "C.JPG", "c.png", "d.jpg", "d.jpg.png", "b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    stems = {found.item.key: found.stem for found in Sources([str(tmp_path)]).find()}
+    assert stems == {
+        "a.jpg": "a.jpg",
+        "a.png": "a.png",
+        "b.jpg": "b",
+        "sub/a.jpg": "sub/a",
+        "C.JPG": "C.JPG",
+        "c.png": "c.png",
+        "d.jpg": "d",
+        "d.jpg.png": "d.jpg.png",
+    }
+    alone = Sources([str(tmp_path / "a.jpg")]).find()
+    assert next(alone).stem == "a.jpg", "a name depends on the folder, not on what else was asked for"
+
+
+NAMES = st.lists(
+    st.builds(
+        "".join, st.lists(st.sampled_from(["a", "B", "b", ".jpg", ".png", ".JPG", ".txt", ".", "x"]), min_size=1)
+    ).filter(lambda name: name.strip(".") and not name.startswith(".")),
+    unique_by=str.casefold,
+    max_size=12,
+)
+
+
+@given(NAMES)
+def test_no_two_files_of_a_folder_share_a_sidecar(names: list[str]) -> None:
+    stems = Stems(names)
+    tried = [name for name in names if not name.casefold().endswith((".txt", ".xmp"))]
+    sidecars = [stems.of(name).casefold() for name in tried]
+    assert len(set(sidecars)) == len(sidecars)

@@ -1,0 +1,104 @@
+"""The command line's options are the wire's parameters and the job's; nothing heavy stands in front of its help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from captioner import __version__, wire
+from captioner.bulk.engines.base import RETRY_FOR_S
+from captioner.cli import main, parser
+from captioner.client import DEFAULT_IN_FLIGHT
+
+PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]
+SAMPLE = {str: "text", int: "7", float: "0.5"}
+
+
+def test_every_parameter_of_the_wire_is_an_option_of_its_type() -> None:
+    words = ["caption", "a.jpg"]
+    valued = [parameter for parameter in PARAMETERS if parameter.kind is not bool]
+    for parameter in valued:
+        words += ["--" + parameter.name.replace("_", "-"), SAMPLE[parameter.kind]]
+    arguments = parser().parse_args(words)
+    for parameter in valued:
+        assert getattr(arguments, parameter.name) == parameter.kind(SAMPLE[parameter.kind])
+
+
+def test_what_is_not_asked_for_is_left_to_the_server() -> None:
+    arguments = parser().parse_args(["caption", "a.jpg"])
+    assert all(getattr(arguments, parameter.name) is None for parameter in PARAMETERS)
+    assert arguments.prompt is None
+    assert arguments.server == f"127.0.0.1:{wire.GRPC_PORT}"
+
+
+def test_several_paths_are_captioned_by_one_command() -> None:
+    assert parser().parse_args(["caption", "a.jpg", "photos", "*.png"]).paths == ["a.jpg", "photos", "*.png"]
+
+
+def test_a_caption_goes_to_the_terminal_and_what_is_there_is_left_unless_it_is_said() -> None:
+    arguments = parser().parse_args(["caption", "a.jpg"])
+    assert (arguments.to, arguments.out, arguments.existing, arguments.engine) == ("stdout", None, "skip", "local")
+    assert (arguments.in_flight, arguments.retry_for) == (DEFAULT_IN_FLIGHT, RETRY_FOR_S)
+
+
+def test_help_comes_before_anything_heavy_is_imported() -> None:
+    heavy = ["grpc", "numpy", "PIL", "torch", "ray", "tqdm", "tritonclient", "gradio"]
+    program = (
+        "import sys\n"
+        "from captioner.cli import main\n"
+        "try: main(['caption', '--help'])\n"
+        f"except SystemExit: sys.exit(str([name for name in {heavy} if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert "--existing" in done.stdout and done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["caption"],
+        ["sing"],
+        ["caption", "a.jpg", "--seed", "one"],
+        ["caption", "a.jpg", "--to", "paper"],
+        ["caption", "a.jpg", "--existing", "keep"],
+        ["caption", "a.jpg", "--in-flight", "0"],
+        ["caption", "a.jpg", "--engine", "steam"],
+        ["up", "--http-port", "x"],
+    ],
+)
+def test_a_command_that_makes_no_sense_ends_with_the_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: captioner" in capsys.readouterr().err
+
+
+def test_help_shows_every_range(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["caption", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for parameter in PARAMETERS:
+        assert (parameter.doc if parameter.kind is bool else parameter.range) in shown, parameter.name
+
+
+def test_a_boolean_is_switched_on_and_off_by_name() -> None:
+    assert parser().parse_args(["caption", "a.jpg", "--no-repetition-guard"]).repetition_guard is False
+    assert parser().parse_args(["caption", "a.jpg", "--repetition-guard"]).repetition_guard is True
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"captioner {__version__}\n"
+
+
+def test_the_ports_of_up_are_those_of_the_wire() -> None:
+    arguments = parser().parse_args(["up"])
+    ports = (arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.page_port)
+    assert ports == (wire.HTTP_PORT, wire.GRPC_PORT, wire.METRICS_PORT, wire.PAGE_PORT)
+    assert (arguments.repository / "captioner" / "config.pbtxt").is_file()

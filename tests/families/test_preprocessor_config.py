@@ -1,0 +1,104 @@
+"""A processor's JSON and the pixels it stands for, held against transformers' own processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from captioner.errors import ModelUnsupported
+from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, check_side, image_spec
+from captioner.image.decode import LONGEST_RATIO, load_pixels
+from captioner.image.spec import ImageSpec
+from tests.image.test_decode import file
+
+CROP: dict[str, Any] = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(90, 40), (31, 77), (8, 300), (33, 32), (32, 32)])
+@pytest.mark.parametrize("side_px", [32, 45])
+def test_the_middle_is_cut_out_to_the_pixel_as_clips_processor_does_it(size: tuple[int, int], side_px: int) -> None:
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": side_px},
+        crop_size={"height": side_px, "width": side_px},
+        do_rescale=False,
+        do_normalize=False,
+    )
+    theirs = processor(noise(*size), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    ours, info = load_pixels(file(noise(*size), "PNG"), ImageSpec(side_px, side_px, "bicubic", crop=True))
+    assert np.array_equal(ours, theirs)
+    assert (info.height, info.width) == size, "what is told of the image is told of the whole of it"
+
+
+@pytest.mark.parametrize("size", [(8, 9000), (9000, 8)])
+def test_of_a_long_strip_only_the_middle_is_ever_resized(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, to: tuple[int, int], *rest: Any) -> Image.Image:
+        sizes.append(to)
+        return resize(image, to, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    pixels, _ = load_pixels(file(noise(*size), "PNG"), ImageSpec(32, 32, "bicubic", crop=True))
+    assert pixels.shape == (32, 32, 3)
+    assert max(sizes[0]) == 32 * LONGEST_RATIO
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"size": 48}, ImageSpec(48, 48, "bilinear")),
+        ({"size": {"height": 48, "width": 32}, "resample": 3}, ImageSpec(48, 32, "bicubic")),
+        (CROP, ImageSpec(32, 32, "bilinear", crop=True)),
+        ({"size": 32, "do_center_crop": True, "crop_size": 32}, ImageSpec(32, 32, "bilinear", crop=True)),
+        (CROP | CLIP_DEFAULTS, ImageSpec(32, 32, "bicubic", crop=True)),
+    ],
+)
+def test_the_ways_to_give_a_size_are_read(processor: dict[str, Any], expected: ImageSpec) -> None:
+    assert image_spec(processor) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"do_center_crop": False}, "do_center_crop False"),
+        ({"do_resize": False}, "do_resize False"),
+        ({"resample": 4}, "resample 4"),
+        ({"size": None}, "size None"),
+        ({"size": {"shortest_edge": 40}}, "'shortest_edge': 40"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "'longest_edge': 64"),
+        ({"size": {"height": 32, "width": 32}}, "do_center_crop True"),
+        ({"crop_size": {"height": 32, "width": 24}}, "'width': 24"),
+    ],
+)
+def test_pixels_that_cannot_be_made_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelUnsupported, match=named):
+        image_spec(CROP | changes)
+
+
+def test_a_processor_and_a_tower_that_disagree_are_refused() -> None:
+    class Tower:
+        image_size = 48
+
+    with pytest.raises(ModelUnsupported, match="image_size is 48, and the processor makes 32x32 px"):
+        check_side(image_spec(CROP), Tower())
+
+
+def test_normalisation_is_transformers_own() -> None:
+    processor = CLIPImageProcessorPil(**CROP)
+    theirs = processor(noise(32, 32), return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(np.array(noise(32, 32)))[None]
+    assert torch.allclose(Normalise(processor.to_dict())(pixels), theirs, atol=1e-5)
+    off = Normalise({"do_rescale": False, "do_normalize": False})
+    assert torch.equal(off(pixels), pixels.permute(0, 3, 1, 2).float())

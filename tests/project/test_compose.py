@@ -1,0 +1,156 @@
+"""The Docker stack as far as it can be checked without a container engine: it is read, linted and compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from captioner import cli, wire
+from captioner.launcher import triton_process
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SERVE = (ROOT / "deploy" / "serve.sh").read_text()
+
+
+@cache
+def compose(*options: str, **variables: str) -> dict[str, Any]:
+    """What docker-compose makes of our file: services by name."""
+    command = ["docker-compose", *options, "config"]
+    done = subprocess.run(
+        command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | variables, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    services: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return services
+
+
+def started(services: dict[str, Any], profile: str) -> set[str]:
+    """The services that `up` would start under a profile."""
+    return {name for name, service in services.items() if profile in service.get("profiles", [profile])}
+
+
+@pytest.mark.parametrize(("profile", "server"), [("gpu", "server"), ("cpu", "server-cpu")])
+def test_each_profile_starts_the_page_and_one_server(profile: str, server: str) -> None:
+    services = compose("--profile", profile)
+    assert started(services, profile) == {server, "frontend"}
+    healthcheck = services[server]["healthcheck"]["test"]
+    assert healthcheck[:3] == ["CMD", "captioner", "probe"], "health is a caption, not an open port"
+    assert cli.parser().parse_args(healthcheck[2:]).server == f"127.0.0.1:{wire.GRPC_PORT}"
+    assert services[server]["shm_size"] == "1gb"
+    assert {volume.split(":")[1] for volume in services[server]["volumes"]} == {"/models", "/huggingface"}
+    assert all(services[name]["restart"] == "unless-stopped" for name in (server, "frontend"))
+
+
+def test_without_an_option_the_server_with_a_gpu_is_meant() -> None:
+    assert "COMPOSE_PROFILES=gpu" in (ROOT / ".env").read_text().splitlines()
+    devices = compose()["server"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert "deploy" not in compose()["server-cpu"]
+
+
+def test_the_page_finds_whichever_server_runs() -> None:
+    services = compose()
+    address = services["frontend"]["command"][1]
+    for server in ("server", "server-cpu"):
+        assert f"{services[server]['networks']['default']['aliases'][0]}:{wire.GRPC_PORT}" == address
+
+
+def test_every_port_is_open_on_loopback_only_until_one_says_otherwise() -> None:
+    for bind, variables in (("127.0.0.1", {}), ("0.0.0.0", {"BIND": "0.0.0.0"})):
+        ports = [port for service in compose(**variables).values() for port in service.get("ports", ())]
+        assert len(ports) == 7
+        assert all(port.startswith(f"{bind}:") for port in ports)
+
+
+def test_the_defaults_in_env_are_those_in_the_compose_file(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.env"
+    empty.touch()
+    assert compose("--env-file", str(empty)) == compose()
+
+
+def test_one_triton_release_is_named_everywhere() -> None:
+    named = re.findall(r"\b\d\d\.\d\d-py3\b", DOCKERFILE + (ROOT / "docker-compose.yml").read_text())
+    named += re.findall(r"^TRITON_TAG=(.*)$", (ROOT / ".env").read_text(), re.MULTILINE)
+    assert len(named) == 3
+    assert len(set(named)) == 1, named
+    assert named[0] >= "26.04", "before 26.04 a server with a dead model calls itself ready"
+
+
+def test_the_dockerfile_is_clean_to_hadolint() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, "Dockerfile"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_that_is_copied_into_an_image_is_there_and_not_ignored() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in re.findall(r"^COPY .*", DOCKERFILE, re.MULTILINE):
+        for source in shlex.split(line)[1:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored, f"{source} does not reach the build"
+
+
+def test_what_is_installed_and_run_in_the_images_exists() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = set(",".join(re.findall(r"captioner\[([\w,]+)\]", DOCKERFILE)).split(","))
+    assert extras == {"server", "quantised", "export", "frontend"}
+    assert all(f"\n{extra} = [" in project for extra in extras)
+    assert "\n[project.scripts]\ncaptioner = " in project
+    for module in re.findall(r"-m\W+(frontend|export)\b", DOCKERFILE + SERVE):
+        assert (ROOT / module / "__main__.py").is_file()
+
+
+def test_the_wheel_in_the_images_holds_what_is_no_python() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    patterns = dict(
+        re.findall(r"^(\w+) = (\[.*\])$", project.partition("[tool.setuptools.package-data]")[2], re.MULTILINE)
+    )
+    for package in ("captioner", "frontend"):
+        packed = {path for pattern in yaml.safe_load(patterns[package]) for path in (ROOT / package).glob(pattern)}
+        there = {path for path in (ROOT / package).rglob("*.*") if path.suffix not in (".py", ".pyc", ".pyi")}
+        assert there <= packed, sorted(there - packed)
+
+
+def test_the_image_keeps_the_native_onnx_runtime_backend() -> None:
+    assert "/opt/tritonserver" not in DOCKERFILE + SERVE, "our stand-in must not come over Triton's own backend"
+
+
+def test_the_container_starts_triton_as_the_embedded_server_does(tmp_path: Path) -> None:
+    assert subprocess.run(["sh", "-n", ROOT / "deploy" / "serve.sh"], check=False).returncode == 0
+    here = {"--model-repository", "--backend-directory", "--backend-config", "--cache-directory", "--exit-timeout-secs"}
+    here |= {f"--{door}-{end}" for door in ("http", "grpc", "metrics") for end in ("address", "port")}
+    for text in triton_flags():
+        name = text.partition("=")[0]
+        if name in here:
+            continue
+        if name.endswith(("-restricted-api", "-restricted-protocol")):
+            assert f"{triton_process.RESTRICTED}:{wire.ADMIN_HEADER}=" in SERVE and name in SERVE
+            continue
+        assert text in SERVE.replace("'", ""), f"deploy/serve.sh starts Triton without {text}"
+
+
+def triton_flags() -> list[str]:
+    """The flags of the embedded server."""
+    options = triton_process.ServerOptions(
+        repository=Path("repository"),
+        models=tuple(wire.MODELS),
+        host="127.0.0.1",
+        http_port=1,
+        grpc_port=2,
+        metrics_port=3,
+        log_path=Path("log"),
+        admin_key="key",
+        start_seconds=1,
+        drain_seconds=1,
+    )
+    return triton_process._arguments(options, Path("backends"), "prefix")
