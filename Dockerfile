@@ -1,7 +1,7 @@
-# Two images of one source: `server` on NVIDIA's Triton image, `frontend` on plain Python. docker-compose.yml builds both.
+# Two images from one source: `server` on NVIDIA's Triton image, `frontend` on Python's. docker-compose.yml builds both.
 
-# The release whose native ONNX Runtime backend serves the encoder; 26.04 is the oldest in which a dead Python model
-# makes the server unready. Its Python is 3.12.
+# This release has a native ONNX Runtime backend for the encoder, and Python 3.12. Before 26.04, a server stays ready
+# when the process of a Python model dies.
 ARG TRITON_TAG=26.07-py3
 ARG PYTHON_TAG=3.12-slim
 
@@ -20,17 +20,18 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
     HF_HOME=/huggingface \
     MODEL_REPOSITORY=/models
 COPY constraints.txt /tmp/
-# onnxruntime is for the export, which compares the graph with the original; Triton serves it with a backend of its own.
+# The wheel carries the templates of model_repository/. onnxruntime is for the export, which compares the graph with the
+# original model; Triton serves the graph with its own backend.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "captioner[server,quantised,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
+        "captioner[models,quantised,export] @ file://$(echo /wheels/captioner-*.whl)" "onnxruntime>=1.20"
 COPY deploy/serve.sh /opt/captioner/serve.sh
-# A named volume takes over the owner of the folder that it is mounted on.
+# A new named volume gets the owner of the folder that it is mounted on.
 RUN install -d -o 1000 -g 1000 /models /huggingface
 USER 1000:1000
 EXPOSE 8000 8001 8002
 VOLUME ["/models", "/huggingface"]
-# A port that answers proves nothing: only a caption does.
+# The health check is a caption: an open port does not prove that the model works.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=15m --retries=3 \
     CMD ["captioner", "probe", "--server", "127.0.0.1:8001", "--timeout-s", "15"]
 ENTRYPOINT ["/bin/sh", "/opt/captioner/serve.sh"]

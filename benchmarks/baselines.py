@@ -1,8 +1,9 @@
-"""transformers' own generate() as a server would call it: one request after another, padded batches, or streaming.
+"""The baselines: transformers' generate() behind a simulated single-threaded server.
 
-A single-threaded server and closed-loop clients: whoever's caption is done sends the next request at once; the server
-takes up to `batch` of those who wait, first come first served, and all rows of a batch run to its longest caption, as
-generate() does. Features are given, so no vision tower runs; decoding is greedy with the cache on.
+The server calls generate() for one request at a time, for padded batches, or with a streamer. Clients run in a closed
+loop: a client sends its next request as soon as its caption is complete. The server takes up to `batch` queued requests
+in order of arrival. All rows of a batch run to the longest caption of the batch, as generate() does. Features are
+given, so no vision encoder runs. Decoding is greedy with the cache on.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoder
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.cells import Round
+from benchmarks.measurement import Round
 from benchmarks.published import Published
 from benchmarks.workload import Workload
 
-# Features (B, image tokens, width), prompt ids (B, N) and options to ids (B, N + new tokens).
+# Features (B, image tokens, width), prompt ids (B, N) and options → ids (B, N + new tokens).
 Generate = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A way to serve with generate(). `streams` shows each token as it comes, one request at a time."""
+    """A way to serve with generate(). With `streams`, tokens arrive one by one, for one request at a time."""
 
     name: str
     batch: int = 1
@@ -42,7 +43,7 @@ BATCHED = (Baseline("generate() on batches of 8", 8), Baseline("generate() on ba
 
 
 class FirstToken(BaseStreamer):
-    """Remembers when the first new token came; the first `put` is the prompt."""
+    """A streamer that records when the first new token came; its first `put` is the prompt."""
 
     def __init__(self) -> None:
         self.puts: list[float] = []
@@ -56,29 +57,29 @@ class FirstToken(BaseStreamer):
 
     @property
     def first(self) -> float:
-        """When the first new token came, on time.perf_counter()'s clock."""
+        """The time of the first new token, on time.perf_counter()'s clock."""
         return self.puts[1]
 
 
 class GivenFeatures(torch.nn.Module):
-    """In place of GIT's vision tower: its pixels are already features, (B, 1, image tokens, width)."""
+    """A replacement for GIT's vision tower that returns its input: features, (B, 1, image tokens, width)."""
 
     def forward(self, pixel_values: torch.Tensor, **_: object) -> SimpleNamespace:
-        """What GIT reads of a vision tower's output."""
+        """Return what GIT reads of a vision tower's output."""
         return SimpleNamespace(last_hidden_state=pixel_values[:, 0])
 
 
 def generator(published: Published) -> Generate:
-    """The original's generate() from features on; a ValueError for families that are no baseline here."""
+    """Return the original's generate() as a function of features; raise ValueError for families without a baseline."""
     source, family = published.source(), published.manifest().family
     if family == "vision-encoder-decoder":
         model = VisionEncoderDecoderModel.from_pretrained(published.folder, dtype=torch.float32).eval()
-        model.enc_to_dec_proj = torch.nn.Identity()  # the features have the decoder's width already
-        own(model).generation_config.decoder_start_token_id = published.manifest().start_ids[0]
+        model.enc_to_dec_proj = torch.nn.Identity()  # the features are projected already
+        _ignore_stop_tokens(model).generation_config.decoder_start_token_id = published.manifest().start_ids[0]
         return lambda features, ids, **options: model.generate(
             encoder_outputs=BaseModelOutput(features), decoder_input_ids=ids, **options
         )
-    text: Any = own(source.decoder)
+    text: Any = _ignore_stop_tokens(source.decoder)
     if family == "blip":
         return lambda features, ids, **options: text.generate(
             ids,
@@ -89,37 +90,37 @@ def generator(published: Published) -> Generate:
     if family == "git":
         text.git.image_encoder, text.git.visual_projection = GivenFeatures(), torch.nn.Identity()
         return lambda features, ids, **options: text.generate(ids, pixel_values=features[:, None], **options)
-    raise ValueError(f"{family} is no baseline; vision-encoder-decoder, blip and git are")
+    raise ValueError(f"{family} has no baseline; vision-encoder-decoder, blip and git have one")
 
 
-def own(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with nothing in its generation_config that could end or change a caption."""
+def _ignore_stop_tokens(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove everything from the model's generation config that could end or change a caption."""
     model.generation_config = GenerationConfig(pad_token_id=0, use_cache=True)
     return model
 
 
 @torch.inference_mode()
 def run(generate: Generate, work: Workload, baseline: Baseline, concurrency: int, limit_s: float = 1e9) -> Round:
-    """All of `work` by `concurrency` clients; no call begins after `limit_s`."""
+    """Run the workload with `concurrency` clients; start no call of generate() after `limit_s`."""
     result, to_send = Round(), deque(work.requests)
     began = time.perf_counter()
-    waiting = deque((began, to_send.popleft()) for _ in range(min(concurrency, len(to_send))))
-    while waiting and time.perf_counter() - began < limit_s:
-        taken = [waiting.popleft() for _ in range(min(baseline.batch, len(waiting)))]
-        features = torch.stack([work.features_of(request) for _, request in taken])
-        ids = torch.tensor([work.prompt_ids]).expand(len(taken), -1)
-        longest = max(request.tokens for _, request in taken)
+    queue = deque((began, to_send.popleft()) for _ in range(min(concurrency, len(to_send))))
+    while queue and time.perf_counter() - began < limit_s:
+        batch = [queue.popleft() for _ in range(min(baseline.batch, len(queue)))]
+        features = torch.stack([work.features_of(request) for _, request in batch])
+        ids = torch.tensor([work.prompt_ids]).expand(len(batch), -1)
+        longest = max(request.tokens for _, request in batch)
         streamer = FirstToken() if baseline.streams else None
-        written = generate(features, ids, max_new_tokens=longest, do_sample=False, streamer=streamer)
+        generated = generate(features, ids, max_new_tokens=longest, do_sample=False, streamer=streamer)
         ended = time.perf_counter()
-        new = written[:, ids.shape[1] :].tolist()
-        if any(len(row) != longest for row in new):
-            raise RuntimeError(f"generate() wrote {[len(row) for row in new]} tokens; {longest} were asked for")
-        for (sent, request), row in zip(taken, new, strict=True):
+        rows = generated[:, ids.shape[1] :].tolist()
+        if any(len(row) != longest for row in rows):
+            raise RuntimeError(f"generate() returned {[len(row) for row in rows]} tokens, not {longest}")
+        for (sent, request), row in zip(batch, rows, strict=True):
             first = streamer.first if streamer else ended
             result.add(request.number, row[: request.tokens], sent, first, ended)
             if to_send:
-                waiting.append((ended, to_send.popleft()))
+                queue.append((ended, to_send.popleft()))
     result.seconds = time.perf_counter() - began
-    result.unserved_ms = [(began + result.seconds - sent) * 1000 for sent, _ in waiting]
+    result.unserved_ms = [(began + result.seconds - sent) * 1000 for sent, _ in queue]
     return result

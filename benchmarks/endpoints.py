@@ -1,12 +1,12 @@
-"""What the HTTP API and the page add to a caption through the gRPC client, in ms.
+"""What the HTTP API and the page add to the latency of the gRPC client, in ms.
 
     python -m benchmarks.endpoints [--server 127.0.0.1:8001] [--page http://127.0.0.1:7860] [--photos 100]
 
-One photo after the other goes through every door, the order drawn anew for each, one request at a time: the gRPC
-client, `/v1/captions` as events and whole, `/v1/chat/completions` as events, and the page's own script in headless
-Chromium. Photos are crops of the shipped examples with bytes of their own behind the end, so that no answer comes from
-the feature cache. Medians of a photo's difference to gRPC, with a bootstrap interval of 95 %; the first ten photos are
-thrown away. The last line of stdout is one JSON document.
+Every photo goes through every endpoint, one request at a time, in an order that is random for each photo: the gRPC
+client, `/v1/captions` with and without streaming, `/v1/chat/completions` with streaming, and the page's own script in
+headless Chromium. Photos are crops of the shipped examples with random bytes after the image's end, so that no request
+hits the feature cache. Results are medians of each photo's difference to gRPC, with a 95 % bootstrap interval. Up to
+ten warm-up photos are discarded. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.images import crops
 from captioner.client import Client
-from captioner.client.load_test import marked
+from captioner.client.load_test import unique_images
 from captioner.wire import GRPC_PORT, PAGE_PORT
 
-CHROMIUM, WARM_UP = "/usr/bin/chromium", 10
+CHROMIUM = "/usr/bin/chromium"
+MAX_WARM_UP = 10  # photos
+RESAMPLES = 1000
 Times = tuple[float, float]  # ms to the first text and to the end
-Door = Callable[[bytes], Times]
+Endpoint = Callable[[bytes], Times]
 IN_PAGE = """async (image) => {
     const { caption } = await import("/browser/api.js");
     const bytes = Uint8Array.from(atob(image), (character) => character.charCodeAt(0));
@@ -45,8 +47,8 @@ IN_PAGE = """async (image) => {
 }"""
 
 
-def doors(client: Client, http: httpx.Client, page: Page) -> dict[str, Door]:
-    """Every way to a caption, by name."""
+def endpoints(client: Client, http: httpx.Client, page: Page) -> dict[str, Endpoint]:
+    """Return a function for each endpoint that captions one image and returns its times."""
 
     def grpc(image: bytes) -> Times:
         began, first = time.perf_counter(), 0.0
@@ -55,69 +57,75 @@ def doors(client: Client, http: httpx.Client, page: Page) -> dict[str, Door]:
                 first = first or time.perf_counter()
         return (first - began) * 1000, (time.perf_counter() - began) * 1000
 
-    def events(path: str, **request: object) -> Times:
+    def post(path: str, **request: object) -> Times:
         began, first = time.perf_counter(), 0.0
-        with http.stream("POST", path, **request) as answer:  # type: ignore[arg-type]
-            answer.raise_for_status()
-            for _ in answer.iter_raw():
+        with http.stream("POST", path, **request) as response:  # type: ignore[arg-type]
+            response.raise_for_status()
+            for _ in response.iter_raw():
                 first = first or time.perf_counter()
         return (first - began) * 1000, (time.perf_counter() - began) * 1000
 
     def captions(image: bytes) -> Times:
-        return events("/v1/captions", files={"image": ("a.jpg", image)}, data={"stream": "true"})
+        return post("/v1/captions", files={"image": ("a.jpg", image)}, data={"stream": "true"})
 
-    def whole(image: bytes) -> Times:
-        return events("/v1/captions", files={"image": ("a.jpg", image)})
+    def captions_whole(image: bytes) -> Times:
+        return post("/v1/captions", files={"image": ("a.jpg", image)})
 
     def chat(image: bytes) -> Times:
         url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}]
         messages = [{"role": "user", "content": content}]
-        return events("/v1/chat/completions", json={"model": "captioner", "stream": True, "messages": messages})
+        return post("/v1/chat/completions", json={"model": "captioner", "stream": True, "messages": messages})
 
     def in_page(image: bytes) -> Times:
         first, total = page.evaluate(IN_PAGE, base64.b64encode(image).decode())
         return first, total
 
-    return {"grpc": grpc, "captions": captions, "captions_whole": whole, "chat": chat, "page": in_page}
+    return {"grpc": grpc, "captions": captions, "captions_whole": captions_whole, "chat": chat, "page": in_page}
 
 
 def measure(server: str, url: str, photos: int) -> dict[str, object]:
-    """The JSON document."""
+    """Send the photos through every endpoint; return the JSON document."""
     times: dict[str, list[Times]] = {}
+    warm_up = min(MAX_WARM_UP, photos)
     with sync_playwright() as playwright, Client(server) as client, httpx.Client(base_url=url, timeout=60) as http:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
         page.goto(url)
-        ways = doors(client, http, page)
-        for photo in islice(crops(seed=secrets.randbits(32)), WARM_UP + photos):
-            for name, file in zip(random.sample(list(ways), len(ways)), marked([photo]), strict=False):
-                times.setdefault(name, []).append(ways[name](file))
+        measured = endpoints(client, http, page)
+        for photo in islice(crops(seed=secrets.randbits(32)), warm_up + photos):
+            order = random.sample(list(measured), len(measured))
+            for name, file in zip(order, unique_images([photo]), strict=False):
+                times.setdefault(name, []).append(measured[name](file))
         browser.close()
-    kept = {name: each[WARM_UP:] for name, each in times.items()}
-    found: dict[str, object] = {"photos": photos, "cores": os.cpu_count(), "python": platform.python_version()}
-    for index, what in enumerate(("first_text", "total")):
+    kept = {name: each[warm_up:] for name, each in times.items()}
+    result: dict[str, object] = {"photos": photos, "cores": os.cpu_count(), "python": platform.python_version()}
+    for index, event in enumerate(("first_text", "total")):
         base = [each[index] for each in kept["grpc"]]
-        found[f"grpc_{what}_p50_ms"] = round(statistics.median(base), 2)
-        for name in [name for name in kept if name != "grpc" and not (what == "first_text" and name.endswith("whole"))]:
-            more = [each[index] - grpc for each, grpc in zip(kept[name], base, strict=True)]
-            found[f"{name}_{what}_added_ms"] = _median(more)
-            print(f"{name:15} {what:10} +{statistics.median(more):5.1f} ms", flush=True)
-    return found
+        result[f"grpc_{event}_p50_ms"] = round(statistics.median(base), 2)
+        for name, each in kept.items():
+            if name == "grpc" or (event == "first_text" and name == "captions_whole"):
+                continue
+            added = [ms[index] - grpc_ms for ms, grpc_ms in zip(each, base, strict=True)]
+            result[f"{name}_{event}_added_ms"] = _median(added)
+            print(f"{name:15} {event:10} {statistics.median(added):+6.1f} ms", flush=True)
+    return result
 
 
 def _median(values: list[float]) -> dict[str, float]:
-    chance = random.Random(0)
-    drawn = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(1000))
-    return {"median": round(statistics.median(values), 2), "low": round(drawn[25], 2), "high": round(drawn[974], 2)}
+    """Return the median and its 95 % bootstrap interval."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    low, high = medians[round(0.025 * RESAMPLES)], medians[round(0.975 * RESAMPLES) - 1]
+    return {"median": round(statistics.median(values), 2), "low": round(low, 2), "high": round(high, 2)}
 
 
 def main() -> None:
-    """Arguments only."""
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", default=f"127.0.0.1:{GRPC_PORT}")
-    parser.add_argument("--page", default=f"http://127.0.0.1:{PAGE_PORT}")
-    parser.add_argument("--photos", type=int, default=100)
+    parser.add_argument("--server", default=f"127.0.0.1:{GRPC_PORT}", help="gRPC address (default %(default)s)")
+    parser.add_argument("--page", default=f"http://127.0.0.1:{PAGE_PORT}", help="page URL (default %(default)s)")
+    parser.add_argument("--photos", type=int, default=100, help="photos after the warm-up (default %(default)s)")
     options = parser.parse_args()
     print(json.dumps(measure(options.server, options.page, options.photos)))
 

@@ -1,7 +1,7 @@
-"""This project's engine in this process, under the same closed loop as the baselines.
+"""This project's engine in the benchmark's process, with the same closed loop as the baselines.
 
-The engine decodes in a thread of its own and, where clients do not think, `submit` is called from `on_finish`: between
-two captions of a client nothing waits but the engine.
+The engine decodes in its own thread. A client without think time sends its next request from `on_finish`, so nothing
+but the engine runs between two captions of a client.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 
 import torch
 
-from benchmarks.cells import Round
+from benchmarks.measurement import Round
 from benchmarks.published import Published
 from benchmarks.workload import Request, Workload
 from captioner.engine.engine import Engine
@@ -22,11 +22,11 @@ from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import FinishReason, Sequence
 from captioner.families import family
 
-MOST_WAITING = 1024
+MAX_WAITING = 1024
 
 
 def runner(published: Published, slots: int, work: Workload) -> Runner:
-    """The published decoder with its slots, warmed up as the server does it."""
+    """Return a runner of the published decoder, warmed up as in the server."""
     manifest = published.manifest()
     decoder = family(manifest.family).decoder(published.version, manifest, "fp32", torch.device("cpu"))
     made = Runner(decoder, slots)
@@ -34,41 +34,41 @@ def runner(published: Published, slots: int, work: Workload) -> Runner:
     return made
 
 
-def thinking_s(request: Request, longest_s: float) -> float:
-    """How long a client thinks before it sends `request`: the same on every side of a comparison."""
-    return random.Random(request.number).uniform(0, longest_s)
+def think_time_s(request: Request, max_s: float) -> float:
+    """Return how long a client waits before it sends `request`; the same for every compared system."""
+    return random.Random(request.number).uniform(0, max_s)
 
 
 class ClosedLoop:
-    """`concurrency` clients, each sending its next request when it has the caption of its last and has thought."""
+    """`concurrency` clients. Each sends its next request once its caption is complete and its think time is over."""
 
-    def __init__(self, engine: Engine, work: Workload, concurrency: int, think_s: float) -> None:
+    def __init__(self, engine: Engine, work: Workload, concurrency: int, max_think_s: float) -> None:
         self.result = Round()
         self._engine = engine
         self._work = work
         self._concurrency = concurrency
-        self._think_s = think_s
+        self._max_think_s = max_think_s
         self._to_send = deque(work.requests)
         self._done = threading.Event()
         self._failure: BaseException | None = None
 
     def run(self) -> Round:
-        """Everything, to the last caption; raises what failed."""
+        """Run the whole workload; raise the error of the first request that fails."""
         began = time.perf_counter()
         for _ in range(min(self._concurrency, len(self._to_send))):
-            self._next()
+            self._send_next()
         self._done.wait()
         if self._failure is not None:
             raise self._failure
         self.result.seconds = time.perf_counter() - began
         return self.result
 
-    def _next(self) -> None:
+    def _send_next(self) -> None:
         if not self._to_send:
             return
         request = self._to_send.popleft()
-        if self._think_s:
-            threading.Timer(thinking_s(request, self._think_s), self._send, [request]).start()
+        if self._max_think_s:
+            threading.Timer(think_time_s(request, self._max_think_s), self._send, [request]).start()
         else:
             self._send(request)
 
@@ -80,13 +80,13 @@ class ClosedLoop:
             Sampling(),
             request.tokens,
             on_token=lambda _: times.append(time.perf_counter()),
-            on_finish=lambda reason: self._finished(request, sequence, reason, sent, times),
+            on_finish=lambda reason: self._on_finish(request, sequence, reason, sent, times),
             features=self._work.features_of(request),
         )
         self._engine.admit()
         self._engine.submit(sequence)
 
-    def _finished(
+    def _on_finish(
         self, request: Request, sequence: Sequence, reason: FinishReason, sent: float, times: list[float]
     ) -> None:
         if reason != "length":
@@ -96,14 +96,14 @@ class ClosedLoop:
         self.result.add(request.number, sequence.token_ids, sent, times[0], times[-1])
         if len(self.result.captions) == len(self._work.requests):
             self._done.set()
-        self._next()
+        self._send_next()
 
 
-def run(made: Runner, work: Workload, concurrency: int, think_s: float = 0.0) -> Round:
-    """All of `work` by `concurrency` clients through an engine of its own, which knows no end tokens."""
-    engine = Engine(made, (), max_waiting=MOST_WAITING)
+def run(made: Runner, work: Workload, concurrency: int, max_think_s: float = 0.0) -> Round:
+    """Run the workload with `concurrency` clients through a new engine that has no stop tokens."""
+    engine = Engine(made, (), max_waiting=MAX_WAITING)
     engine.start()
     try:
-        return ClosedLoop(engine, work, concurrency, think_s).run()
+        return ClosedLoop(engine, work, concurrency, max_think_s).run()
     finally:
         engine.close()

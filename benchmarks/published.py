@@ -1,4 +1,4 @@
-"""Seeded models exported and published once, kept under build/benchmarks until their making changes."""
+"""Export and publish seeded models once; keep them under build/benchmarks until the code that makes them changes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from captioner.publish.publish import export_and_publish
 from captioner.wire import CAPTIONER, VISION_ENCODER
 
 ROOT = Path(__file__).parent.parent
-KEPT = ROOT / "build" / "benchmarks"
-EMBEDDED_NAME = "embedded"  # the real model that travels with the code; it has one size
+CACHE = ROOT / "build" / "benchmarks"
+EMBEDDED_NAME = "embedded"  # the shipped model with its real weights; it has one size
 NAMES = (*SEEDED, EMBEDDED_NAME)
 
 
 @dataclass(frozen=True)
 class Published:
-    """One model, as its authors would publish it in `folder` and as we do in `repository`."""
+    """One model: as a Hugging Face model in `folder`, and as a published version in `repository`."""
 
     name: str
     size: Size
@@ -51,50 +51,50 @@ class Published:
         return self.repository / VISION_ENCODER / "1" / "model.onnx"
 
     def manifest(self) -> Manifest:
-        """What the export found."""
+        """Load the manifest that the export wrote."""
         return Manifest.load(self.version)
 
     def source(self) -> Source:
-        """The original, with its own generate()."""
+        """Load the original, with its own generate()."""
         model_type = json.loads((self.folder / "config.json").read_text())["model_type"]
         return family(model_type).load(self.folder)
 
 
-def published(name: str, size: Size, seed: int = 0, kept: Path = KEPT) -> Published:
-    """The model called `name`, one of NAMES; made and exported if it is not there yet."""
+def published(name: str, size: Size, seed: int = 0) -> Published:
+    """Return the model called `name`, one of NAMES; make, export and publish it if it is not in CACHE."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    place = kept / f"{name}-{size}-{seed}-{_making()}"
-    if not place.is_dir():
-        kept.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=kept))
+    target = CACHE / f"{name}-{size}-{seed}-{_code_hash()}"
+    if not target.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=CACHE))
         try:
             folder = EMBEDDED_FOLDER
             if name != EMBEDDED_NAME:
-                folder = made / "model"
+                folder = staged / "model"
                 folder.mkdir()
                 seeded.save(name, folder, size, seed)
-            found = ResolvedModel(EMBEDDED if name == EMBEDDED_NAME else name, f"{seed:040x}", folder)
-            export_and_publish(found, VersionStore(empty_repository(made / "repository")), (), lambda _: None)
-            for outdated in kept.glob(f"{name}-{size}-{seed}-*"):
+            model = ResolvedModel(EMBEDDED if name == EMBEDDED_NAME else name, f"{seed:040x}", folder)
+            export_and_publish(model, VersionStore(empty_repository(staged / "repository")), (), lambda _: None)
+            for outdated in CACHE.glob(f"{name}-{size}-{seed}-*"):
                 shutil.rmtree(outdated, ignore_errors=True)
-            made.replace(place)
+            staged.replace(target)
         except BaseException as error:
-            shutil.rmtree(made, ignore_errors=True)
-            if not (isinstance(error, OSError) and place.is_dir()):  # another process was faster
+            shutil.rmtree(staged, ignore_errors=True)
+            if not (isinstance(error, OSError) and target.is_dir()):  # another process was faster
                 raise
-    folder = EMBEDDED_FOLDER if name == EMBEDDED_NAME else place / "model"
-    return Published(name, size, folder, place / "repository")
+    folder = EMBEDDED_FOLDER if name == EMBEDDED_NAME else target / "model"
+    return Published(name, size, folder, target / "repository")
 
 
 def empty_repository(folder: Path) -> Path:
-    """The committed part of model_repository, without what may have been published there."""
+    """Fill `folder` with the committed files of model_repository, without published versions; return it."""
     repository_templates.install(folder)
     return folder
 
 
 def served_copy(source: Published, folder: Path) -> Path:
-    """A repository of its own with today's code and configs; the published files are hard links where that works."""
+    """Return a new repository with the current code and configs; published files are hard links if possible."""
     repository = empty_repository(folder)
     for model in VERSIONED:
         for path in sorted((source.repository / model / "1").rglob("*")):
@@ -108,8 +108,8 @@ def served_copy(source: Published, folder: Path) -> Path:
     return repository
 
 
-def _making() -> str:
-    """A hash of all that decides what is published: code and versions."""
+def _code_hash() -> str:
+    """Return a hash of the code and the library versions that decide what is published."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
     for folder in ("benchmarks/seeded", "captioner/families", "captioner/decoders", "captioner/artifacts", "export"):
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -1,3 +1,3 @@
-"""Captioner: image captioning on your own server. Nothing heavy is imported here."""
+"""Captioner: image captioning on your own server. Importing this package loads no dependencies."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""Every refusal and fault Captioner can answer with, each with the stable code that stands in front of its sentence.
+"""Every error that Captioner answers with, each with a stable code.
 
-The code is the class's own name on the wire (`IMAGE_TOO_LARGE: 31 MiB; the limit is 20 MiB`), so one table serves the
-server, which writes it, and the clients, which read it back into the same class with `from_wire`.
+On the wire the code stands in front of the message: `IMAGE_TOO_LARGE: 31 MiB; the limit is 20 MiB`. The server writes
+it with `CaptionerError.wire`, and the clients turn it back into the same class with `from_wire`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ Status = Literal["INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL"]
 
 
 class CaptionerError(Exception):
-    """Anything that keeps an image from its caption. `code` is stable, the sentence is for people."""
+    """The base class of all errors. `code` is stable; the message is for people and may change."""
 
     code: ClassVar[str] = "INTERNAL"
-    status: ClassVar[Status] = "INTERNAL"  # the name of Triton's own error code
+    status: ClassVar[Status] = "INTERNAL"  # the name of Triton's error code
     by_code: ClassVar[dict[str, type[CaptionerError]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -24,12 +24,12 @@ class CaptionerError(Exception):
             raise TypeError(f"{cls.__name__} and {CaptionerError.by_code[cls.code].__name__} share the code {cls.code}")
 
     def wire(self) -> str:
-        """The text that travels: `CODE: sentence`."""
+        """Return the text that is sent: `CODE: message`."""
         return f"{self.code}: {self}"
 
 
 class ImageRefused(CaptionerError):
-    """The image cannot be captioned; another one can."""
+    """This image cannot be captioned; other images can."""
 
     code = "IMAGE_REFUSED"
     status = "INVALID_ARG"
@@ -40,7 +40,7 @@ class ImageMissing(ImageRefused):
 
 
 class ImageTooLarge(ImageRefused):
-    """Too many bytes, or too many pixels on a side or in all."""
+    """Too many bytes, or too many pixels along a side or in total."""
 
     code = "IMAGE_TOO_LARGE"
 
@@ -50,19 +50,19 @@ class ImageTooSmall(ImageRefused):
 
 
 class ImageFormatUnknown(ImageRefused):
-    """The bytes begin like none of the formats that are read."""
+    """The first bytes match none of the supported formats."""
 
     code = "IMAGE_FORMAT_UNKNOWN"
 
 
 class ImageBroken(ImageRefused):
-    """The bytes begin like a known format and cannot be decoded to the end."""
+    """The first bytes match a supported format, but the file cannot be decoded completely."""
 
     code = "IMAGE_BROKEN"
 
 
 class ParameterRefused(CaptionerError):
-    """A request parameter or prompt is refused; nothing is clamped or ignored."""
+    """A request parameter or prompt is invalid. Values are never clamped or ignored."""
 
     code = "PARAMETER_REFUSED"
     status = "INVALID_ARG"
@@ -73,13 +73,13 @@ class ParameterUnknown(ParameterRefused):
 
 
 class ParameterInvalid(ParameterRefused):
-    """Wrong type or outside the allowed range."""
+    """A value of the wrong type or outside the allowed range."""
 
     code = "PARAMETER_INVALID"
 
 
 class ParameterUnsupported(ParameterRefused):
-    """A known parameter or value that the model being served was not made for."""
+    """A known parameter or value that the served model does not support."""
 
     code = "PARAMETER_UNSUPPORTED"
 
@@ -89,20 +89,20 @@ class PromptTooLong(ParameterRefused):
 
 
 class OutputRefused(ParameterRefused):
-    """A caption cannot be put where it was asked for."""
+    """A caption cannot be written to the requested output."""
 
     code = "OUTPUT_REFUSED"
 
 
 class ServerBusy(CaptionerError):
-    """Running and waiting places are taken; the sentence says when to retry."""
+    """All slots are in use and the queue is full; the message says when to retry."""
 
     code = "SERVER_BUSY"
     status = "UNAVAILABLE"
 
 
 class DeadlineExceeded(CaptionerError):
-    """The request's deadline passed before it had a first token."""
+    """The request's deadline passed before its first token."""
 
     code = "DEADLINE_EXCEEDED"
     status = "UNAVAILABLE"
@@ -114,28 +114,28 @@ class ServerStopping(CaptionerError):
 
 
 class ServerUnreachable(CaptionerError):
-    """Client side: no server answers at the address, or the connection broke."""
+    """Raised by the client: no server answers at the address, or the connection broke."""
 
     code = "SERVER_UNREACHABLE"
     status = "UNAVAILABLE"
 
 
 class StreamStalled(CaptionerError):
-    """Client side: the server accepted the request and then said nothing for the stall timeout."""
+    """Raised by the client: the server accepted the request, then sent nothing for the stall timeout."""
 
     code = "STREAM_STALLED"
     status = "UNAVAILABLE"
 
 
 class AccessDenied(CaptionerError):
-    """A door in front of the server, or the Hub, wants a key, or another one."""
+    """The API key or token is missing or wrong, at the server, a proxy in front of it, or the Hub."""
 
     code = "ACCESS_DENIED"
     status = "INVALID_ARG"
 
 
 class CaptionsDiffer(CaptionerError):
-    """Client side: a stream broke, and the replica asked in its place writes another caption."""
+    """Raised by the client: a stream broke, and the next replica generates another caption."""
 
     code = "CAPTIONS_DIFFER"
     status = "UNAVAILABLE"
@@ -147,7 +147,7 @@ class RequestCancelled(CaptionerError):
 
 
 class ArtefactBroken(CaptionerError):
-    """A published file is missing, altered or not what the manifest says."""
+    """A published file is missing or differs from the manifest."""
 
     code = "ARTEFACT_BROKEN"
 
@@ -159,54 +159,52 @@ class RepositoryBusy(CaptionerError):
 
 
 class ModelUnsupported(CaptionerError):
-    """The model's type, dtype or shape is none that can be exported or served."""
+    """The model's type, dtype or shape cannot be exported or served."""
 
     code = "MODEL_UNSUPPORTED"
 
 
 class ModelMissing(ModelUnsupported):
-    """No folder and no model of the Hub has the name, or the model has no such revision."""
+    """No folder and no Hub model has this name, or the model does not have this revision."""
 
     code = "MODEL_MISSING"
 
 
 class HubUnreachable(CaptionerError):
-    """The Hugging Face Hub does not answer, or must not be asked, and the cache does not hold what is needed."""
+    """The Hugging Face Hub does not answer or may not be asked, and the cache lacks a needed file."""
 
     code = "HUB_UNREACHABLE"
     status = "UNAVAILABLE"
 
 
 class CacheUnwritable(CaptionerError):
-    """The Hub's cache cannot take a model: the disk is full or may not be written."""
+    """The Hub's cache cannot store a model: the disk is full or not writable."""
 
     code = "CACHE_UNWRITABLE"
 
 
 class StartupRefused(CaptionerError):
-    """The server cannot start on this machine; the sentence says what to do."""
+    """The server cannot start on this machine; the message says what to do."""
 
     code = "STARTUP_REFUSED"
 
 
 CaptionerError.by_code[CaptionerError.code] = CaptionerError
 
-# Triton's own words, which have no code, while it loads a model or ends.
-_COMING_OR_GOING = re.compile(
-    "Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process"
-)
+# Triton's own messages while it loads a model or shuts down; they have no code.
+_NOT_READY = re.compile("Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process")
 _CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 
 
 def typed(error: BaseException) -> CaptionerError:
-    """`error` itself if it is one of ours, otherwise an INTERNAL one that names it."""
+    """Return `error` if it is a CaptionerError, otherwise an INTERNAL error that names its type and message."""
     return error if isinstance(error, CaptionerError) else CaptionerError(f"{type(error).__name__}: {error}")
 
 
 def from_wire(message: str) -> CaptionerError:
-    """The error that `message` names; Triton may have put words of its own in front of the code."""
+    """Return the error that `message` contains. Triton may put text of its own in front of the code."""
     for match in _CODE.finditer(message):
         error = CaptionerError.by_code.get(match[1])
         if error is not None:
             return error(message[match.end() :].strip())
-    return (ServerStopping if _COMING_OR_GOING.search(message) else CaptionerError)(message.strip())
+    return (ServerStopping if _NOT_READY.search(message) else CaptionerError)(message.strip())

@@ -1,22 +1,28 @@
-"""This machine in facts: system, processor, memory, container, devices. Nothing here fails; what is unknown is None."""
+"""Facts about this machine: system, processor, memory, container, GPUs, installed packages. An unknown fact is None."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 Facts = dict[str, Any]
+BASE = "base"  # the name here for what a package requires without any extra
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def system() -> Facts:
-    """What runs here."""
+    """Return the operating system, its libc, this Python and the container."""
     return {
         "os": platform.freedesktop_os_release().get("PRETTY_NAME") if Path("/etc/os-release").is_file() else None,
         "kernel": platform.release(),
@@ -28,18 +34,18 @@ def system() -> Facts:
 
 
 def container() -> str | None:
-    """The kind of container around this process, as far as it can be told."""
-    for name, mark in {"docker": "/.dockerenv", "podman": "/run/.containerenv"}.items():
-        if Path(mark).exists():
+    """Return the kind of container that this process runs in, None if no sign of one is found."""
+    for name, marker in {"docker": "/.dockerenv", "podman": "/run/.containerenv"}.items():
+        if Path(marker).exists():
             return name
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
-    found = re.search(r"docker|containerd|kubepods|lxc", _text("/proc/1/cgroup"))
-    return found[0] if found else None
+    match = re.search(r"docker|containerd|kubepods|lxc", _text("/proc/1/cgroup"))
+    return match[0] if match else None
 
 
 def processor() -> Facts:
-    """Model, cores and the instructions that matrices profit from."""
+    """Return the model, the core counts, and the instruction sets that speed up matrix products."""
     text = _text("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.+)$", text, re.MULTILINE)
@@ -53,7 +59,7 @@ def processor() -> Facts:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut to the cgroup's CPU quota; at least 1."""
+    """Return the number of cores that this process may use: its affinity, cut to the cgroup's CPU quota; at least 1."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -63,12 +69,12 @@ def usable_cores() -> int:
 
 
 def has_vnni() -> bool:
-    """Whether sums of eight-bit products are exact here; ONNX Runtime's overflow without these instructions."""
+    """Return whether the processor has VNNI; without it, int8 sums of ONNX Runtime overflow."""
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(processor()["flags"])
 
 
 def memory(folder: Path) -> Facts:
-    """In GiB; `folder` says which disk."""
+    """Return memory, shared memory, and free space on the disk of `folder`, in GiB."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE))
     limit = _text("/sys/fs/cgroup/memory.max").strip()
     disk, shared = _free_gib(folder), _free_gib(Path("/dev/shm"))
@@ -82,18 +88,76 @@ def memory(folder: Path) -> Facts:
 
 
 def gpus() -> list[str]:
-    """What nvidia-smi lists: name, driver, memory."""
+    """Return the GPUs that nvidia-smi lists: name, driver, memory."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     return output(command).splitlines() if shutil.which(command[0]) else []
 
 
+@dataclass(frozen=True)
+class Package:
+    """A requirement and the version that is installed, None if the package is missing."""
+
+    requirement: Requirement
+    version: str | None
+
+    @property
+    def suitable(self) -> bool:
+        """Whether a version is installed that satisfies the requirement."""
+        return self.version is not None and self.requirement.specifier.contains(self.version, prereleases=True)
+
+    def __str__(self) -> str:
+        name = self.requirement.name
+        if self.version is None:
+            return f"{name} missing"
+        return f"{name} {self.version}" + ("" if self.suitable else f" (must be {self.requirement.specifier})")
+
+
+def requirements(distribution: str) -> dict[str, list[Requirement]]:
+    """Return what an installed package requires by its own metadata: BASE, then each extra.
+
+    Raises importlib.metadata.PackageNotFoundError if the package is not installed.
+    """
+    extras = importlib.metadata.metadata(distribution).get_all("Provides-Extra") or []
+    lines = [Requirement(line) for line in importlib.metadata.requires(distribution) or []]
+    base = [line for line in lines if _applies(line)]
+    added = {extra: [line for line in lines if line not in base and _applies(line, extra)] for extra in extras}
+    return {BASE: base} | added
+
+
+def packages(lines: Iterable[Requirement]) -> list[Package]:
+    """Return the package of each requirement, and those that the requirement's own extras add, in any version.
+
+    For example, `gradio[mcp]>=6` gives gradio, which must be 6 or later, and mcp.
+    """
+    found = []
+    for line in lines:
+        found.append(Package(line, version(line.name)))
+        if line.extras and found[-1].version:
+            extras = requirements(line.name)
+            added = [Requirement(inner.name) for extra in sorted(line.extras) for inner in extras.get(extra, ())]
+            found += [Package(each, version(each.name)) for each in added]
+    return found
+
+
+def version(name: str) -> str | None:
+    """Return the version of an installed package, None if the package is missing."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def output(command: list[str]) -> str:
-    """What a command prints; nothing if it fails."""
+    """Return what a command prints, "" if it fails or takes longer than 20 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _applies(line: Requirement, extra: str = "") -> bool:
+    return line.marker is None or line.marker.evaluate({"extra": extra})
 
 
 def _text(path: str) -> str:

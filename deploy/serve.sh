@@ -1,18 +1,18 @@
 #!/bin/sh
-# In the server's container: the model published, then Triton in place of this shell.
-# CAPTIONER_MODEL, CAPTIONER_REVISION: another model than the published or embedded one. MODEL_REPOSITORY: a volume.
+# The entry point of the server's container: publish the model, then replace this shell with Triton.
+# MODEL_REPOSITORY: a volume. CAPTIONER_MODEL, CAPTIONER_REVISION: by default, what is live or else the embedded model.
 set -eu
 
-# Creates the repository where the volume is empty, and publishes the model unless it is live.
+# Create the repository if the volume is empty, and publish the model unless it is live.
 python3 -m export --repository "$MODEL_REPOSITORY" \
     ${CAPTIONER_MODEL:+"$CAPTIONER_MODEL${CAPTIONER_REVISION:+@$CAPTIONER_REVISION}"}
 
-# Doors for administrators open to who may write the repository: the key lies there, or in CAPTIONER_ADMIN_KEY.
+# Admin endpoints need this key: CAPTIONER_ADMIN_KEY, or else a file in the repository that only its owner can read.
 key=$(python3 -c 'import pathlib, sys; from captioner.publish.model_control import admin_key
 print(admin_key(pathlib.Path(sys.argv[1])))' "$MODEL_REPOSITORY")
-shut="shared-memory,model-repository,trace,logging:captioner-admin=$key"
+restricted="shared-memory,model-repository,trace,logging:captioner-admin=$key"
 
-# The version before the live one is loaded once the server is there, so that a rollback only moves the traffic.
+# Once the server is ready, load the previous version too, so that a rollback only moves the traffic.
 python3 -m captioner.publish.warm_standby "$MODEL_REPOSITORY" 127.0.0.1:8001 &
 
 exec tritonserver \
@@ -24,8 +24,8 @@ exec tritonserver \
     --exit-on-error=true \
     --disable-auto-complete-config \
     --http-thread-count=4 \
-    --http-restricted-api="$shut" \
-    --grpc-restricted-protocol="$shut" \
+    --http-restricted-api="$restricted" \
+    --grpc-restricted-protocol="$restricted" \
     --grpc-header-forward-pattern='^user-agent$' \
     --exit-timeout-secs=30 \
     "$@"

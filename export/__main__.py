@@ -1,4 +1,4 @@
-"""`python -m export [MODEL[@REVISION]]`: export and publish a model on this disk, for a server that starts later."""
+"""`python -m export [MODEL[@REVISION]]`: export and publish a model into a repository, before its server starts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from captioner.publish.ensure_published import ensure_published
 
 
 def main() -> int:
-    """Export and publish. Return 0, or 2 after one sentence on stderr."""
+    """Export and publish. Return 0, or 2 after an error of one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument(
         "model",
         nargs="?",
-        help=f"a folder or a Hugging Face id, with @REVISION; default: what is published, else {EMBEDDED}",
+        help=f"folder or Hugging Face id, with @REVISION; default: the published model, else {EMBEDDED}",
     )
     parser.add_argument("--repository", type=Path, default=default_repository(), help="Triton model repository")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Photos to lower a vision encoder with, and to compare it on: the shipped ones, or a folder of one's own."""
+"""Photos to calibrate int8 with and to compare precisions on: the shipped ones, or those of a folder."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from captioner.image.formats import is_image
 from captioner.image.spec import ImageSpec
 
 COUNT = 48
-HELD_OUT = 8  # the last of them, to compare on: they must not have set the ranges
-LONGEST_PX = 1024  # a side of the photos that crops are cut from
+HELD_OUT = 8  # the last of them, for the comparison; they must not set the quantization ranges
+MAX_SIDE_PX = 1024  # of the photos that crops are cut from
 
 
 def calibration_pixels(spec: ImageSpec, folder: Path | None = None, count: int = COUNT) -> NDArray[np.uint8]:
-    """Pixels of `count` pictures, (count, height, width, 3): photos of `folder` or the shipped ones, then their crops.
+    """Return the pixels of `count` images, (count, height, width, 3): whole photos first, then crops of them.
 
-    The same for the same files. Where images are cut into tiles, each picture is one tile. Raises ImageMissing for a
-    folder that is not there, ParameterInvalid for one without a photo that can be read.
+    The photos are those of `folder`, or the shipped ones. The result is deterministic. For a model that cuts images
+    into tiles, each image is one tile. Raises ImageMissing for a missing folder, ParameterInvalid for a folder without
+    a readable photo.
     """
     tile = replace(spec, longest_px=None)
     return np.stack([load_pixels(file, tile)[0] for file in islice(_files(folder or FOLDER), count)])
 
 
 def _files(folder: Path) -> Iterator[bytes]:
-    """The folder's readable photos, shuffled, and then crops of them without end."""
-    chance = random.Random(0)
+    """Yield the folder's readable photos, shuffled, then random crops of them without end."""
+    rng = random.Random(0)
     if not folder.is_dir():
         raise ImageMissing(f"{folder}: no such folder")
     paths = sorted(path for path in folder.rglob("*") if is_image(path.name))
-    chance.shuffle(paths)
+    rng.shuffle(paths)
     photos: list[Image.Image] = []
     for path in paths:
         try:
@@ -48,20 +49,20 @@ def _files(folder: Path) -> Iterator[bytes]:
             photo, _ = decode(file)
         except (ImageRefused, OSError):
             continue
-        photo.thumbnail((LONGEST_PX, LONGEST_PX))
+        photo.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         photos.append(photo)
         yield file
     if not photos:
-        raise ParameterInvalid(f"{folder} has no photo that can be read, and a calibration needs some")
+        raise ParameterInvalid(f"{folder} has no readable photo; a calibration needs at least one")
     while True:
-        yield _crop(chance.choice(photos), chance)
+        yield _crop(rng.choice(photos), rng)
 
 
-def _crop(photo: Image.Image, chance: random.Random) -> bytes:
-    """The file of a square of half the shorter side to all of it, every other one mirrored."""
-    side = chance.randint(min(photo.size) // 2, min(photo.size))
-    left, top = chance.randint(0, photo.width - side), chance.randint(0, photo.height - side)
+def _crop(photo: Image.Image, rng: random.Random) -> bytes:
+    """Return the file of a random square crop, from half the shorter side to all of it; half of them mirrored."""
+    side = rng.randint(min(photo.size) // 2, min(photo.size))
+    left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
     crop = photo.crop((left, top, left + side, top + side))
     file = io.BytesIO()
-    (ImageOps.mirror(crop) if chance.random() < 0.5 else crop).save(file, "BMP")  # nothing is lost, nothing packed
+    (ImageOps.mirror(crop) if rng.random() < 0.5 else crop).save(file, "BMP")  # lossless, and fast to write
     return file.getvalue()

@@ -1,4 +1,8 @@
-"""The steps from a model's name to a folder that can be published, each announced before it is made."""
+"""Export a model into a folder that can be published; each step is logged before it begins.
+
+1. Load the model through its family. 2. Export the vision encoder to ONNX. 3. Convert its precision. 4. Write the
+decoder and the tokenizer. 5. Compare the exported files with the original. 6. Write the golden sample and the manifest.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,49 +25,49 @@ from captioner.errors import ModelUnsupported
 from captioner.examples import FOLDER
 from captioner.families import family
 from captioner.families.base import Source
-from captioner.hub import resolve
+from captioner.hub.resolve import ResolvedModel
 from captioner.image.decode import load_pixels
 from captioner.wire import CAPTIONER, VISION_ENCODER, EncoderPrecision
 from export.calibration_images import HELD_OUT, calibration_pixels
 from export.model_card import read_card
 from export.onnx_export import export_vision_encoder, onnx_features
 from export.parity import check_parity, golden_sample
-from export.precision import convert_precision
+from export.precision import Log, convert_precision
 
-CHECK_PHOTO = FOLDER / "cat.jpg"
+GOLDEN_PHOTO = FOLDER / "cat.jpg"
 
 
 def export(
-    found: resolve.ResolvedModel,
+    found: ResolvedModel,
     folder: Path,
-    say: Callable[[str], None],
+    log: Log,
     *,
     precision: EncoderPrecision = "fp32",
     calibration: Path | None = None,
 ) -> Manifest:
-    """Exports a model into `folder`, a sub-folder for each Triton model that has versions; whole or not at all.
+    """Export a model into `folder`, with a subfolder for each versioned Triton model; return its manifest.
 
-    `precision` is the vision encoder's; `calibration` holds photos to lower it with, None takes our own. Raises
-    ModelUnsupported or ArtefactBroken.
+    An error leaves no folder. `precision` is the vision encoder's; `calibration` is a folder of photos for int8, by
+    default the shipped ones. Raises ModelUnsupported or ArtefactBroken.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     model_type = _model_type(found.folder)
-    say(f"loading {found} ({model_type})")
+    log(f"loading {found} ({model_type})")
     try:
         source = family(model_type).load(found.folder)
-    except OSError as error:  # transformers' own word for a file that is missing or cannot be read
+    except OSError as error:  # transformers raises it for a missing or unreadable file
         raise ModelUnsupported(f"{found} cannot be loaded: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        manifest = _write(source, model_type, found, made, say, precision, calibration)
-        made.chmod(0o755)
+        manifest = _write(source, model_type, found, staging, log, precision, calibration)
+        staging.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
+        staging.rename(folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
 
@@ -79,29 +82,29 @@ def export_decoder(source: Source, folder: Path) -> None:
 def _write(
     source: Source,
     model_type: str,
-    found: resolve.ResolvedModel,
-    made: Path,
-    say: Callable[[str], None],
+    found: ResolvedModel,
+    folder: Path,
+    log: Log,
     precision: EncoderPrecision,
     calibration: Path | None,
 ) -> Manifest:
     for model in VERSIONED:
-        (made / model).mkdir()
-    decoder = made / CAPTIONER
-    say("exporting the vision encoder to ONNX")
+        (folder / model).mkdir()
+    captioner = folder / CAPTIONER
+    log("exporting the vision encoder to ONNX")
     with torch.inference_mode(False):
         metadata = {"model": found.name, "revision": found.revision}
-        onnx_path = export_vision_encoder(source, made / VISION_ENCODER, metadata)
+        onnx_path = export_vision_encoder(source, folder / VISION_ENCODER, metadata)
     photos = None
     if precision != "fp32":
         pixels = calibration_pixels(source.image, calibration)
-        fitted, photos = pixels[:-HELD_OUT], pixels[-HELD_OUT:]
-        convert_precision(onnx_path, precision, fitted, say)
-    say("writing the decoder and the tokenizer")
-    export_decoder(source, decoder)
-    say("comparing with the original")
-    _write_check_photo(decoder / GOLDEN_IMAGE, tiled=source.image.most_tiles > 0)
-    pixels, info = load_pixels((decoder / GOLDEN_IMAGE).read_bytes(), source.image)
+        photos = pixels[-HELD_OUT:]
+        convert_precision(onnx_path, precision, pixels[:-HELD_OUT], log)
+    log("writing the decoder and the tokenizer")
+    export_decoder(source, captioner)
+    log("comparing the export with the original")
+    _write_golden_image(captioner / GOLDEN_IMAGE, tiled=source.image.max_tiles > 0)
+    pixels, info = load_pixels((captioner / GOLDEN_IMAGE).read_bytes(), source.image)
     (features,) = onnx_features(onnx_path, pixels[np.newaxis])
     tokens = features.shape[0] // (info.tile_rows * info.tile_columns + 1)
     manifest = source.manifest(
@@ -113,22 +116,22 @@ def _write(
         card=read_card(found.folder),
         precision=precision,
     )
-    say(str(check_parity(source, onnx_path, decoder, manifest, photos)))
-    save_file({"features": torch.from_numpy(features).contiguous()}, decoder / GOLDEN_FEATURES)
-    (decoder / GOLDEN_FEATURES).chmod(0o644)  # as in export_decoder
-    manifest = replace(manifest, golden_sample=golden_sample(features, info, decoder, manifest))
-    manifest = replace(manifest, files=_hashes(made))
+    log(str(check_parity(source, onnx_path, captioner, manifest, photos)))
+    save_file({"features": torch.from_numpy(features).contiguous()}, captioner / GOLDEN_FEATURES)
+    (captioner / GOLDEN_FEATURES).chmod(0o644)  # as in export_decoder
+    manifest = replace(manifest, golden_sample=golden_sample(features, info, captioner, manifest))
+    manifest = replace(manifest, files=_hashes(folder))
     for model in VERSIONED:
-        manifest.save(made / model)
+        manifest.save(folder / model)
     return manifest
 
 
-def _write_check_photo(path: Path, tiled: bool) -> None:
-    """A photo; for a model that cuts tiles a low strip of it, four of them where the whole would be twelve."""
+def _write_golden_image(path: Path, tiled: bool) -> None:
+    """Write the golden image: a photo; for a tiled model a flat strip of it, which takes 4 tiles instead of 12."""
     if not tiled:
-        shutil.copyfile(CHECK_PHOTO, path)
+        shutil.copyfile(GOLDEN_PHOTO, path)
         return
-    with Image.open(CHECK_PHOTO) as photo:
+    with Image.open(GOLDEN_PHOTO) as photo:
         middle, half = photo.height // 2, photo.width // 12
         photo.crop((0, middle - half, photo.width, middle + half)).save(path, quality=95)
 
@@ -137,10 +140,10 @@ def _model_type(folder: Path) -> str:
     try:
         return str(json.loads((folder / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError) as error:
-        raise ModelUnsupported(f"{folder / 'config.json'} names no model_type: {error!r}") from error
+        raise ModelUnsupported(f"{folder / 'config.json'} has no model_type: {error!r}") from error
 
 
-def _hashes(made: Path) -> dict[str, str]:
-    """The sha256 of every exported file, by "<triton model>/<file>"."""
-    files = sorted(path for path in made.rglob("*") if path.is_file() and path.name != NAME)
-    return {path.relative_to(made).as_posix(): sha256(path) for path in files}
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every exported file by "<triton model>/<file>"."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

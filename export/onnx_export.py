@@ -1,6 +1,6 @@
-"""The vision encoder as an ONNX graph: uint8 pixels in, features out, normalisation inside, any batch size.
+"""Export the vision encoder to ONNX: uint8 pixels in, features out, normalization inside, any batch size.
 
-Where images are cut into tiles, any number of them too.
+For a tiled model, the number of tiles is dynamic too.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from captioner.artifacts.onnx_session import open_session
 from captioner.errors import ModelUnsupported
 from captioner.families.base import Source
 
-OPSET = 18  # read by every ONNX Runtime from 1.19 on
-MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads
+OPSET = 18  # supported by ONNX Runtime 1.19 and newer
+MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.19 supports
 EXPORT_BATCH, EXPORT_TILES = 2, 3
-SINGLE_FILE_LIMIT_BYTES = 3 * 2**29  # protobuf ends at 2 GiB; above this, weights go to a second file
+SINGLE_FILE_LIMIT_BYTES = 3 * 2**29  # protobuf is limited to 2 GiB; larger weights go to a second file
 
 
 def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]) -> Path:
-    """Writes `folder/model.onnx` with `metadata` in it and returns its path.
+    """Write `folder/model.onnx` with `metadata` as its properties; return its path.
 
-    Raises ModelUnsupported when the graph is not what the wire says.
+    Raises ModelUnsupported when the exported batch size is fixed.
     """
     path = folder / "model.onnx"
-    height, open_axes = source.image.height, {0: torch.export.Dim("batch", min=1, max=1024)}
+    height, dynamic_axes = source.image.height, {0: torch.export.Dim("batch", min=1, max=1024)}
     if source.image.longest_px is not None:
-        open_axes[1] = height * torch.export.Dim("tiles", min=1, max=1024)
+        dynamic_axes[1] = height * torch.export.Dim("tiles", min=1, max=1024)
         height *= EXPORT_TILES
     pixels = torch.zeros(EXPORT_BATCH, height, source.image.width, 3, dtype=torch.uint8)
     weights = sum(tensor.nbytes for tensor in source.vision_encoder.state_dict().values())
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter is chatty
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints and warns a lot
         warnings.simplefilter("ignore")
         torch.onnx.export(
             source.vision_encoder,
@@ -46,25 +46,25 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
             path,
             input_names=[wire.PIXELS.name],
             output_names=[wire.FEATURES.name],
-            dynamic_shapes=(open_axes,),
+            dynamic_shapes=(dynamic_axes,),
             opset_version=OPSET,
             dynamo=True,
             external_data=weights > SINGLE_FILE_LIMIT_BYTES,
             verbose=False,
         )
     model = onnx.load(path, load_external_data=False)
-    _leave_sizes_open(model.graph)
+    _make_sizes_symbolic(model.graph)
     onnx.helper.set_model_props(model, metadata)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     onnx.save(model, path)
     return path
 
 
-def _leave_sizes_open(graph: onnx.GraphProto) -> None:
-    """Makes every dimension of the input and the output symbolic, for one config must fit every version.
+def _make_sizes_symbolic(graph: onnx.GraphProto) -> None:
+    """Make every dimension of the input and the output symbolic, because one config.pbtxt serves every version.
 
-    Declaring it is enough for the input. For the output ONNX Runtime would infer the sizes anew, so the features pass
-    through a slice of all of them whose ends are known at run time only.
+    For the input, the declaration is enough. For the output, ONNX Runtime would infer the fixed sizes again. So the
+    features pass through a slice that keeps all of them, but whose ends are only known at run time.
     """
     for value, axes in ((graph.input[0], ("height", "width")), (graph.output[0], ("tokens", "feature"))):
         dims = value.type.tensor_type.shape.dim
@@ -73,7 +73,7 @@ def _leave_sizes_open(graph: onnx.GraphProto) -> None:
         dims[0].dim_param = "batch"
         for dim, axis in zip(dims[1:3], axes, strict=True):
             dim.dim_param = axis
-    del graph.value_info[:]  # sizes that the symbolic declarations would contradict
+    del graph.value_info[:]  # it holds fixed sizes, which contradict the symbolic ones
     inner = "features_of_fixed_size"
     for node in graph.node:
         node.input[:] = [inner if name == wire.FEATURES.name else name for name in node.input]
@@ -92,6 +92,6 @@ def _leave_sizes_open(graph: onnx.GraphProto) -> None:
 
 
 def onnx_features(path: Path, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The exported graph's features, (B, image tokens, width) float32, on the CPU."""
+    """Run the exported graph on the CPU; return features (B, image tokens, width) float32."""
     features: NDArray[np.float32] = open_session(path).run([wire.FEATURES.name], {wire.PIXELS.name: pixels_BHWC})[0]
     return features

@@ -1,4 +1,4 @@
-"""The exported files against the model they were made from: features within a bound, greedy tokens equal."""
+"""Compare the exported files with the original model: features within limits, greedy tokens equal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from captioner.wire import ImageInfo
 from export.onnx_export import onnx_features
 from export.precision import Difference, check
 
-PARITY_BATCH = 3  # not the batch of the export
-TOKENS = 24
+PARITY_BATCH = 3  # differs from the batch of the export
+MAX_TOKENS = 24
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the comparison found."""
+    """The result of a comparison that passed."""
 
     difference: Difference
     tokens: int
@@ -43,47 +43,47 @@ class Parity:
 def check_parity(
     source: Source, onnx_path: Path, folder: Path, manifest: Manifest, photos_BHWC: NDArray[np.uint8] | None = None
 ) -> Parity:
-    """Compares on pictures of several kinds, so that nothing need be downloaded; ArtefactBroken says what differs.
+    """Compare features and greedy tokens on synthetic images. Raises ArtefactBroken with the difference.
 
-    `folder` holds the published decoder and tokenizer; each picture is captioned with another of the model's prompts.
-    A lowered encoder is compared on photos instead, and the decoder then reads the original's features.
+    `folder` holds the exported decoder and tokenizer; each image is captioned with another of the model's prompts. An
+    encoder in fp16 or int8 is compared on `photos_BHWC` instead, and the decoder then reads the original's features.
     """
-    rows, columns = (1, 1) if source.image.most_tiles else (0, 0)
+    rows, columns = (1, 1) if source.image.max_tiles else (0, 0)
     pixels = np.concatenate(
-        [_pictures(source.image.height, source.image.width, tile) for tile in range(rows * columns + 1)], axis=1
+        [_synthetic_images(source.image.height, source.image.width, tile) for tile in range(rows * columns + 1)], axis=1
     )
-    read = source.vision_encoder(torch.from_numpy(pixels)).numpy()
+    features = source.vision_encoder(torch.from_numpy(pixels)).numpy()
     if photos_BHWC is None:
-        expected, read = read, onnx_features(onnx_path, pixels)
-        difference = check(expected, read, "fp32")
+        expected, features = features, onnx_features(onnx_path, pixels)
+        difference = check(expected, features, "fp32")
     else:
         expected = source.vision_encoder(torch.from_numpy(photos_BHWC)).numpy()
         difference = check(expected, onnx_features(onnx_path, photos_BHWC), manifest.precision)
     prompts = cycle(prompt for lengths in source.prompts.styles.values() for prompt in lengths.values())
     kind, tokenizer = family(manifest.family), Tokenizer.from_file(str(folder / "tokenizer.json"))
     requests = []
-    for features, prompt in zip(torch.from_numpy(read), prompts, strict=False):
+    for each, prompt in zip(torch.from_numpy(features), prompts, strict=False):
         ids = kind.prompt_ids(tokenizer, manifest, prompt, rows, columns)
-        requests.append((ids, features, min(TOKENS, source.context_tokens - len(ids))))
-    written = _greedy(folder, manifest, requests)
-    for picture, (ids, _, most), tokens in zip(torch.from_numpy(pixels), requests, written, strict=True):
-        original = source.generate(picture, ids, max_new_tokens=most, **GREEDY)
+        requests.append((ids, each, min(MAX_TOKENS, source.context_tokens - len(ids))))
+    exported = _greedy(folder, manifest, requests)
+    for image, (ids, _, max_tokens), tokens in zip(torch.from_numpy(pixels), requests, exported, strict=True):
+        original = source.generate(image, ids, max_new_tokens=max_tokens, **GREEDY)
         original = [token for token in original if token not in source.stop_ids]
         if original != tokens:
             raise ArtefactBroken(f"greedy tokens differ: the original gives {original}, the export {tokens}")
-    return Parity(difference, sum(map(len, written)), PARITY_BATCH)
+    return Parity(difference, sum(map(len, exported)), PARITY_BATCH)
 
 
 @torch.inference_mode()
 def golden_sample(features: NDArray[np.float32], info: ImageInfo, folder: Path, manifest: Manifest) -> GoldenSample:
-    """What the exported decoder in `folder` writes of a picture with these features, for every load to write again."""
+    """Caption an image's features, (image tokens, width), greedily with the exported decoder in `folder`."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = manifest.prompts.render(None, None)
     ids = family(manifest.family).prompt_ids(tokenizer, manifest, prompt, info.tile_rows, info.tile_columns)
-    most = min(GOLDEN_TOKENS, manifest.context_tokens - len(ids))
-    (tokens,) = _greedy(folder, manifest, [(ids, torch.from_numpy(features), most)])
-    shown = [*ids, *tokens] if manifest.continues_prompt else tokens
-    return GoldenSample(tuple(ids), tuple(tokens), tokenizer.decode(shown).strip())
+    max_tokens = min(GOLDEN_TOKENS, manifest.context_tokens - len(ids))
+    (tokens,) = _greedy(folder, manifest, [(ids, torch.from_numpy(features), max_tokens)])
+    text_ids = [*ids, *tokens] if manifest.continues_prompt else tokens
+    return GoldenSample(tuple(ids), tuple(tokens), tokenizer.decode(text_ids).strip())
 
 
 def _greedy(folder: Path, manifest: Manifest, requests: list[Request]) -> list[list[int]]:
@@ -91,14 +91,14 @@ def _greedy(folder: Path, manifest: Manifest, requests: list[Request]) -> list[l
     try:
         return greedy(Runner(decoder, len(requests)), manifest.stop_ids, requests)
     except Exception as error:
-        raise ArtefactBroken(f"the published decoder fails: {error!r}") from error
+        raise ArtefactBroken(f"the exported decoder fails: {error!r}") from error
 
 
-def _pictures(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    """Three unlike pictures: noise, coarse patches, a gradient. (3, height, width, 3)."""
+def _synthetic_images(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    """Return three different images, (3, height, width, 3): noise, coarse patches, a gradient."""
     random = np.random.default_rng(seed)
     noise = random.integers(0, 256, (height, width, 3))
     patches = np.kron(random.integers(0, 256, (8, 8, 3)), np.ones((height // 8 + 1, width // 8 + 1, 1)))
     gradient = np.linspace(255 * seed % 256, 255, height * width * 3).reshape(height, width, 3)
-    pictures: NDArray[np.uint8] = np.stack([noise, patches[:height, :width], gradient]).astype(np.uint8)
-    return pictures
+    images: NDArray[np.uint8] = np.stack([noise, patches[:height, :width], gradient]).astype(np.uint8)
+    return images

@@ -1,7 +1,7 @@
-"""The vision encoder's precision: its graph lowered to fp16 or int8, and how far its features may then be off.
+"""Convert the vision encoder's graph to fp16 or int8, and check its features against the original's.
 
-A lowered graph goes by the same name, takes the same uint8 pixels and gives float32 features in the same open sizes;
-the limits were set by what real photos lose, see docs/performance.md.
+The converted graph replaces the file and keeps its interface: uint8 pixels in, float32 features out, symbolic sizes.
+The limits come from measurements on real photos, see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from export.quantize_int8 import quantize
 
 PRECISIONS: tuple[EncoderPrecision, ...] = get_args(EncoderPrecision)
 
+Log = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Difference:
-    """How far features are from the original's. A cosine is of one image token with the original's; 1 is the same."""
+    """How far features are from the original's. Cosines compare an image token with the original's; 1 is equal."""
 
-    largest: float  # difference of one number, as a share of the largest feature
-    typical: float  # the median of all tokens' cosines: the rounding
-    mean: float  # cosine of a token on average, so also of words that a near-tie ranks otherwise
+    largest: float  # largest absolute difference, relative to the largest absolute feature
+    typical: float  # median cosine over all tokens: the effect of rounding
+    mean: float  # mean cosine over all tokens: also counts concept words that a near-tie ranks differently
 
     def __str__(self) -> str:
         return (
-            f"features differ by at most {self.largest:.1e} of the largest; a token's cosine with the original's is "
-            f"{self.typical:.5f}, on average {self.mean:.4f}"
+            f"features differ by at most {self.largest:.1e} of the largest; the cosine of a token with the original's "
+            f"is {self.typical:.5f} (median), {self.mean:.4f} (mean)"
         )
 
 
-# What eight photos lost of a cosine of 1 at most: the typical token 1e-5 in fp16, in int8 1e-3 (DINOv2) and 4e-3 (the
-# embedded model). Means are wider, as words of nearly one rank change places: 1e-2 in fp16, 7e-2 in int8.
+# Measured on eight photos, 1 minus the cosine is at most: median 1e-5 in fp16; in int8 1e-3 (DINOv2) and 4e-3 (the
+# embedded model). The mean needs wider limits, because words of nearly equal rank change places: 1e-2 in fp16, 7e-2 in
+# int8.
 LIMITS: dict[EncoderPrecision, Difference] = {
     "fp32": Difference(largest=1e-4, typical=0.99999, mean=0.99999),
     "fp16": Difference(largest=inf, typical=0.9999, mean=0.98),
@@ -52,22 +55,27 @@ LIMITS: dict[EncoderPrecision, Difference] = {
 
 
 def compare(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32]) -> Difference:
-    """How far features, (B, image tokens, width), are from those that were expected."""
+    """Return how far the features `found_BTD`, (B, image tokens, width), are from the expected ones."""
     expected, found = expected_BTD.astype(np.float64), found_BTD.astype(np.float64)
     largest = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6)
     lengths_BT = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-    cosines_BT = ((expected * found).sum(-1) + 1e-12) / (lengths_BT + 1e-12)  # two tokens of zeros are the same
+    cosines_BT = ((expected * found).sum(-1) + 1e-12) / (lengths_BT + 1e-12)  # 1 for two tokens of zeros
     return Difference(float(largest), float(np.median(cosines_BT)), float(cosines_BT.mean()))
 
 
 def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], precision: EncoderPrecision) -> Difference:
-    """What `compare` finds, or ArtefactBroken with the number, its limit and the precision to try in its place."""
+    """Return the result of `compare`.
+
+    Raises ArtefactBroken with the number, its limit and the precision to try instead.
+    """
     if found_BTD.shape != expected_BTD.shape:
-        raise ArtefactBroken(f"the exported encoder gives {found_BTD.shape}, the original {expected_BTD.shape}")
+        raise ArtefactBroken(
+            f"the exported encoder gives features of shape {found_BTD.shape}; the original's have {expected_BTD.shape}"
+        )
     found, limits = compare(expected_BTD, found_BTD), LIMITS[precision]
     hint = ""
     if precision == "int8" and not has_vnni():
-        hint = "; this processor has no VNNI, without which sums of int8 products overflow"
+        hint = "; this CPU does not have VNNI, and without it sums of int8 products overflow"
     if precision != "fp32":
         hint += f"; try {PRECISIONS[PRECISIONS.index(precision) - 1]}"
     if not found.largest <= limits.largest:
@@ -75,33 +83,31 @@ def check(expected_BTD: NDArray[np.float32], found_BTD: NDArray[np.float32], pre
             f"features differ by {found.largest:.1e} of the largest in {precision}; the limit is "
             f"{limits.largest:.0e}{hint}"
         )
-    for which, cosine, least in (("", found.typical, limits.typical), (" on average", found.mean, limits.mean)):
-        if not cosine >= least:  # so is a number that is none
+    for statistic, cosine, limit in (("median", found.typical, limits.typical), ("mean", found.mean, limits.mean)):
+        if not cosine >= limit:  # written so that NaN fails
             raise ArtefactBroken(
-                f"a token of the features in {precision} has a cosine of {cosine:.5f}{which} with the original's; the "
-                f"limit is {least:g}{hint}"
+                f"in {precision} the {statistic} cosine of a token with the original's is {cosine:.5f}; the limit is "
+                f"{limit:g}{hint}"
             )
     return found
 
 
-def convert_precision(
-    path: Path, precision: EncoderPrecision, calibration_BHWC: NDArray[np.uint8], say: Callable[[str], None]
-) -> None:
-    """Rewrites the exported graph at `path`, and its weights' file if it has one, in `precision`.
+def convert_precision(path: Path, precision: EncoderPrecision, calibration_BHWC: NDArray[np.uint8], log: Log) -> None:
+    """Convert the exported graph at `path`, and its file of weights if it has one, to `precision`, in place.
 
-    `calibration_BHWC` are photos' pixels, see `calibration_pixels`; only a convolutional encoder in int8 needs them.
-    Raises ModelUnsupported where the graph has nothing that the precision could change.
+    `calibration_BHWC`: pixels from `calibration_pixels`; only a convolutional encoder in int8 uses them. Raises
+    ModelUnsupported for int8 if the graph has no weights to quantize.
     """
     if precision == "fp32":
         return
-    say(f"lowering the vision encoder to {precision}")
+    log(f"converting the vision encoder to {precision}")
     original = onnx.load(path, load_external_data=False)
     if precision == "fp16":
-        # ONNX Runtime 1.19 takes a bound that a half-precision Clip lacks for zero.
-        open_ended = [node.name for node in original.graph.node if node.op_type == "Clip" and _lacks_a_bound(node)]
-        model = convert_float_to_float16(str(path), keep_io_types=True, node_block_list=open_ended)
+        # ONNX Runtime 1.19 treats a missing bound of a half-precision Clip as zero, so such nodes stay in fp32.
+        one_sided = [node.name for node in original.graph.node if node.op_type == "Clip" and _lacks_a_bound(node)]
+        model = convert_float_to_float16(str(path), keep_io_types=True, node_block_list=one_sided)
     else:
-        model = quantize(path, calibration_BHWC, say)
+        model = quantize(path, calibration_BHWC, log)
     for file in _weight_files(original.graph, path.parent):
         file.unlink()
     _save(model, original, path)
@@ -112,13 +118,13 @@ def _lacks_a_bound(clip: onnx.NodeProto) -> bool:
 
 
 def _save(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:
-    """Writes `model` with what the exporter declared of `original`, and nothing that a tool wrote beside it."""
-    del model.graph.value_info[:]  # sizes that the symbolic declarations would contradict
+    """Write `model` with the outputs and metadata of `original`, without what the conversion tools added."""
+    del model.graph.value_info[:]  # it holds fixed sizes, which contradict the symbolic ones
     del model.metadata_props[:]
     model.metadata_props.extend(original.metadata_props)
     del model.graph.output[:]
     model.graph.output.extend(original.graph.output)
-    ONNXModel(model).topological_sort()  # casts stand at the end
+    ONNXModel(model).topological_sort()  # the converter appends casts at the end
     domains = {node.domain for node in model.graph.node}
     opsets = [opset for opset in model.opset_import if opset.domain in domains]
     del model.opset_import[:]
@@ -129,6 +135,6 @@ def _save(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None
 
 
 def _weight_files(graph: onnx.GraphProto, folder: Path) -> set[Path]:
-    """The files beside the graph that hold its weights."""
+    """Return the files beside the graph that hold its weights."""
     entries = (entry for tensor in graph.initializer for entry in tensor.external_data)
     return {folder / entry.value for entry in entries if entry.key == "location"}

@@ -1,1 +1,1 @@
-"""The doors for people and for programs, the page and the HTTP API, over `captioner.client` and nothing else."""
+"""The web page and the HTTP API. They use `captioner.client` and never a model."""

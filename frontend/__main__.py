@@ -1,4 +1,4 @@
-"""`python -m frontend`: serves the page and the HTTP API."""
+"""`python -m frontend`: serve the page and the HTTP API."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from frontend.options import Options
 
 
 def main() -> int:
-    """Reads the options and serves until SIGINT or SIGTERM; 2 after a sentence on what cannot be."""
+    """Serve until SIGINT or SIGTERM and return 0. On an error, print it and return 2."""
     arguments = _parser().parse_args()
-    # uvicorn raises the signal that ended it once more: this lets the folder be deleted.
+    # uvicorn raises the signal that stopped it again; exiting through SystemExit lets the folder be deleted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="captioner-page-") as scratch:
-        os.environ["GRADIO_TEMP_DIR"] = scratch  # read when Gradio is imported
+        os.environ["GRADIO_TEMP_DIR"] = scratch  # Gradio reads it at import
         try:
-            options = _options(arguments)
+            options, tls = _options(arguments), _tls(arguments)
             from frontend.serve import serve
 
-            serve(arguments.server, options, arguments.host, arguments.port, _tls(arguments))
+            serve(arguments.server, options, arguments.host, arguments.port, tls)
         except CaptionerError as error:
             print(error.wire(), file=sys.stderr)
             return 2
@@ -34,30 +34,49 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m frontend",
-        description="The page and the HTTP API of Captioner. Secrets are better given by the variables in brackets.",
+        description=(
+            "Serve Captioner's web page and HTTP API. Without --auth and --api-key, everyone has access. Set both by "
+            "the environment variables in brackets, because other users of the machine can see command lines."
+        ),
     )
     parser.add_argument(
         "--server",
         default=f"127.0.0.1:{wire.GRPC_PORT}",
         metavar="HOST:PORT,…",
-        help="the captioner servers' gRPC doors, grpcs:// in front for TLS (default: %(default)s)",
+        help="gRPC addresses of the captioner servers; prefix an address with grpcs:// for TLS (default: %(default)s)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=wire.PAGE_PORT, help="port to listen at (default: %(default)s)")
-    parser.add_argument("--root-path", default="", help="the path under which a proxy shows all this, such as /caption")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may use the page and the API [CAPTIONER_AUTH]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=wire.PAGE_PORT, help="port to listen on (default: %(default)s)")
     parser.add_argument(
-        "--api-key", action="append", metavar="KEY", help="opens the API; may be repeated [CAPTIONER_API_KEYS, commas]"
-    )
-    parser.add_argument(
-        "--image-host", action="append", default=[], metavar="HOST", help="images may be fetched from there; repeatable"
+        "--root-path",
+        default="",
+        help="path prefix of a proxy, such as /caption",
     )
     parser.add_argument(
-        "--max-in-flight", type=int, default=Options.max_in_flight, help="requests held at once (default: %(default)s)"
+        "--auth", metavar="USER:PASSWORD", help="accept this login for the page and the API [CAPTIONER_AUTH]"
     )
-    parser.add_argument("--mcp", action="store_true", help="a tool for agents at /gradio_api/mcp/ (extra: mcp)")
-    parser.add_argument("--tls-certificate", metavar="FILE", help="PEM; with --tls-key, serves HTTPS itself")
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM")
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="accept this key for the API; repeatable [CAPTIONER_API_KEYS, comma-separated]",
+    )
+    parser.add_argument(
+        "--image-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="allow image URLs of this host, such as *.example.org; repeatable (default: none)",
+    )
+    parser.add_argument(
+        "--max-in-flight",
+        type=int,
+        default=Options.max_in_flight,
+        help="maximum number of concurrent API requests (default: %(default)s)",
+    )
+    parser.add_argument("--mcp", action="store_true", help="serve an MCP tool at /gradio_api/mcp/ (extra: mcp)")
+    parser.add_argument("--tls-certificate", metavar="FILE", help="serve HTTPS with this PEM certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM private key of --tls-certificate")
     return parser
 
 
@@ -77,7 +96,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _tls(arguments: argparse.Namespace) -> tuple[str, str] | None:
     if bool(arguments.tls_certificate) != bool(arguments.tls_key):
-        raise SystemExit("--tls-certificate and --tls-key must come together")
+        raise SystemExit("--tls-certificate and --tls-key must be given together")
     return (arguments.tls_certificate, arguments.tls_key) if arguments.tls_key else None
 
 

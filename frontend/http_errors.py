@@ -1,6 +1,6 @@
-"""What the HTTP doors answer instead of a caption: every refusal with its status, in the shape that OpenAI's has.
+"""Errors as HTTP responses: the status of each error class, and a JSON body in the format of OpenAI's API.
 
-`code` is the same stable code as everywhere, but for the two that OpenAI's clients look for by name.
+`code` is the error's stable code, with two exceptions: OpenAI's clients look for their own codes there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from captioner.errors import (
 
 
 class BodyRefused(CaptionerError):
-    """The request's body is not the JSON or the form that it says it is."""
+    """The request body is not valid JSON or not a valid form."""
 
     code = "BODY_REFUSED"
     status = "INVALID_ARG"
@@ -43,20 +43,20 @@ class BodyTooSlow(BodyRefused):
 
 
 class BodyTypeUnknown(BodyRefused):
-    """The Content-Type is none that is read here."""
+    """The Content-Type is not supported."""
 
     code = "BODY_TYPE_UNKNOWN"
 
 
 class AccessRefused(CaptionerError):
-    """No key or password, or a wrong one."""
+    """The key or password is missing or wrong."""
 
     code = "ACCESS_REFUSED"
     status = "INVALID_ARG"
 
 
 class ModelUnknown(CaptionerError):
-    """The model that was asked for is not the one served."""
+    """The requested model is not the served one."""
 
     code = "MODEL_UNKNOWN"
     status = "INVALID_ARG"
@@ -73,7 +73,7 @@ class MethodRefused(CaptionerError):
 
 
 STATUSES: dict[type[CaptionerError], int] = {
-    AccessDenied: 502,  # by the captioner server, of this one
+    AccessDenied: 502,  # the captioner server denied this process, not the caller
     AccessRefused: 401,
     BodyRefused: 400,
     BodyTooLarge: 413,
@@ -88,7 +88,7 @@ STATUSES: dict[type[CaptionerError], int] = {
     ModelUnknown: 404,
     ParameterRefused: 400,
     PathUnknown: 404,
-    RequestCancelled: 499,  # as nginx logs it; the client that left does not see it
+    RequestCancelled: 499,  # nginx's code for a client that disconnected; only metrics see it
     ServerBusy: 503,
     ServerStopping: 503,
     ServerUnreachable: 503,
@@ -100,12 +100,12 @@ RETRY_AFTER_S = 1
 
 
 def status_of(error: CaptionerError) -> int:
-    """The HTTP status of a refusal: its own or that of its nearest parent."""
+    """Return the HTTP status of an error: that of its class or of the nearest parent class."""
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
-def refusal_body(error: CaptionerError) -> dict[str, Any]:
-    """`{"error": {"code", "message", "type", "param"}}`, of which our own doors need the first two."""
+def error_body(error: CaptionerError) -> dict[str, Any]:
+    """Return `{"error": {"code", "message", "type", "param"}}`; `type` and `param` are for OpenAI's clients."""
     kind = "server_error" if status_of(error) >= 500 else "invalid_request_error"
     return {
         "error": {
@@ -117,16 +117,16 @@ def refusal_body(error: CaptionerError) -> dict[str, Any]:
     }
 
 
-def refusal(error: CaptionerError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The whole answer; one that may go away by itself says when to ask again."""
+def error_response(error: CaptionerError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the response for an error. A 503 carries Retry-After."""
     status = status_of(error)
     retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    return JSONResponse(refusal_body(error), status, retry | (headers or {}))
+    return JSONResponse(error_body(error), status, retry | (headers or {}))
 
 
 def _parameter(error: CaptionerError) -> str | None:
-    """The parameter that a refusal is about: its sentence begins with the name."""
+    """Return the parameter that an error is about: its message begins with the name."""
     if isinstance(error, ModelUnknown):
         return "model"
-    found = re.match(r"'?([\w.\[\]]+)'? (?:is|has|must|needs|holds|')", str(error))
-    return found[1] if found and isinstance(error, ParameterRefused) else None
+    match = re.match(r"'?([\w.\[\]]+)'? (?:is|has|must|needs|holds|')", str(error))
+    return match[1] if match and isinstance(error, ParameterRefused) else None

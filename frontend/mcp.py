@@ -1,4 +1,4 @@
-"""The page's tool for agents, by MCP: Gradio makes it of a function and its docstring."""
+"""The MCP tool for agents. Gradio derives its schema from the function's signature and docstring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tool = Callable[[str, str | None, str | None, str | None, int | None], Awaitable
 
 
 def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
-    """The tool, over `client`."""
+    """Return the tool `caption_image`, which asks `client`."""
 
     async def caption_image(
         image: str,
@@ -27,8 +27,8 @@ def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
             image: a data URL (data:image/jpeg;base64,...), or an https URL of a host that this server allows
             style: one of the model's styles, such as descriptive, alt-text or tags
             length: short, medium or long
-            prompt: given to the model as it is, in place of style and length
-            max_characters: the most characters of the caption
+            prompt: sent to the model unchanged, instead of style and length
+            max_characters: maximum length of the caption in characters
         Returns:
             the caption
         """

@@ -1,4 +1,4 @@
-"""The card of the model that is served, remembered for a moment: one for the API and the page alike."""
+"""A short-lived cache of the served model's card, shared by the API and the page."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from captioner.client import AsyncClient
 from captioner.errors import CaptionerError
 from captioner.wire import ModelCard
 
-LIFE_S = 5.0  # how long another version may go unnoticed
+MAX_AGE_S = 5.0  # a newly published version is noticed after this time at the latest
 
 
 class ModelCardCache:
-    """The served model's card, asked for again when it has grown old."""
+    """The served model's card, fetched again when it is older than MAX_AGE_S."""
 
     def __init__(self, client: AsyncClient) -> None:
         self.address = client.address
         self._client = client
         self._card: ModelCard | None = None
-        self._asked = 0.0
+        self._fetched = 0.0
 
-    async def ask(self) -> ModelCard:
-        """The card as it is now; raises what `AsyncClient.describe` does."""
+    async def fetch(self) -> ModelCard:
+        """Return the current card. Raises what `AsyncClient.describe` raises."""
         self._card = await self._client.describe()
-        self._asked = time.monotonic()
+        self._fetched = time.monotonic()
         return self._card
 
     async def get(self) -> ModelCard:
-        """The card, which may be LIFE_S old; raises what `AsyncClient.describe` does."""
-        if self._card is None or time.monotonic() - self._asked > LIFE_S:
-            return await self.ask()
+        """Return the card, at most MAX_AGE_S old. Raises what `AsyncClient.describe` raises."""
+        if self._card is None or time.monotonic() - self._fetched > MAX_AGE_S:
+            return await self.fetch()
         return self._card
 
     async def last(self) -> ModelCard | None:
-        """The card, or the last one where the server is away; None where it was never up."""
+        """Return the card, or the last known card if the server is unreachable, or None."""
         try:
             return await self.get()
         except CaptionerError:

@@ -1,7 +1,7 @@
-"""Images by their address: fetched from the hosts an operator named, never from inside the operator's network.
+"""Fetch images by URL: only from hosts that the operator allows, and never from a private network (SSRF).
 
-The name is resolved once for a connection, every address it has is checked, and the connection goes to one of those:
-a name that means another address a moment later gains nothing.
+DNS rebinding does not help an attacker: each connection resolves the name once, checks every address of the result,
+and connects to one of these addresses.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
 PORTS = {"http": 80, "https": 443}
 HEADERS = [("User-Agent", "captioner"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
-_IN_ADDRESS = "/%:@!$&'()*+,;=~?"
+_URL_SAFE = "/%:@!$&'()*+,;=~?"
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# What Python before 3.13 counts as public.
+# Python before 3.13 classifies these as public.
 _NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class ImageUrlRefused(ImageRefused):
-    """Images are not fetched from this address."""
+    """The URL is malformed or its host is not allowed."""
 
     code = "IMAGE_URL_REFUSED"
 
 
 class ImageUrlFailed(ImageRefused):
-    """The address is allowed and gave no image."""
+    """The URL is allowed, but fetching it failed."""
 
     code = "IMAGE_URL_FAILED"
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the Internet's, also where it carries an IPv4 address inside."""
+    """Return whether an IP address is public. An IPv4 address embedded in an IPv6 address is checked as itself."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        inside = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) % 2**32) if ip in _NAT64 else None)
-        if inside is not None:
-            return is_public(str(inside))
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) % 2**32) if ip in _NAT64 else None)
+        if embedded is not None:
+            return is_public(str(embedded))
         if ip not in _GLOBAL_V6:
             return False
     special = any(ip.version == network.version and ip in network for network in _NOT_PUBLIC)
@@ -62,13 +62,13 @@ def is_public(address: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a host."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    """Return every IP address of a host."""
+    results = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in results))
 
 
 class CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that it has resolved and checked itself; TLS still proves the name."""
+    """An httpcore backend that resolves and checks addresses itself. TLS still verifies the host name."""
 
     def __init__(self, resolve: Resolve, allowed: Callable[[str], bool]) -> None:
         self._resolve = resolve
@@ -83,11 +83,11 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address that answers; none if any of them is not allowed."""
+        """Connect to the first address that accepts. Raises ImageUrlRefused if any address is not allowed."""
         addresses = await self._resolve(host, port)
         if not all(self._allowed(address) for address in addresses):
-            raise ImageUrlRefused(f"{host} is inside a network that images are never fetched from")
-        failure: Exception = httpcore.ConnectError("it has no address")
+            raise ImageUrlRefused(f"{host} has a private address; images are fetched from public addresses only")
+        failure: Exception = httpcore.ConnectError("the host has no address")
         for address in addresses:
             try:
                 return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
@@ -97,9 +97,9 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
 
 
 class RemoteImages:
-    """Fetches images from `hosts`: names, patterns such as *.example.org, with a port where it is not the usual one.
+    """Fetches images from `hosts`: names or patterns such as *.example.org, with the port if it is not the default.
 
-    `resolve`, `allowed` and `tls` are for tests.
+    Tests replace `resolve`, `allowed` and `tls`.
     """
 
     def __init__(
@@ -117,18 +117,18 @@ class RemoteImages:
         self._timeout_s = timeout_s
 
     async def read(self, text: str) -> bytes:
-        """The image that `text` is or names: base64, a data URL, or an address."""
+        """Return the image file for base64 text, a data URL or an http(s) URL. Raises ImageRefused."""
         if text[:8].lower().startswith(("http://", "https://")):
             return await self.fetch(text)
         return unwrap(text.encode())
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes at `url`; ImageUrlRefused, ImageUrlFailed or ImageTooLarge."""
+        """Return the bytes at `url`. Raises ImageUrlRefused, ImageUrlFailed or ImageTooLarge."""
         try:
             with anyio.fail_after(self._timeout_s):
                 return await self._fetch(url)
         except TimeoutError:
-            raise ImageUrlFailed(f"the image was not here after {self._timeout_s:g} s") from None
+            raise ImageUrlFailed(f"fetching the image took longer than {self._timeout_s:g} s") from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise ImageUrlFailed(f"the image could not be fetched: {error or type(error).__name__}") from None
 
@@ -141,26 +141,26 @@ class RemoteImages:
                         url = _join(url, headers[b"location"].decode("latin-1"))
                         continue
                     if response.status != 200:
-                        raise ImageUrlFailed(f"the image's host answered {response.status}")
+                        raise ImageUrlFailed(f"the image's host answered HTTP {response.status}")
                     return await _read(response)
-        raise ImageUrlFailed(f"the image's address leads on more than {MAX_REDIRECTS} times")
+        raise ImageUrlFailed(f"the image's URL redirects more than {MAX_REDIRECTS} times")
 
     def _checked(self, url: str) -> httpcore.URL:
-        """The address in parts, so that nobody after this reads it in another way."""
+        """Return the parsed URL of an allowed host. httpcore gets the parts, so it cannot parse the URL differently."""
         try:
             parts = urlsplit(url)
             host = (parts.hostname or "").rstrip(".").encode("idna").decode().lower()
             port = parts.port or PORTS[parts.scheme]
         except (ValueError, KeyError):
-            raise ImageUrlRefused(f"{url[:80]!r} is no address of an image") from None
+            raise ImageUrlRefused(f"{url[:80]!r} is not a valid image URL") from None
         authority = host if port == PORTS[parts.scheme] else f"{host}:{port}"
         if not self._hosts:
-            raise ImageUrlRefused("images are not fetched from addresses here; send the file or a data URL")
+            raise ImageUrlRefused("image URLs are not allowed on this server; send the file or a data URL")
         if not host or parts.username is not None or not any(fnmatchcase(authority, each) for each in self._hosts):
-            raise ImageUrlRefused(f"images are not fetched from {authority[:80]!r} here; send the file or a data URL")
-        target = quote(parts.path or "/", safe=_IN_ADDRESS)
+            raise ImageUrlRefused(f"images from {authority[:80]!r} are not allowed; send the file or a data URL")
+        target = quote(parts.path or "/", safe=_URL_SAFE)
         if parts.query:
-            target += "?" + quote(parts.query, safe=_IN_ADDRESS)
+            target += "?" + quote(parts.query, safe=_URL_SAFE)
         return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=target)
 
 
@@ -169,7 +169,7 @@ async def _read(response: httpcore.Response) -> bytes:
     async for part in response.aiter_stream():
         data += part
         if len(data) > MAX_IMAGE_BYTES:
-            raise ImageTooLarge(f"the image at this address is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+            raise ImageTooLarge(f"the image at this URL is larger than {MAX_IMAGE_BYTES >> 20} MiB")
     return bytes(data)
 
 
@@ -177,4 +177,4 @@ def _join(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise ImageUrlRefused(f"the image's address leads to {location[:80]!r}, which is none") from None
+        raise ImageUrlRefused(f"the image's URL redirects to {location[:80]!r}, which is not a valid URL") from None

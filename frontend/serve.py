@@ -1,4 +1,4 @@
-"""The doors of one process: the page, what it is made of, and the HTTP API, over one client of the server."""
+"""The ASGI application and its server: the page, its static files and the HTTP API in one process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from frontend.remote_images import RemoteImages
 
 
 def application(addresses: Addresses, options: Options) -> FastAPI:
-    """Everything, for the captioner server's replicas at `addresses`, up or not yet."""
+    """Return the application for the captioner servers at `addresses`, which need not be up yet."""
     client = AsyncClient(addresses)
 
     @asynccontextmanager
@@ -29,16 +29,16 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    images, served = RemoteImages(options.image_hosts), ModelCardCache(client)
-    add_api(app, client, options, images, served)
+    images, cards = RemoteImages(options.image_hosts), ModelCardCache(client)
+    add_api(app, client, options, images, cards)
     app.mount("/browser", StaticFiles(directory=theme.BROWSER))
     app.mount("/examples", StaticFiles(directory=examples.FOLDER))
-    page.mount(app, served, options.root_path, caption_tool(client, images) if options.mcp else None)
+    page.mount(app, cards, options.root_path, caption_tool(client, images) if options.mcp else None)
     return app
 
 
 def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; `tls` is (certificate, key), files in PEM."""
+    """Serve until SIGINT or SIGTERM. `tls` is (certificate, private key), paths of PEM files."""
     certificate, key = tls or (None, None)
     uvicorn.run(
         application(addresses, options),

@@ -1,9 +1,9 @@
-"""Makes the virtual environment that everything here runs in, or says in one sentence why it cannot.
+"""Create the virtual environment of this checkout, or print one sentence that says why that is impossible.
 
     python3 scripts/environment.py [--venv .venv] [--system]
 
-A second call returns at once while pyproject.toml and constraints.txt are as they were. Only the standard
-library is used, in Python 3.8's syntax, so that a wrong Python gets a sentence in place of a SyntaxError.
+A second call returns at once if pyproject.toml and constraints.txt have not changed. The script uses only the standard
+library and Python 3.8's syntax, so that an unsupported Python gets a sentence instead of a SyntaxError.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "server,quantised,embedded,frontend,mcp,ray,export,training,dev"
+EXTRAS = "server,quantised,mcp,ray,training,dev"
 USED = "captioner.serving.startup, captioner.launcher.up, export.export, frontend.page.page"
-OLDEST, NEWEST = (3, 10), (3, 12)
+MIN_PYTHON, MAX_PYTHON = (3, 10), (3, 12)
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-NEEDED_GIB = 4
-HEARTBEAT_SECONDS = 20
-# command that tells that it is there → Debian's package
+MIN_FREE_GIB = 4
+PROGRESS_SECONDS = 20
+# a command → the Debian package that has it
 SYSTEM = {
     "chromium": "chromium",
     "docker-compose": "docker-compose",
@@ -38,14 +38,14 @@ SYSTEM = {
 
 
 class Refused(Exception):
-    """Why there can be no environment, in one sentence."""
+    """The environment cannot be created; the message is one sentence that says why."""
 
 
 def main() -> int:
-    """Makes what is missing; 0, or 1 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(description="Makes Captioner's virtual environment.")
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder, default %(default)s")
-    parser.add_argument("--system", action="store_true", help="also the system packages that the tests use")
+    """Create what is missing; return 0, or 1 after one sentence on stderr."""
+    parser = argparse.ArgumentParser(description="Create the virtual environment of this checkout.")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="its folder (default %(default)s)")
+    parser.add_argument("--system", action="store_true", help="also install the system packages that the tests use")
     options = parser.parse_args()
     venv = options.venv.absolute()
     try:
@@ -63,13 +63,13 @@ def main() -> int:
         print(f"environment: {refusal}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("environment: interrupted; the next call goes on from here", file=sys.stderr)
+        print("environment: interrupted; the next call continues from here", file=sys.stderr)
         return 130
     return 0
 
 
 def fingerprint() -> str:
-    """Changes with whatever the environment is made from."""
+    """Return a hash of everything that the environment is made from."""
     digest = hashlib.sha256()
     for part in (sys.version, str(ROOT), (ROOT / "pyproject.toml").read_text(), constraints().read_text()):
         digest.update(part.encode())
@@ -77,13 +77,13 @@ def fingerprint() -> str:
 
 
 def constraints() -> Path:
-    """The pinned versions."""
+    """Return the file with the pinned versions."""
     return ROOT / "constraints.txt"
 
 
 def check_python() -> None:
-    """Refuses a Python that cannot run this, with what to install."""
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+    """Raise Refused for an unsupported Python version or a Python without venv; the message says what to install."""
+    if not MIN_PYTHON <= sys.version_info[:2] <= MAX_PYTHON:
         raise Refused(
             f"{sys.executable} is Python {PYTHON}; Captioner needs Python 3.10, 3.11 or 3.12; "
             "name one with: make PYTHON=python3.11 ..."
@@ -93,7 +93,7 @@ def check_python() -> None:
 
 
 def check_libpython() -> None:
-    """Refuses a Python without its shared library."""
+    """Raise Refused for a Python without its shared library, which tritonserver loads."""
     library = f"libpython{PYTHON}.so.1.0"
     folders = [sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")]
     if not any(folder and (Path(folder) / library).exists() for folder in folders) and not loadable(library):
@@ -105,7 +105,7 @@ def check_libpython() -> None:
 
 
 def loadable(library: str) -> bool:
-    """Whether the system's loader finds `library`."""
+    """Return whether the dynamic loader finds `library`."""
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -114,21 +114,21 @@ def loadable(library: str) -> bool:
 
 
 def check_machine(venv: Path) -> None:
-    """Refuses a machine for which the wheel with tritonserver does not exist, and a full disk."""
-    machine = f"{platform.system()} {platform.machine()} {platform.libc_ver()[0]}"
-    if machine != "Linux x86_64 glibc":
+    """Raise Refused for a platform without a wheel of tritonserver, and for a full disk."""
+    target = f"{platform.system()} {platform.machine()} {platform.libc_ver()[0]}"
+    if target != "Linux x86_64 glibc":
         raise Refused(
-            f"this is {machine.strip()}; the tritonserver that is used here needs Linux x86_64 glibc; "
-            "elsewhere use the containers: docker compose up"
+            f"this is {target.strip()}; tritonserver's wheel needs Linux x86_64 glibc; "
+            "on other platforms use the containers: docker compose up"
         )
     folder = next(path for path in [venv, *venv.parents] if path.exists())
     free_gib = shutil.disk_usage(str(folder)).free / 2**30
-    if free_gib < NEEDED_GIB:
-        raise Refused(f"{folder} has {free_gib:.1f} GiB free; {NEEDED_GIB} GiB are needed")
+    if free_gib < MIN_FREE_GIB:
+        raise Refused(f"{folder} has {free_gib:.1f} GiB free; {MIN_FREE_GIB} GiB are needed")
 
 
 def make(venv: Path) -> None:
-    """Creates `venv` and installs everything at the pinned versions."""
+    """Create `venv` and install everything at the pinned versions."""
     begin = time.monotonic()
     log_path = ROOT / "build" / "environment.log"
     log_path.parent.mkdir(exist_ok=True)
@@ -138,18 +138,18 @@ def make(venv: Path) -> None:
         run(f"creating {venv}", [sys.executable, "-m", "venv", "--clear", str(venv)], log_path, begin)
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     install += ["--constraint", str(constraints())]
-    # Resolving takes the pip that Python 3.11 brings three times as long (measured: 160 s and 49 s).
+    # The pip of Python 3.11 needs three times as long to resolve the dependencies (measured: 160 s and 49 s).
     run("updating pip", [*install, "--upgrade", "pip"], log_path, begin)
-    # Compiling everything takes 80 s of CPU; importing what is used compiles that, and shows that it works.
+    # Compiling all packages takes 80 s of CPU. Importing USED compiles only what is needed, and shows that it works.
     install += ["--no-compile", "--editable", f"{ROOT}[{EXTRAS}]"]
-    run("installing packages, some minutes the first time", install, log_path, begin)
+    run("installing packages (some minutes the first time)", install, log_path, begin)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    run("importing them once", [str(python), "-c", f"import {USED}"], log_path, begin)
-    say(f"environment ready in {venv}", begin)
+    run("importing the packages once", [str(python), "-c", f"import {USED}"], log_path, begin)
+    log(f"environment ready in {venv}", begin)
 
 
 def same_python(python: Path) -> bool:
-    """Whether `python` runs and is this version, so that an interrupted installation can go on."""
+    """Return whether `python` runs and has this version, so that an interrupted installation can continue."""
     command = [str(python), "-c", "import sys, pip; print(sys.version)"]
     try:
         return subprocess.check_output(command, stderr=subprocess.DEVNULL).decode().strip() == sys.version
@@ -157,42 +157,43 @@ def same_python(python: Path) -> bool:
         return False
 
 
-def run(what: str, command: list[str], log_path: Path, begin: float) -> None:
-    """Runs `command` with its output in the log and a sign of life now and then."""
-    say(what, begin)
+def run(title: str, command: list[str], log_path: Path, begin: float) -> None:
+    """Run `command` with its output in the log file, and print its progress now and then; raise Refused if it fails."""
+    log(title, begin)
     start = log_path.stat().st_size if log_path.exists() else 0
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=str(ROOT))
+    with log_path.open("ab") as log_file:
+        process = subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, cwd=str(ROOT))
         try:
             while True:
                 try:
-                    code = process.wait(HEARTBEAT_SECONDS)
+                    code = process.wait(PROGRESS_SECONDS)
                     break
                 except subprocess.TimeoutExpired:
-                    say("  " + progress(log_path.read_bytes()[start:].decode(errors="replace")), begin)
+                    log("  " + progress(log_path.read_bytes()[start:].decode(errors="replace")), begin)
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
     if code:
         last = [line[:200] for line in log_path.read_text(errors="replace").splitlines() if line.strip()][-5:]
-        raise Refused("\n  ".join([f"{what} failed:", *last]) + f"\nthe whole log: {log_path}")
+        raise Refused("\n  ".join([f"{title} failed:", *last]) + f"\nthe whole log: {log_path}")
 
 
 def progress(text: str) -> str:
-    """What pip is doing, in a few words, from its output so far."""
+    """Return a few words about what pip is doing, from its output so far."""
     if "Installing collected packages" in text:
         return f"unpacking {text.rpartition('Installing collected packages')[2].count(',') + 1} packages"
     found = text.count("Collecting ")
-    return f"{found} packages found" if found else "still at it"
+    return f"{found} packages found" if found else "still running"
 
 
-def say(text: str, begin: float) -> None:
+def log(text: str, begin: float) -> None:
+    """Print a line with the seconds since `begin`."""
     print(f"[{time.monotonic() - begin:6.1f} s] {text}", flush=True)
 
 
 def install_system_packages() -> None:
-    """Installs what the tests use beside Python where that is missing and allowed."""
+    """Install the missing system packages of the tests; raise Refused where that is not allowed."""
     packages = " ".join(package for command, package in SYSTEM.items() if shutil.which(command) is None)
     if not packages:
         return

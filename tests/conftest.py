@@ -19,9 +19,11 @@ Start = Callable[..., TritonServer]
 
 
 def pytest_configure() -> None:
-    """Make Ctrl-C work in child processes: a background shell or nohup starts pytest with SIGINT ignored."""
+    """Let child processes end by Ctrl-C and SIGHUP: nohup and background shells start pytest with these ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # exec resets a handler, but not SIG_IGN
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

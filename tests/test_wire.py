@@ -1,4 +1,4 @@
-"""Request parameters: what is let in, what is refused, and by which name."""
+"""The wire: request parameters are checked and named in errors; details and model cards round-trip."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def refusal(**values: Any) -> str:
 
 
 @pytest.mark.parametrize("parameter", NUMBERS, ids=named)
-def test_both_ends_of_a_range_are_inside_it(parameter: Parameter) -> None:
+def test_both_ends_of_a_range_are_valid(parameter: Parameter) -> None:
     for edge in (parameter.minimum, parameter.maximum):
         value = parameter.kind(edge)  # type: ignore[arg-type]
         assert getattr(parse_parameters({parameter.name: value}), parameter.name) == value
 
 
 @pytest.mark.parametrize("parameter", NUMBERS, ids=named)
-def test_the_next_value_beyond_a_range_is_refused_with_name_value_and_range(parameter: Parameter) -> None:
+def test_the_error_beyond_a_range_names_the_parameter_the_value_and_the_range(parameter: Parameter) -> None:
     assert parameter.minimum is not None
     assert parameter.maximum is not None
     below: float = math.nextafter(parameter.minimum, -math.inf)
@@ -67,11 +67,11 @@ def test_the_next_value_beyond_a_range_is_refused_with_name_value_and_range(para
 
 @pytest.mark.parametrize("parameter", NUMBERS, ids=named)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, False, "1", None, [1], 10**400])
-def test_what_is_no_number_or_no_finite_one_is_refused(parameter: Parameter, value: object) -> None:
+def test_a_number_must_be_finite_and_of_a_numeric_type(parameter: Parameter, value: object) -> None:
     assert parameter.name in refusal(**{parameter.name: value})
 
 
-def test_a_whole_number_does_for_a_float_and_a_float_does_not_for_a_whole_number() -> None:
+def test_an_int_is_accepted_for_a_float_but_a_float_is_not_accepted_for_an_int() -> None:
     assert parse_parameters({"temperature": 1}).temperature == 1.0
     assert type(parse_parameters({"temperature": 1}).temperature) is float
     assert "max_tokens is 3.0" in refusal(max_tokens=3.0)
@@ -79,35 +79,35 @@ def test_a_whole_number_does_for_a_float_and_a_float_does_not_for_a_whole_number
 
 @pytest.mark.parametrize("name", ["stream", "describe", "repetition_guard"])
 @pytest.mark.parametrize("value", [0, 1, "true", None])
-def test_only_true_and_false_are_booleans(name: str, value: object) -> None:
+def test_a_boolean_must_be_true_or_false(name: str, value: object) -> None:
     assert "true or false" in refusal(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["style", "length", "name", "extras", "stop"])
 @pytest.mark.parametrize("value", [1, True, None, ["a"], b"a", "half a character \ud83d"])
-def test_only_text_is_text(name: str, value: object) -> None:
+def test_a_text_must_be_a_valid_string(name: str, value: object) -> None:
     assert name in refusal(**{name: value})
 
 
-def test_an_unknown_parameter_is_refused_with_all_the_known_names() -> None:
+def test_the_error_for_an_unknown_parameter_names_all_known_ones() -> None:
     with pytest.raises(ParameterUnknown) as caught:
         parse_parameters({"temprature": 1.0})
     assert "'temprature'" in str(caught.value)
     assert all(name in str(caught.value) for name in PARAMETERS)
 
 
-def test_the_parameters_that_triton_adds_are_passed_over() -> None:
+def test_the_parameters_that_triton_adds_are_ignored() -> None:
     added = {"user-agent": "grpc", "triton_enable_empty_final_response": True, "binary_data_output": True, "id": "7"}
     assert parse_parameters(added) == CaptionParameters()
 
 
-def test_an_absent_parameter_has_the_default_that_the_table_shows() -> None:
+def test_an_absent_parameter_has_the_default_of_the_table() -> None:
     nothing = parse_parameters({})
     shown = {name: parameter.default for name, parameter in PARAMETERS.items()}
     assert {name: getattr(nothing, name) or None for name in shown} == {k: v or None for k, v in shown.items()}
 
 
-def test_stops_are_a_json_list_of_up_to_four_texts() -> None:
+def test_stop_is_a_json_list_of_up_to_four_texts() -> None:
     assert parse_parameters({"stop": '[".", "</s>"]'}).stop == (".", "</s>")
     for texts in ('[""]', '["a", "b", "c", "d", "e"]'):
         assert "up to 4 texts, none empty" in refusal(stop=texts)
@@ -135,28 +135,28 @@ def test_extras_are_a_json_list_of_texts() -> None:
     ],
     ids=range(11),
 )
-def test_other_extras_are_refused_in_a_short_sentence(text: str) -> None:
+def test_the_error_for_other_extras_is_short(text: str) -> None:
     sentence = refusal(extras=text)
     assert "JSON list" in sentence
     assert len(sentence) < 300
 
 
 @pytest.mark.parametrize("name", ["x" * 10**6, "max_tokens"])
-def test_a_refusal_does_not_send_a_megabyte_back(name: str) -> None:
+def test_an_error_does_not_repeat_a_megabyte_of_input(name: str) -> None:
     with pytest.raises(ParameterRefused) as caught:
         parse_parameters({name: "y" * 10**6})
     assert len(str(caught.value)) < 500
 
 
 @given(st.dictionaries(st.sampled_from([*PARAMETERS, "user-agent", "other"]), JSON))
-def test_any_json_object_is_taken_or_refused_by_a_refusal_of_parameters(values: dict[str, Any]) -> None:
+def test_any_json_object_is_accepted_unchanged_or_raises_parameter_refused(values: dict[str, Any]) -> None:
     try:
         checked = parse_parameters(values)
     except ParameterRefused:
         return
     for name, value in values.items():
         if name in PARAMETERS and name not in TEXT_LISTS:
-            assert getattr(checked, name) == value, "nothing is changed on the way"
+            assert getattr(checked, name) == value, "values are not changed"
 
 
 INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
@@ -167,7 +167,7 @@ INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
     number=st.integers(0, 2**53),
     sure=st.none() | st.floats(0, 1),
 )
-def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float | None) -> None:
+def test_details_round_trip(text: str, number: int, sure: float | None) -> None:
     details = Details(
         model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, max_characters=99,
         temperature=0.5, top_p=1.0, top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7,
@@ -175,10 +175,10 @@ def test_details_come_back_as_they_were_sent(text: str, number: int, sure: float
         image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
-    assert "\n" not in to_json(details), "server-sent events end a message at a line"
+    assert "\n" not in to_json(details), "a newline ends a server-sent event"
 
 
-def test_a_model_card_comes_back_as_it_was_sent() -> None:
+def test_a_model_card_round_trips() -> None:
     card = ModelCard(
         model="m", revision="r", version="1", license="mit", base_model="b", intended_use="Use it.",
         styles={"plain": ["short"]},

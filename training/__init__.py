@@ -1,1 +1,1 @@
-"""How the embedded captioner was made: `python -m training --data DIR --out captioner/embedded`."""
+"""Training of the embedded captioner: `python -m training --data DIR --out captioner/embedded`. See README.md."""

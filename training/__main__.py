@@ -1,4 +1,9 @@
-"""python -m training --data DIR --out captioner/embedded: photos with captions in, a captioner's files out."""
+"""Train a captioner on photos with captions and save its files.
+
+    python -m training --data DIR --out captioner/embedded
+
+The run ends after --passes epochs or after --minutes, whichever comes first.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +18,54 @@ import torch
 from numpy.typing import NDArray
 
 from captioner.families.concept_encoder import ConceptEncoderConfig
-from training import caption_metrics, checkpoint, confidence, validation
-from training.backbone_cache import LowerCache
-from training.dataset import Photo, Split, load_photos, taught, texts
-from training.generate import write
+from training import checkpoint
+from training.backbone_cache import BackboneCache
+from training.confidence import calibrate
+from training.dataset import Photo, Split, load_photos
 from training.model import Captioner, Regularisation
 from training.nouns import nouns
 from training.tokenizer import CaptionTokenizer
 from training.train import TrainingConfig, train
+from training.validation import validation_loss
 
-LEAST = 8  # photos that name a word, for it to have a place in the head that tells a caption's words
+MIN_PHOTOS_PER_NOUN = 8  # for a word to get an output of the encoder's noun head
 
 
 def main() -> None:
-    """Trains, writes the files and the model card, prints the figures."""
+    """Train, save the captioner, and calibrate its confidence on the validation photos."""
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     splits: tuple[Split, ...] = ("train", "val", "test")
-    photos = {split: load_photos(options.data, split, options.flickr8k and split == "train") for split in splits}
-    if options.taught is not None:
-        photos["train"] = taught(photos["train"], options.taught)
+    photos = {split: load_photos(options.data, split) for split in splits}
     if not photos["train"]:
-        raise SystemExit(f"--data {options.data}: captions.json names no photo of split train outside Flickr8k")
-    print(", ".join(f"{len(photos[split])} photos to {split}" for split in photos))
+        raise SystemExit(f"--data {options.data}: captions.json has no photo of split train outside Flickr8k")
+    print(", ".join(f"{split}: {len(photos[split])} photos" for split in photos))
     if options.start:
         captioner, tokenizer = checkpoint.load(options.start)
     else:
         captioner, tokenizer = _new(options, photos["train"])
     print(f"{sum(p.numel() for p in captioner.trained_parameters()) / 1e6:.2f} million parameters to train")
-    cache = LowerCache(options.cache, options.data, captioner.encoder, options.threads)
+    cache = BackboneCache(options.cache, options.data, captioner.encoder, options.threads)
 
     def view(split: Split, number: int = 0) -> NDArray[np.float16]:
-        return cache.view([photo.file for photo in photos[split]], number)
+        return cache.features([photo.file for photo in photos[split]], number)
 
-    settings = TrainingConfig(
-        passes=options.passes,
+    config = TrainingConfig(
+        epochs=options.passes,
         minutes=options.minutes,
         batch=options.batch,
         learning_rate=options.learning_rate,
         backbone_rate=options.backbone_rate,
-        exchange=options.exchange,
-        plain=options.plain,
+        swap_share=options.exchange,
+        human_repeats=options.plain,
         seed=options.seed,
         regularisation=Regularisation(
             dropout=options.dropout,
-            smoothing=options.smoothing,
-            unseen=options.unseen,
-            unseen_concepts=options.unseen_concepts,
-            naming=options.naming,
+            label_smoothing=options.smoothing,
+            image_token_dropout=options.unseen,
+            concept_token_dropout=options.unseen_concepts,
+            noun_loss_weight=options.naming,
         ),
     )
     train(
@@ -69,8 +73,8 @@ def main() -> None:
         tokenizer,
         photos["train"],
         [view("train", number) for number in range(options.views)],
-        lambda candidate: validation.loss(candidate, tokenizer, photos["val"], view("val")),
-        settings,
+        lambda candidate: validation_loss(candidate, tokenizer, photos["val"], view("val")),
+        config,
         options.cache / "state.pt" if options.resume else None,
         lambda line: print(line, flush=True),
     )
@@ -79,10 +83,10 @@ def main() -> None:
 
 
 def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, CaptionTokenizer]:
-    tokenizer = CaptionTokenizer.learn(c.text for photo in photos for c in photo.captions)
+    tokenizer = CaptionTokenizer.train(c.text for photo in photos for c in photo.captions)
     captioner = Captioner.build(
-        concepts(options.data / "imagenet_words.json", photos),
-        vocabulary=len(tokenizer),
+        concept_config(options.data / "imagenet_words.json", photos),
+        vocabulary_size=len(tokenizer),
         bos=tokenizer.bos,
         eos=tokenizer.eos,
         pad=tokenizer.pad,
@@ -93,57 +97,49 @@ def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, C
     return captioner, tokenizer
 
 
-def calibrate(folder: Path, photos: list[Photo], view: NDArray[np.float16]) -> None:
-    """Fits the confidence of a saved captioner to its medium captions of photos it was not trained on."""
-    captioner, tokenizer = checkpoint.load(folder)
-    written = write(captioner, tokenizer, view, len(photos), ("medium",))["medium"]
-    right = [caption_metrics.subject_right(c.text, texts(photo)) for c, photo in zip(written, photos, strict=True)]
-    checkpoint.calibrate(folder, confidence.fit(np.array([c.mean_logprob for c in written]), np.array(right)))
-
-
-def concepts(path: Path, photos: list[Photo]) -> ConceptEncoderConfig:
-    """The encoder's words: one everyday word for each ImageNet class, and what enough of the captions name."""
+def concept_config(path: Path, photos: list[Photo]) -> ConceptEncoderConfig:
+    """Return the encoder's words: one everyday word per ImageNet class (`path`), and the captions' frequent nouns."""
     by_class: list[str] = json.loads(path.read_text())
-    seen = Counter(word for photo in photos for word in {w for c in photo.captions for w in nouns(c.text)})
-    named = sorted(word for word, count in seen.items() if count >= LEAST)
-    words = sorted({*by_class, *named})
+    counts = Counter(word for photo in photos for word in {w for c in photo.captions for w in nouns(c.text)})
+    frequent = sorted(word for word, count in counts.items() if count >= MIN_PHOTOS_PER_NOUN)
+    words = sorted({*by_class, *frequent})
     index = {word: number for number, word in enumerate(words)}
     return ConceptEncoderConfig(
-        tuple(words), tuple(index[word] for word in by_class), tuple(index[word] for word in named)
+        tuple(words), tuple(index[word] for word in by_class), tuple(index[word] for word in frequent)
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with captions.json, photos/ and imagenet_words.json"
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="where the captioner's files go")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("build/training"), help="for what the backbone saw (150 MB a view)"
-    )
-    parser.add_argument("--start", type=Path, help="a trained captioner's files to go on from, at a new learning rate")
-    parser.add_argument("--passes", type=float, default=17, help="over the photos (17)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop by then, if the passes are not done")
-    parser.add_argument(
-        "--views", type=int, default=10, help="1 the whole photo, 2 also mirrored, more: random crops (10)"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="photos a step (16)")
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
-    parser.add_argument("--layers", type=int, default=3, help="of the decoder (3)")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--smoothing", type=float, default=0.1, help="of the labels")
-    parser.add_argument("--unseen", type=float, default=0.1, help="part of the image tokens hidden in each step")
-    parser.add_argument("--unseen-concepts", type=float, default=0.3, help="part of the concepts hidden in each step")
-    parser.add_argument("--naming", type=float, default=0.1, help="weight of the loss of the head that tells words")
-    parser.add_argument("--backbone-rate", type=float, default=0.1, help="of the learning rate; 0 leaves it frozen")
-    parser.add_argument("--exchange", type=float, default=0.1, help="part of the photos with one thing for another")
-    parser.add_argument("--plain", type=int, default=3, help="times a pass shows photos with people's captions only")
-    parser.add_argument("--taught", type=Path, help="a teacher's captions, as llava.py writes them")
-    parser.add_argument("--flickr8k", action="store_true", help="to measure only: its terms forbid free use")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="keep the state in the cache and go on from it")
+
+    def number(name: str, default: float, text: str) -> None:
+        parser.add_argument(name, type=type(default), default=default, help=f"{text} (default %(default)s)")
+
+    data = "folder with captions.json, photos/ and imagenet_words.json"
+    parser.add_argument("--data", type=Path, required=True, help=data)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the captioner's files")
+    cache = "folder of the backbone cache, 150 MB per view (default %(default)s)"
+    parser.add_argument("--cache", type=Path, default=Path("build/training"), help=cache)
+    parser.add_argument("--start", type=Path, help="folder of a trained captioner to start from")
+    number("--passes", 17.0, "epochs")
+    number("--minutes", math.inf, "longest duration")
+    number("--views", 10, "augmented views per photo: 1 as it is, 2 also mirrored, more add random crops")
+    number("--batch", 16, "photos per step")
+    number("--learning-rate", 1.2e-3, "peak learning rate")
+    number("--backbone-rate", 0.1, "learning rate of the backbone's last blocks, as a share; 0 freezes them")
+    number("--layers", 3, "layers of the decoder")
+    number("--dropout", 0.1, "dropout of the decoder")
+    number("--smoothing", 0.1, "label smoothing")
+    number("--unseen", 0.1, "share of the image tokens hidden in each step")
+    number("--unseen-concepts", 0.3, "share of the concept tokens hidden in each step")
+    number("--naming", 0.1, "weight of the noun head's loss")
+    number("--exchange", 0.1, "share of the photos with one noun swapped for another in concepts and captions")
+    number("--plain", 3, "how often an epoch shows a photo that has only captions written by people")
+    number("--threads", 2, "CPU threads")
+    number("--seed", 0, "random seed")
+    parser.add_argument("--resume", action="store_true", help="save the state in the cache and resume from it")
     return parser
 
 

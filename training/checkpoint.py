@@ -1,4 +1,7 @@
-"""The files that are shipped: config, weights, tokenizer. What was not trained is in the backbone's own package."""
+"""Save and load a captioner's files: config, int8 weights, tokenizer.
+
+The frozen part of the backbone is not saved: it comes from the backbone's own package.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ from pathlib import Path
 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from captioner.artifacts.manifest import Calibration
+from captioner.artifacts.confidence import Calibration
 from captioner.embedded import weights
 from captioner.families.concept_encoder import PREFIX, load_concept_encoder
 from training.model import MAX_TOKENS, Captioner
 from training.tokenizer import CaptionTokenizer
 
-GENERATION = {"max_tokens": MAX_TOKENS, "repetition_penalty": 1.25}  # what its captions are best with
+GENERATION = {"max_tokens": MAX_TOKENS, "repetition_penalty": 1.25}  # the best of those measured, see README.md
 MODEL_TYPE = "concept-encoder-decoder"
 DECODER_PREFIX = "decoder."
-TIED = "lm_head.weight"  # the decoder's token embeddings once more
+TIED = "lm_head.weight"  # the same tensor as the decoder's token embeddings
 
 
 def save(folder: Path, captioner: Captioner, tokenizer: CaptionTokenizer) -> None:
-    """Writes config.json, model.safetensors and the tokenizer's files into `folder`."""
+    """Write config.json, model.safetensors and the tokenizer's files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     decoder = captioner.decoder.config
     kept = {key: value for key, value in decoder.to_diff_dict().items() if not key.startswith("transformers_")}
@@ -39,29 +42,29 @@ def save(folder: Path, captioner: Captioner, tokenizer: CaptionTokenizer) -> Non
 
 
 def load(folder: Path) -> tuple[Captioner, CaptionTokenizer]:
-    """Reads what `save` wrote, as the server does."""
+    """Return the captioner and the tokenizer that `save` wrote, with dequantized weights as in serving."""
     config = json.loads((folder / "config.json").read_text())
     decoder = GPT2LMHeadModel(GPT2Config(**config["decoder"]))
-    own = weights.load(folder / "model.safetensors", DECODER_PREFIX)
-    decoder.load_state_dict({**own, TIED: own["transformer.wte.weight"]})
+    state = weights.load(folder / "model.safetensors", DECODER_PREFIX)
+    decoder.load_state_dict({**state, TIED: state["transformer.wte.weight"]})
     tokenizer = CaptionTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
     return Captioner(load_concept_encoder(folder), decoder).eval(), tokenizer
 
 
-def calibrate(folder: Path, curve: Calibration) -> None:
-    """Writes the curve into the config of a saved captioner."""
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Add the confidence calibration to the config of a saved captioner."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(_json({**config, "calibration": asdict(curve)}))
+    (folder / "config.json").write_text(_json({**config, "calibration": asdict(calibration)}))
 
 
-def calibration_of(folder: Path) -> Calibration | None:
-    """The curve of a saved captioner, None where it has none yet."""
+def load_calibration(folder: Path) -> Calibration | None:
+    """Return the confidence calibration of a saved captioner, or None."""
     values = json.loads((folder / "config.json").read_text()).get("calibration")
     return None if values is None else Calibration(**values)
 
 
 def _json(config: dict[str, object]) -> str:
-    """Indented, but each list on one line: the word list has hundreds of entries."""
+    """Return indented JSON with each list on one line: the word list has hundreds of entries."""
     lists: list[str] = []
 
     def fold(value: object) -> object:

@@ -1,7 +1,9 @@
-"""python -m training.evaluate --data DIR: what a trained captioner is worth on a split, beside the retrieval floor.
+"""Evaluate a captioner on one split, next to the retrieval baseline, and print a table.
 
-Prints a table; `--card` writes the model card and the reliability diagram beside it, `--pictures` a page with the
-photos themselves, for the eye alone: they are not this project's to publish.
+    python -m training.evaluate --data DIR
+
+`--card` writes the model card and the reliability diagram. `--pictures` writes a page with the photos themselves, for
+checking by eye: this project may not publish them.
 """
 
 from __future__ import annotations
@@ -16,98 +18,107 @@ from numpy.typing import NDArray
 
 from captioner.embedded import EMBEDDED_FOLDER, FORMS, Form
 from training import caption_metrics, checkpoint, contact_sheet, model_card, retrieval_baseline
-from training.backbone_cache import LowerCache
-from training.batches import View
-from training.dataset import Photo, Split, load_photos, texts
-from training.figures import Figures, Table
-from training.generate import Written, write
+from training.backbone_cache import BackboneCache
+from training.batches import LowerFeatures
+from training.dataset import Photo, Split, load_photos, references
+from training.generate import GeneratedCaption, generate_captions
 from training.model import Captioner
-from training.validation import grids, loss
+from training.results import Results, Table
+from training.validation import grids, validation_loss
 
-SETS = ("written", "coco")
-SHOWN = 50
+SETS = {"written": True, "coco": False}  # the set's name in the table → Photo.synthetic
+SHEET_PHOTOS = 50
 
 
 def main() -> None:
-    """Measures, prints, writes what was asked for."""
+    """Evaluate, print the table, write the card and the contact sheet if asked to."""
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
     captioner, tokenizer = checkpoint.load(options.model)
-    cache = LowerCache(options.cache, options.data, captioner.encoder, options.threads)
-    photos = load_photos(options.data, options.split)
-    view = cache.view([photo.file for photo in photos], 0)
-    captions = write(captioner, tokenizer, view, len(photos))
-    known = load_photos(options.data, "train")
-    floor = _floor(captioner, view, photos, cache.view([photo.file for photo in known], 0), known)
-    figures = measure(
-        options.split, photos, known, captions, floor, loss(captioner, tokenizer, photos, view), options.model
-    )
-    print(model_card.table(figures.table))
-    print(model_card.sureness(figures))
+    cache = BackboneCache(options.cache, options.data, captioner.encoder, options.threads)
+    photos, train_photos = load_photos(options.data, options.split), load_photos(options.data, "train")
+    view = cache.features([photo.file for photo in photos], 0)
+    train_view = cache.features([photo.file for photo in train_photos], 0)
+    captions = generate_captions(captioner, tokenizer, view, len(photos))
+    baseline = _retrieve(captioner, view, photos, train_view, train_photos)
+    loss = validation_loss(captioner, tokenizer, photos, view)
+    results = evaluate(options.split, photos, train_photos, captions, baseline, loss, options.model)
+    print(model_card.table(results.table))
+    print(model_card.summary(results))
     if options.card:
-        model_card.write(options.model, figures)
+        model_card.write(options.model, results)
     if options.pictures:
-        contact_sheet.write(options.pictures, options.data, photos[:: len(photos) // SHOWN][:SHOWN], figures)
+        sheet = photos[:: max(1, len(photos) // SHEET_PHOTOS)][:SHEET_PHOTOS]
+        contact_sheet.write(options.pictures, options.data, sheet, results)
 
 
-def measure(
+def evaluate(
     split: Split,
     photos: list[Photo],
-    known: list[Photo],
-    captions: dict[Form, list[Written]],
-    floor: dict[Form, list[str]],
-    nats: float,
+    train_photos: list[Photo],
+    captions: dict[Form, list[GeneratedCaption]],
+    baseline: dict[Form, list[str]],
+    loss: float,
     model: Path,
-) -> Figures:
-    """Every score of every form on every set; a photo's references are all its captions, of whatever length."""
+) -> Results:
+    """Return every metric of every form on every set. References are all captions of a photo, whatever their form."""
     table: Table = {}
-    for name in SETS:
-        rows = [row for row, photo in enumerate(photos) if photo.written == (name == "written")]
-        references = [texts(photos[row]) for row in rows]
-        for form, written in captions.items():
+    for name, synthetic in SETS.items():
+        rows = [row for row, photo in enumerate(photos) if photo.synthetic == synthetic]
+        truths = [references(photos[row]) for row in rows]
+        for form, generated in captions.items():
             if form != "tags":
-                table[name, form] = _scores([written[row].text for row in rows], references)
-        for form, found in floor.items():
-            table[name, f"floor: {form}"] = _scores([found[row] for row in rows], references)
-    curve = checkpoint.calibration_of(model)
+                table[name, form] = _scores([generated[row].text for row in rows], truths)
+        for form, retrieved in baseline.items():
+            table[name, f"retrieval: {form}"] = _scores([retrieved[row] for row in rows], truths)
+    calibration = checkpoint.load_calibration(model)
     medium = captions["medium"]
-    right = np.array([caption_metrics.subject_right(c.text, texts(p)) for c, p in zip(medium, photos, strict=True)])
-    sure = np.array([curve.confidence(c.mean_logprob) if curve else np.nan for c in medium])
+    correct = [caption_metrics.subject_correct(c.text, references(p)) for c, p in zip(medium, photos, strict=True)]
+    confidence = [calibration.confidence(c.mean_logprob) if calibration else np.nan for c in medium]
     words = {
         form: float(np.mean([len(c.text.split(",") if form == "tags" else c.text.split()) for c in captions[form]]))
         for form in FORMS
     }
-    return Figures(split, photos, known, nats, captions, table, words, sure, right)
+    return Results(split, photos, train_photos, loss, captions, table, words, np.array(confidence), np.array(correct))
 
 
 def _scores(captions: list[str], references: Sequence[Sequence[str]]) -> dict[str, tuple[float, float, float]]:
-    found = caption_metrics.score(captions, references, meteor=True) if captions else {}
-    return {name: caption_metrics.interval(scores) for name, scores in found.items()}
+    scores = caption_metrics.score(captions, references, meteor=True) if captions else {}
+    return {name: caption_metrics.interval(values) for name, values in scores.items()}
 
 
-def _floor(
-    captioner: Captioner, view: View, photos: list[Photo], known_view: View, known: list[Photo]
+def _retrieve(
+    captioner: Captioner,
+    view: LowerFeatures,
+    photos: list[Photo],
+    train_view: LowerFeatures,
+    train_photos: list[Photo],
 ) -> dict[Form, list[str]]:
-    whole, known_whole = (_pooled(captioner, *each) for each in ((view, len(photos)), (known_view, len(known))))
+    """Return the captions of the retrieval baseline by form."""
+    pooled, train_pooled = _pooled(captioner, view, len(photos)), _pooled(captioner, train_view, len(train_photos))
     forms: tuple[Form, ...] = ("medium", "plain")
-    return {form: retrieval_baseline.consensus(whole, known_whole, known, form) for form in forms}
+    return {form: retrieval_baseline.consensus(pooled, train_pooled, train_photos, form) for form in forms}
 
 
-def _pooled(captioner: Captioner, view: View, count: int) -> NDArray[np.float32]:
+def _pooled(captioner: Captioner, view: LowerFeatures, count: int) -> NDArray[np.float32]:
     return torch.cat([grid.mean(1) for grid in grids(captioner, view, count)]).numpy()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with captions.json and photos/")
     parser.add_argument(
-        "--model", type=Path, default=EMBEDDED_FOLDER, help="the captioner's files (the embedded model's)"
+        "--model", type=Path, default=EMBEDDED_FOLDER, help="folder of the captioner (default: the embedded model)"
     )
-    parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--cache", type=Path, default=Path("build/training"), help="for what the backbone saw")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="default %(default)s")
+    parser.add_argument("--cache", type=Path, default=Path("build/training"), help="folder of the backbone cache")
     parser.add_argument("--card", action="store_true", help="write the model card into the model's folder")
-    parser.add_argument("--pictures", type=Path, help="write 50 unpicked photos with their captions as an HTML page")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pictures", type=Path, help="write 50 photos, not selected by hand, as an HTML page")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Encoder and decoder as one thing to train and to ask."""
+"""The captioner as one torch module: encoder and decoder, their losses, and greedy or sampled generation."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from captioner.families.concept_encoder import GRID_TOKENS, ConceptEncoder, ConceptEncoderConfig
-from training.dataset import Batch
+from training.dataset import CaptionBatch
 
 CONTEXT_TOKENS = 96
 MAX_TOKENS = 64
-HIDDEN = -1e4  # added to a score; no infinity, for a padding row sees nothing
-# Where the processor has no instructions for it, bf16 is several times as slow as fp32.
+MASKED = -1e4  # added to attention scores; −∞ would give NaN in padding rows, where everything is masked
+# On a CPU without bf16 instructions, bf16 is several times slower than fp32.
 BF16 = torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True)
 class Regularisation:
-    """What keeps a small model on few photos from learning them by heart."""
+    """What keeps a small model from memorising a small data set."""
 
     dropout: float = 0.1
-    smoothing: float = 0.1
-    unseen: float = 0.1  # of the image tokens are hidden in each step
-    unseen_concepts: float = 0.3
-    naming: float = 0.1  # weight of the loss of the head that tells a caption's words
+    label_smoothing: float = 0.1
+    image_token_dropout: float = 0.1  # share of the grid's tokens hidden from the decoder in each step
+    concept_token_dropout: float = 0.3
+    noun_loss_weight: float = 0.1  # of the encoder's noun head
     weight_decay: float = 0.05
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is seen in a batch of photos, beside what is written of them."""
+class ImageBatch:
+    """The visual half of a training batch."""
 
-    lower_BCHW: torch.Tensor  # the lower blocks' output, float32 (B, 208, 9, 9)
-    named_BN: torch.Tensor  # 1 where a photo's captions name that one of the head's words
-    exchanged_B2: torch.Tensor  # a word's index and that of the word in its place; −1, −1 for none
-    blank_B: torch.Tensor  # True where all but the concepts is hidden
+    lower_BCHW: torch.Tensor  # output of the backbone's lower blocks, float32 (B, 208, 9, 9)
+    noun_targets_BN: torch.Tensor  # 1 where the photo's captions name that word of the noun head
+    swapped_B2: torch.Tensor  # indices of the old and the new word; −1, −1 for none
+    grid_hidden_B: torch.Tensor  # True where all tokens but the concepts are hidden
 
 
 class Captioner(nn.Module):
-    """The concept encoder and the GPT-2 that writes what it sees."""
+    """The concept encoder and a GPT-2 decoder with cross-attention."""
 
     def __init__(self, encoder: ConceptEncoder, decoder: GPT2LMHeadModel) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        decoder.set_attn_implementation("eager")  # torch's fused attention goes back three times as slowly in bf16
+        # In bf16, the backward pass of torch's fused attention takes three times as long.
+        decoder.set_attn_implementation("eager")
 
     @classmethod
     def build(
         cls,
         config: ConceptEncoderConfig,
-        vocabulary: int,
+        vocabulary_size: int,
         bos: int,
         eos: int,
         pad: int,
@@ -62,9 +63,9 @@ class Captioner(nn.Module):
         heads: int,
         dropout: float,
     ) -> Captioner:
-        """A captioner that has seen nothing yet but its backbone's ImageNet."""
+        """Return an untrained captioner; its backbone has ImageNet weights."""
         decoder = GPT2Config(
-            vocab_size=vocabulary,
+            vocab_size=vocabulary_size,
             n_positions=CONTEXT_TOKENS,
             n_embd=config.width,
             n_layer=layers,
@@ -81,59 +82,66 @@ class Captioner(nn.Module):
         return cls(ConceptEncoder(config), GPT2LMHeadModel(decoder))
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Everything but the backbone's lower blocks and its ImageNet head."""
+        """Return all parameters except the backbone's lower blocks and its ImageNet head."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def see(self, look: Look) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, tokens, width) with words exchanged, and the loss of the head that tells a caption's words."""
-        grid_BGC = self.encoder.grid(look.lower_BCHW)
-        whole_BC = grid_BGC.mean(1)
-        log_probability_BK, word_BK = self.encoder.concepts(whole_BC)
-        old_B1, new_B1 = look.exchanged_B2.split(1, 1)
+    def encode(self, images: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (B, tokens, width) with nouns swapped, and the noun head's loss per photo."""
+        grid_BGC = self.encoder.grid(images.lower_BCHW)
+        pooled_BC = grid_BGC.mean(1)
+        log_probability_BK, word_BK = self.encoder.concepts(pooled_BC)
+        old_B1, new_B1 = images.swapped_B2.split(1, 1)
         word_BK = torch.where((word_BK == old_B1) & (old_B1 >= 0), new_B1, word_BK)
-        # The head may have missed the word: its likeliest gives way, so that the new one is always among them.
-        first = self.encoder.config.concepts
-        word_BK[:, first] = torch.where(old_B1[:, 0] >= 0, new_B1[:, 0], word_BK[:, first])
-        naming = F.binary_cross_entropy_with_logits(
-            self.encoder.caption_head(whole_BC).float(), look.named_BN, reduction="sum"
+        # The head may not have predicted the old word. The new word replaces its best guess, so that it always appears.
+        best = self.encoder.config.concepts
+        word_BK[:, best] = torch.where(old_B1[:, 0] >= 0, new_B1[:, 0], word_BK[:, best])
+        noun_loss = F.binary_cross_entropy_with_logits(
+            self.encoder.caption_head(pooled_BC).float(), images.noun_targets_BN, reduction="sum"
         )
-        return self.encoder.features(grid_BGC, log_probability_BK, word_BK), naming / len(look.lower_BCHW)
+        return self.encoder.features(grid_BGC, log_probability_BK, word_BK), noun_loss / len(images.lower_BCHW)
 
     def losses(
-        self, look: Look, batch: Batch, regularisation: Regularisation | None = None
+        self, images: ImageBatch, captions: CaptionBatch, regularisation: Regularisation | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross entropy a token, in nats, and the naming head's a photo; plain ones without regularisation."""
+        """Return the mean cross entropy per token in nats and the noun head's loss per photo."""
         with BF16:
-            features, naming = self.see(look)
-        chance = torch.full(features.shape[:2], regularisation.unseen if regularisation else 0.0)
-        chance[:, GRID_TOKENS + 1 :] = regularisation.unseen_concepts if regularisation else 0.0
-        seen = torch.rand(chance.shape) >= chance
-        seen[:, : GRID_TOKENS + 1] &= ~look.blank_B[:, None]
-        logits = self.logits(features, batch, seen.long() if regularisation else None)
-        learnt = batch.labels >= 0
-        smoothing = regularisation.smoothing if regularisation else 0.0
-        return F.cross_entropy(logits[learnt].float(), batch.labels[learnt], label_smoothing=smoothing), naming
+            features, noun_loss = self.encode(images)
+        dropout = torch.full(features.shape[:2], regularisation.image_token_dropout if regularisation else 0.0)
+        dropout[:, GRID_TOKENS + 1 :] = regularisation.concept_token_dropout if regularisation else 0.0
+        visible = torch.rand(dropout.shape) >= dropout
+        visible[:, : GRID_TOKENS + 1] &= ~images.grid_hidden_B[:, None]
+        logits = self.logits(features, captions, visible.long() if regularisation else None)
+        counted = captions.labels >= 0
+        smoothing = regularisation.label_smoothing if regularisation else 0.0
+        loss = F.cross_entropy(logits[counted].float(), captions.labels[counted], label_smoothing=smoothing)
+        return loss, noun_loss
 
-    def logits(self, features: torch.Tensor, batch: Batch, seen: torch.Tensor | None = None) -> torch.Tensor:
-        """Of packed captions, (B, T, vocabulary); `seen` (B, tokens) is 0 for features that are hidden."""
-        own = batch.captions[:, :, None] == batch.captions[:, None]  # packed captions do not see each other
-        mask = torch.zeros(own.shape).masked_fill(~own.tril(), HIDDEN)  # to add: eager attention takes no booleans
+    def logits(
+        self, features: torch.Tensor, captions: CaptionBatch, visible: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the logits of packed captions, (B, T, vocabulary); `visible` (B, tokens) is 0 for hidden features."""
+        same_caption = captions.captions[:, :, None] == captions.captions[:, None]
+        # Eager attention adds its mask to the scores: it does not accept booleans.
+        mask = torch.zeros(same_caption.shape).masked_fill(~same_caption.tril(), MASKED)
         with BF16:
-            found: torch.Tensor = self.decoder(
-                input_ids=batch.ids,
-                position_ids=batch.positions,
+            logits: torch.Tensor = self.decoder(
+                input_ids=captions.ids,
+                position_ids=captions.positions,
                 attention_mask=mask[:, None],  # (B, 1, T, T)
                 encoder_hidden_states=features,
-                encoder_attention_mask=seen,
+                encoder_attention_mask=visible,
             ).logits
-        return found
+        return logits
 
     @torch.inference_mode()
-    def write(self, features: torch.Tensor, prompt: list[int], **options: Any) -> list[list[int]]:
-        """Captions of features (B, tokens, width) as token ids after the prompt; `options` are generate()'s."""
-        writer: Any = self.decoder  # transformers' own annotation of generate() cannot be called
+    def generate(self, features: torch.Tensor, prompt: list[int], **options: Any) -> list[list[int]]:
+        """Return the token ids after `prompt` for each row of features (B, tokens, width).
+
+        `options` are those of transformers' generate().
+        """
+        decoder: Any = self.decoder  # mypy rejects a call of generate() as transformers annotates it
         start = torch.tensor([prompt] * len(features))
-        ids = writer.generate(
+        ids = decoder.generate(
             start,
             attention_mask=torch.ones_like(start),
             encoder_hidden_states=features,

@@ -1,4 +1,4 @@
-"""Which things a text names: nouns in the singular, from a list (`nouns.txt`)."""
+"""Find the nouns that a text names, in the singular, by a word list (`nouns.txt`); swap one noun for another."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ IRREGULAR = {
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 
 
-def noun(word: str, known: frozenset[str] = NOUNS) -> str | None:
-    """The singular of a lower-case word that is a noun of the list, None for another word."""
+def singular(word: str) -> str | None:
+    """Return the singular of a lower-case noun of the list, or None for any other word."""
     if word in IRREGULAR:
-        return IRREGULAR[word] if IRREGULAR[word] in known else None
-    for ending, singular in (("", ""), ("ies", "y"), ("es", ""), ("s", "")):
-        stem = word.removesuffix(ending) + singular
-        if word.endswith(ending) and stem in known:
+        return IRREGULAR[word] if IRREGULAR[word] in NOUNS else None
+    for plural_ending, ending in (("", ""), ("ies", "y"), ("es", ""), ("s", "")):
+        stem = word.removesuffix(plural_ending) + ending
+        if word.endswith(plural_ending) and stem in NOUNS:
             return stem
     return None
 
 
 def nouns(text: str) -> list[str]:
-    """The things that `text` names, each once, in its order."""
-    found = (noun(word) for word in WORD.findall(text.lower()))
+    """Return the nouns of `text`, each once, in order of appearance."""
+    found = (singular(word) for word in WORD.findall(text.lower()))
     return list(dict.fromkeys(word for word in found if word is not None))
 
 
-def exchange(text: str, old: str, new: str) -> str:
-    """`text` with another thing in the place of one: plurals stay plurals, "a" and "an" follow."""
+def swap_noun(text: str, old: str, new: str) -> str:
+    """Return `text` with the noun `new` in place of `old`; plurals stay plurals, and "a" or "an" is adapted."""
 
-    def put(match: re.Match[str]) -> str:
+    def swap(match: re.Match[str]) -> str:
         word = match[0].lower()
-        if noun(word) != old:
+        if singular(word) != old:
             return match[0]
         other = new if word == old or new.endswith("s") else f"{new}s"
         return other[:1].upper() + other[1:] if match[0][0].isupper() else other
 
-    changed = re.sub(r"[A-Za-z]+(?:-[a-z]+)?", put, text)
+    swapped = re.sub(r"[A-Za-z]+(?:-[a-z]+)?", swap, text)
     return re.sub(
-        r"\b([Aa])n? (?=(\w))", lambda match: match[1] + ("n " if match[2].lower() in "aeiou" else " "), changed
+        r"\b([Aa])n? (?=(\w))", lambda match: match[1] + ("n " if match[2].lower() in "aeiou" else " "), swapped
     )

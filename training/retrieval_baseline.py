@@ -1,4 +1,4 @@
-"""The floor: the caption of a photo's neighbours that agrees most with the others', no words written at all."""
+"""The retrieval baseline: the nearest training photos' caption that agrees most with the others. It writes no words."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioner.embedded import Form
-from training.caption_metrics import plain
+from training.caption_metrics import lower_words
 from training.dataset import Photo
 
 NEIGHBOURS = 20
 
 
 def consensus(
-    whole_NC: NDArray[np.float32], known_PC: NDArray[np.float32], photos: list[Photo], form: Form
+    pooled_NC: NDArray[np.float32], train_PC: NDArray[np.float32], train_photos: list[Photo], form: Form
 ) -> list[str]:
-    """For each of N pooled grids, one caption of that form of its nearest photos (P of them, pooled likewise)."""
+    """Return one caption of that form for each of N pooled grids; P training photos are pooled likewise."""
     from pycocoevalcap.cider.cider import Cider
 
-    known = [row for row, photo in enumerate(photos) if any(c.form == form for c in photo.captions)]
-    near = _unit(whole_NC) @ _unit(known_PC[known]).T
+    captioned = [row for row, photo in enumerate(train_photos) if any(c.form == form for c in photo.captions)]
+    similarity_NP = _unit(pooled_NC) @ _unit(train_PC[captioned]).T
     chosen = []
-    for similar in near:
-        rows = [known[at] for at in np.argsort(-similar)[:NEIGHBOURS]]
-        texts = [caption.text for row in rows for caption in photos[row].captions if caption.form == form]
-        others = {at: [plain(t) for n, t in enumerate(texts) if n != at] for at in range(len(texts))}
-        agreed = Cider().compute_score(others, {at: [plain(text)] for at, text in enumerate(texts)})[1]
-        chosen.append(texts[int(np.argmax(agreed))])
+    for similarity_P in similarity_NP:
+        rows = [captioned[at] for at in np.argsort(-similarity_P)[:NEIGHBOURS]]
+        texts = [caption.text for row in rows for caption in train_photos[row].captions if caption.form == form]
+        others = {at: [lower_words(t) for n, t in enumerate(texts) if n != at] for at in range(len(texts))}
+        agreement = Cider().compute_score(others, {at: [lower_words(text)] for at, text in enumerate(texts)})[1]
+        chosen.append(texts[int(np.argmax(agreement))])
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""The captioner's own vocabulary: byte-level BPE learnt from the training captions, control tokens for its forms."""
+"""The captioner's tokenizer: byte-level BPE trained on the captions, with one control token for each form."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from captioner.embedded import BOS, EOS, FORMS, PAD, Form
 
-VOCABULARY = 4096
+VOCABULARY_SIZE = 4096
 
 
 class CaptionTokenizer:
-    """A tokenizer with the ids that training needs by name."""
+    """A Hugging Face tokenizer with its special ids as attributes."""
 
     def __init__(self, fast: PreTrainedTokenizerFast) -> None:
         self.fast = fast
@@ -22,13 +22,13 @@ class CaptionTokenizer:
         self.forms: dict[Form, int] = {form: ids[token] for form, token in FORMS.items()}
 
     @classmethod
-    def learn(cls, texts: Iterable[str], vocabulary: int = VOCABULARY) -> CaptionTokenizer:
-        """Merges the most frequent pairs of `texts` until there are `vocabulary` tokens."""
+    def train(cls, texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE) -> CaptionTokenizer:
+        """Return a tokenizer of `vocabulary_size` tokens, trained on `texts`."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary,
+            vocab_size=vocabulary_size,
             special_tokens=[PAD, BOS, EOS, *FORMS.values()],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -50,15 +50,15 @@ class CaptionTokenizer:
         return len(self.fast)
 
     def prompt(self, form: Form | None) -> list[int]:
-        """What stands in front of a caption."""
+        """Return the ids in front of a caption: BOS and the form's token."""
         return [self.bos] if form is None else [self.bos, self.forms[form]]
 
-    def sequence(self, text: str, form: Form | None) -> list[int]:
-        """A whole caption as it is trained: prompt, text, end."""
+    def encode(self, text: str, form: Form | None) -> list[int]:
+        """Return the ids of a training sequence: prompt, text, EOS."""
         return [*self.prompt(form), *self.fast.encode(text), self.eos]
 
     def decode(self, ids: list[int]) -> str:
-        """Plain text, up to the first end."""
+        """Return the text up to the first EOS, without special tokens."""
         ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
         text = self.fast.decode(ids, skip_special_tokens=True)
         assert isinstance(text, str)

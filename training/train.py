@@ -1,7 +1,6 @@
-"""The training loop: batches in, the averaged weights of the best validation out.
+"""The training loop: return the averaged weights with the lowest validation loss.
 
-It knows what was seen and what is written, no photos and no files but its own state, from which it goes on after a
-stop.
+It knows features and captions, not photos or files, except its own state file, from which a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ from pathlib import Path
 
 import torch
 
-from training.batches import View, Words, make_batch
-from training.dataset import Photo, passes
+from training.batches import LowerFeatures, NounTargets, make_batch
+from training.dataset import Photo, index_batches
 from training.model import Captioner, Regularisation
 from training.tokenizer import CaptionTokenizer
 
-WARM_UP = 0.03  # of the whole training
-AVERAGE_DECAY = 0.998  # a step, at most, of the averaged weights
-REPORT_STEPS = 50
+WARM_UP = 0.03  # share of the run
+AVERAGE_DECAY = 0.998  # of the moving average of the weights, per step, at most
+LOG_STEPS = 50
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training. It ends after `passes`, or after `minutes` if that comes first; the learning rate follows."""
+    """One run. It ends after `epochs` or `minutes`, whichever comes first; the learning rate has decayed by then."""
 
-    passes: float = 10
+    epochs: float = 10
     minutes: float = math.inf
     batch: int = 8  # photos, with up to three captions each
     learning_rate: float = 1e-3
-    backbone_rate: float = 0.1  # of the learning rate, for the backbone's last blocks
-    exchange: float = 0.0  # of the photos have a word exchanged in concepts and captions alike
-    plain: int = 1  # times a pass shows a photo that has only people's captions
+    backbone_rate: float = 0.1  # learning rate of the backbone's last blocks, as a share of `learning_rate`
+    swap_share: float = 0.0  # share of the photos with one noun swapped in concepts and captions
+    human_repeats: int = 1  # how often an epoch shows a photo that has only captions written by people
     validations: int = 12
     seed: int = 0
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -44,7 +43,7 @@ class TrainingConfig:
 
 @dataclass
 class State:
-    """How far a training has come."""
+    """The progress of a run."""
 
     step: int = 0
     seconds: float = 0.0
@@ -55,62 +54,62 @@ def train(
     captioner: Captioner,
     tokenizer: CaptionTokenizer,
     photos: list[Photo],
-    views: list[View],
+    views: list[LowerFeatures],
     validate: Callable[[Captioner], float],
-    settings: TrainingConfig,
+    config: TrainingConfig,
     state_file: Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> float:
-    """Trains `captioner` in place and leaves it with its best averaged weights. Returns their validation loss.
+    """Train `captioner` in place, load its best averaged weights, and return their validation loss.
 
-    views: for each view, what the lower blocks saw in `photos`, in their order. `validate` gives a loss to be small.
-    With `state_file`, the state is kept there at each validation, and found again.
+    Each of `views` has the features of `photos` in the same order. `validate` returns a loss. With `state_file`, the
+    state is saved there at each validation, and a run resumes from it.
     """
-    torch.manual_seed(settings.seed)
-    chance = random.Random(settings.seed)
-    state, regularisation = State(), settings.regularisation
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    state, regularisation = State(), config.regularisation
     average = copy.deepcopy(captioner)
-    optimizer = _optimizer(captioner, settings)
-    best = _trained(captioner)
+    optimizer = _optimizer(captioner, config)
+    best = _trained_state(captioner)
     if state_file is not None and state_file.is_file():
         saved = torch.load(state_file, weights_only=True)
         captioner.load_state_dict(saved["captioner"], strict=False)
         average.load_state_dict(saved["average"], strict=False)
         optimizer.load_state_dict(saved["optimizer"])
         state, best = State(**saved["state"]), saved["best"]
-        say(f"going on from step {state.step} of {state_file}")
-    shown = [row for row, photo in enumerate(photos) for _ in range(1 if photo.written else settings.plain)]
-    steps = int(settings.passes * (len(shown) // settings.batch))
-    batches = passes(len(shown), settings.batch, settings.seed + state.step)
-    words = Words(captioner.encoder.config, photos)
+        log(f"resuming from step {state.step} of {state_file}")
+    shown = [row for row, photo in enumerate(photos) for _ in range(1 if photo.synthetic else config.human_repeats)]
+    steps = int(config.epochs * (len(shown) // config.batch))
+    batches = index_batches(len(shown), config.batch, config.seed + state.step)
+    targets = NounTargets(captioner.encoder.config, photos)
     losses: list[float] = []
-    validated = _progress(state, steps, settings)
+    validated = _progress(state, steps, config)
     before = time.monotonic()
     captioner.train()
-    while (progress := _progress(state, steps, settings)) < 1:
+    while (progress := _progress(state, steps, config)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * group["share"] * _schedule(progress)
+            group["lr"] = config.learning_rate * group["share"] * _schedule(progress)
         rows = [shown[row] for row in next(batches)]
-        look, batch = make_batch(rows, photos, views, tokenizer, words, settings.exchange, chance)
-        loss, naming = captioner.losses(look, batch, regularisation)
+        images, captions = make_batch(rows, photos, views, tokenizer, targets, config.swap_share, rng)
+        loss, noun_loss = captioner.losses(images, captions, regularisation)
         optimizer.zero_grad()
-        (loss + regularisation.naming * naming).backward()
+        (loss + regularisation.noun_loss_weight * noun_loss).backward()
         torch.nn.utils.clip_grad_norm_(captioner.trained_parameters(), 1.0)
         optimizer.step()
-        _follow(average, captioner, state.step)
+        _update_average(average, captioner, state.step)
         losses.append(loss.item())
         now = time.monotonic()
         state.step, state.seconds, before = state.step + 1, state.seconds + now - before, now
-        progress = _progress(state, steps, settings)
-        if state.step % REPORT_STEPS == 0:
-            say(_report(state, losses[-REPORT_STEPS:], progress, settings))
-        if progress >= 1 or progress - validated >= 1 / settings.validations:
+        progress = _progress(state, steps, config)
+        if state.step % LOG_STEPS == 0:
+            log(_report(state, losses[-LOG_STEPS:], progress, config))
+        if progress >= 1 or progress - validated >= 1 / config.validations:
             validated = progress
-            found = validate(average)
-            better = found < state.best_loss
-            if better:
-                state.best_loss, best = found, _trained(average)
-            say(f"step {state.step}  validation {found:.3f}{' (best)' if better else ''}")
+            validation_loss = validate(average)
+            improved = validation_loss < state.best_loss
+            if improved:
+                state.best_loss, best = validation_loss, _trained_state(average)
+            log(f"step {state.step}  validation {validation_loss:.3f}{' (best)' if improved else ''}")
             if state_file is not None:
                 _save(state_file, captioner, average, optimizer, state, best)
             before = time.monotonic()
@@ -119,45 +118,45 @@ def train(
     return state.best_loss
 
 
-def _optimizer(captioner: Captioner, settings: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the like do not decay, the backbone learns at a rate of its own."""
+def _optimizer(captioner: Captioner, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay for biases and norms, and with its own learning rate for the backbone."""
     groups = []
-    for share, part in ((settings.backbone_rate, True), (1.0, False)):
-        own = [
+    for share, in_backbone in ((config.backbone_rate, True), (1.0, False)):
+        parameters = [
             parameter
             for name, parameter in captioner.named_parameters()
-            if parameter.requires_grad and name.startswith("encoder.backbone.") == part
+            if parameter.requires_grad and name.startswith("encoder.backbone.") == in_backbone
         ]
-        decay = settings.regularisation.weight_decay
-        groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": decay, "share": share})
-        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "share": share})
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+        decay = config.regularisation.weight_decay
+        groups.append({"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay, "share": share})
+        groups.append({"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "share": share})
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def _report(state: State, losses: list[float], progress: float, settings: TrainingConfig) -> str:
-    speed = state.step * settings.batch / state.seconds
+def _report(state: State, losses: list[float], progress: float, config: TrainingConfig) -> str:
+    rate = state.step * config.batch / state.seconds
     left = state.seconds * (1 / progress - 1) / 60
-    return f"step {state.step}  loss {sum(losses) / len(losses):.3f}  {speed:.1f} photos/s  {left:.1f} min left"
+    return f"step {state.step}  loss {sum(losses) / len(losses):.3f}  {rate:.1f} photos/s  {left:.1f} min left"
 
 
-def _progress(state: State, steps: int, settings: TrainingConfig) -> float:
-    return max(state.step / steps, state.seconds / 60 / settings.minutes)
+def _progress(state: State, steps: int, config: TrainingConfig) -> float:
+    return max(state.step / steps, state.seconds / 60 / config.minutes)
 
 
 @torch.no_grad()
-def _follow(average: Captioner, captioner: Captioner, step: int) -> None:
-    """Moves the averaged weights towards the trained ones; quickly at first, when these are worth little."""
+def _update_average(average: Captioner, captioner: Captioner, step: int) -> None:
+    """Move the averaged weights towards the current ones; by more in the first steps, to forget the initial weights."""
     share = 1 - min(AVERAGE_DECAY, (1 + step) / (10 + step))
     for slow, fast in zip(average.trained_parameters(), captioner.trained_parameters(), strict=True):
         slow.lerp_(fast, share)
 
 
 def _schedule(progress: float) -> float:
-    """Warm-up, then a cosine to nothing."""
+    """Return the factor of the learning rate: linear warm-up, cosine decay to 0."""
     return min(progress / WARM_UP + 0.01, 1) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _trained(captioner: Captioner) -> dict[str, torch.Tensor]:
+def _trained_state(captioner: Captioner) -> dict[str, torch.Tensor]:
     encoder = {f"encoder.{key}": value.clone() for key, value in captioner.encoder.trained_state().items()}
     decoder = {f"decoder.{key}": value.clone() for key, value in captioner.decoder.state_dict().items()}
     return encoder | decoder
@@ -174,8 +173,8 @@ def _save(
     part = path.with_suffix(".part")
     torch.save(
         {
-            "captioner": _trained(captioner),
-            "average": _trained(average),
+            "captioner": _trained_state(captioner),
+            "average": _trained_state(average),
             "optimizer": optimizer.state_dict(),
             "state": vars(state),
             "best": best,

@@ -1,4 +1,4 @@
-"""Folders laid out as models on the Hub, with the real classes and seeded random weights: for tests and timings."""
+"""Write model folders like those on the Hub, with the real classes and seeded random weights, for tests and timings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Size = Literal["tiny", "published"]
 
-# Each module's `save(folder, size, seed, **options)`, by the name that the commands of this folder know.
+# Name in the benchmarks' commands → module and options of its `save(folder, size, seed, **options)`.
 SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-gpt2": ("vision_encoder_decoder", {}),
     "blip": ("blip", {}),
@@ -21,6 +21,6 @@ SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save(name: str, folder: Path, size: Size, seed: int = 0) -> None:
-    """Writes the model called `name` to `folder`; a KeyError is a name that is not in SEEDED."""
+    """Write the model called `name` to `folder`; raise KeyError for a name that is not in SEEDED."""
     module, options = SEEDED[name]
     partial(importlib.import_module(f"{__name__}.{module}").save, **options)(folder, size, seed)

@@ -1,4 +1,4 @@
-"""BLIP with seeded weights: a tiny one, or as large as Salesforce/blip-image-captioning-base and -large."""
+"""BLIP with seeded weights: tiny, or as large as Salesforce/blip-image-captioning-base and -large."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Size = Literal["tiny", "published", "large"]
 BERT = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
 TINY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 TINY_TOKENS = 148
-TINY_SEP_BIAS = 3.5  # the tiny model likes to end, so that captions differ in length
+TINY_SEP_BIAS = 3.5  # makes stop tokens likely in the tiny model, so that captions differ in length
 
 
 def save(folder: Path, size: Size, seed: int = 0) -> None:
-    """Writes the model, its tokenizer, its processor and its card to `folder`."""
+    """Write the model, its tokenizer, its processor and its card to `folder`."""
     config, special = _config(size), TINY if size == "tiny" else BERT
     torch.manual_seed(seed)
     model = BlipForConditionalGeneration(config)
@@ -29,7 +29,7 @@ def save(folder: Path, size: Size, seed: int = 0) -> None:
     model.save_pretrained(folder)
     text: Any = config.text_config
     vision: Any = config.vision_config
-    save_tokenizer(folder, text.vocab_size - 2, special)  # BOS and [ENC] are in no vocabulary
+    save_tokenizer(folder, text.vocab_size - 2, special)  # BOS and [ENC] are not in the vocabulary
     side = vision.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: bsd-3-clause\n---\nSeeded random weights.\n")

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer of any size over made-up words, with a chat template, as Llama's and SmolLM's are."""
+"""A byte-level BPE tokenizer of any size with made-up words and a chat template, like those of Llama and SmolLM."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ LETTERS = "etaoinshrdlucmfwygpbvkxqjz"
 def save_tokenizer(
     folder: Path, size: int, special: dict[str, int], template: str, *, bos: str, eos: str, adds_bos: bool
 ) -> None:
-    """Writes a tokenizer of `size` tokens; `special` gives the ids of those that no other text becomes.
+    """Write a tokenizer of `size` tokens to `folder`; `special` has the ids of its special tokens.
 
-    With `adds_bos` it puts `bos` in front of what it encodes, unless told not to.
+    With `adds_bos`, it puts `bos` before each encoded text, unless add_special_tokens is False.
     """
     pairs = list(product("Ġ" + LETTERS, LETTERS))
     words = ((a + b, c + d) for (a, b), (c, d) in product(pairs, pairs[len(LETTERS) :]))
-    taken = {token_id: token for token, token_id in special.items()}
-    new = chain(((byte,) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())), pairs, words)
+    special_at = {token_id: token for token, token_id in special.items()}
+    others = chain(((byte,) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())), pairs, words)
     vocabulary, merges = {}, []
     for token_id in range(size):
-        parts = (taken[token_id],) if token_id in taken else next(new)
+        parts = (special_at[token_id],) if token_id in special_at else next(others)
         vocabulary["".join(parts)] = token_id
         if len(parts) == 2:
             merges.append(parts)

@@ -1,4 +1,4 @@
-"""GIT with seeded weights: a tiny one, or as large as microsoft/git-base-coco."""
+"""GIT with seeded weights: tiny, or as large as microsoft/git-base-coco."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.seeded.wordpiece import save_tokenizer
 Size = Literal["tiny", "published"]
 BERT = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
 TINY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
-TINY_SEP_BIAS = 2.0  # the tiny model likes to end, so that captions differ in length
+TINY_SEP_BIAS = 2.0  # makes stop tokens likely in the tiny model, so that captions differ in length
 
 
 def save(folder: Path, size: Size, seed: int = 0) -> None:
-    """Writes the model, its tokenizer, its processor and its card to `folder`."""
+    """Write the model, its tokenizer, its processor and its card to `folder`."""
     config, special = _config(size), TINY if size == "tiny" else BERT
     torch.manual_seed(seed)
     model = GitForCausalLM(config)
@@ -36,7 +36,7 @@ def save(folder: Path, size: Size, seed: int = 0) -> None:
 
 def _config(size: Size) -> GitConfig:
     if size == "published":
-        return GitConfig()  # git-base-coco's own dimensions are the defaults
+        return GitConfig()  # the defaults are git-base-coco's dimensions
     vision = {
         "hidden_size": 20,
         "intermediate_size": 40,

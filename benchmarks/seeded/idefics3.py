@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM with seeded weights: tiny ones, or as large as HuggingFaceTB/SmolVLM-256M-Instruct."""
+"""Idefics3 and SmolVLM with seeded weights: tiny, or as large as HuggingFaceTB/SmolVLM-256M-Instruct."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ModelType = Literal["idefics3", "smolvlm"]
 PROCESSORS = {"idefics3": Idefics3ImageProcessorPil, "smolvlm": SmolVLMImageProcessorPil}
 BOS, TURN = "<|im_start|>", "<end_of_utterance>"
 FENCE, IMAGE, WHOLE = "<fake_token_around_image>", "<image>", "<global-img>"
-GRID = 6  # rows and columns that have a token
+GRID = 6  # rows and columns of tiles that have a token
 TEMPLATE = (
     BOS + "{% for turn in messages %}{{ turn['role'] | capitalize }}:{% for part in turn['content'] %}"
     "{% if part['type'] == 'image' %}" + IMAGE + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}" + TURN
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 
 def save(folder: Path, size: Size, seed: int = 0, model_type: ModelType = "smolvlm") -> None:
-    """Writes the model, its tokenizer, its processor and its card to `folder`."""
+    """Write the model, its tokenizer, its processor and its card to `folder`."""
     made, special = config(size, model_type), special_ids(size)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(made)
@@ -47,7 +47,7 @@ def save(folder: Path, size: Size, seed: int = 0, model_type: ModelType = "smolv
 
 
 def config(size: Size, model_type: ModelType) -> PreTrainedConfig:
-    """The whole configuration."""
+    """Return the whole configuration."""
     text: dict[str, Any] = {"model_type": "llama", "rms_norm_eps": 1e-5}
     if size == "tiny":
         vision = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -74,8 +74,8 @@ def config(size: Size, model_type: ModelType) -> PreTrainedConfig:
 
 
 def special_ids(size: Size) -> dict[str, int]:
-    """The tokens with a meaning of their own, at the end of the vocabulary."""
-    places = [f"<row_{row}_col_{column}>" for row in range(1, GRID + 1) for column in range(1, GRID + 1)]
-    tokens = [BOS, WHOLE, *places, FENCE, IMAGE, TURN]
+    """Return the ids of the special tokens, at the end of the vocabulary."""
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, GRID + 1) for column in range(1, GRID + 1)]
+    tokens = [BOS, WHOLE, *tiles, FENCE, IMAGE, TURN]
     end = 340 if size == "tiny" else 49280
     return {token: token_id for token_id, token in enumerate(tokens, end - len(tokens))}

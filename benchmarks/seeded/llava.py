@@ -1,4 +1,4 @@
-"""LLaVA with seeded weights: a tiny one, or as large as fancyfeast/llama-joycaption-beta-one-hf-llava."""
+"""LLaVA with seeded weights: tiny, or as large as fancyfeast/llama-joycaption-beta-one-hf-llava."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROPE = {
 
 
 def save(folder: Path, size: Size, seed: int = 0) -> None:
-    """Writes the model, its tokenizer, its processor and its card to `folder`; the published size takes 17 GB."""
+    """Write the model, its tokenizer, its processor and its card to `folder`; the published size takes 17 GB."""
     made: Any = config(size)
     special = TINY if size == "tiny" else LLAMA
     torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def save(folder: Path, size: Size, seed: int = 0) -> None:
 
 
 def config(size: Size) -> LlavaConfig:
-    """The whole configuration; `tiny` is of the same kind with patches that also leave a margin."""
+    """Return the whole configuration. In the tiny size too, the patches do not cover the whole image."""
     vision: dict[str, Any] = {"model_type": "siglip_vision_model", "vision_use_head": False}
     text: dict[str, Any] = {"model_type": "llama", "rope_parameters": ROPE, "rms_norm_eps": 1e-5}
     if size == "tiny":
@@ -77,9 +77,9 @@ def config(size: Size) -> LlavaConfig:
 
 
 @torch.no_grad()
-def enlarge(model: Any, stop_id: int, taste: float = 1.5) -> None:
-    """Draws weights so large that images change the words and near-ties are rare, with a `taste` for `stop_id`."""
+def enlarge(model: Any, stop_id: int, stop_scale: float = 1.5) -> None:
+    """Draw large weights, so that captions depend on the image and near-ties are rare; scale `stop_id`'s logit."""
     for weights in model.parameters():
         if weights.ndim > 1:
             weights.normal_(std=0.3)
-    model.lm_head.weight[stop_id] *= taste
+    model.lm_head.weight[stop_id] *= stop_scale

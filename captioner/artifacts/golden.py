@@ -1,6 +1,6 @@
-"""The golden sample of a published model: one photo, its features and the caption the exporter saw.
+"""The golden sample of a published model: one image, its features and its caption, computed by the exporter.
 
-A load or a publish passes its self-test when the server reproduces them.
+A load or a publish passes its self-test if the server reproduces them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from captioner.artifacts.manifest import GOLDEN_FEATURES, GoldenSample
 from captioner.errors import ArtefactBroken
 
-GOLDEN_TOKENS = 24  # longest golden caption
-MIN_OVERLAP = 0.5  # shared words or tokens, where rounding may flip a close choice
+GOLDEN_TOKENS = 24  # maximum length of the golden caption
+MIN_OVERLAP = 0.5  # of words or tokens: rounding may flip a close choice
 
 
 def load_features(folder: Path) -> NDArray[np.float32]:

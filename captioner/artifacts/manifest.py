@@ -1,31 +1,31 @@
-"""What the exporter resolved and the server only reads: one `manifest.json` beside every published version.
+"""The manifest: `manifest.json` in every published version, written by the exporter and only read by the server.
 
-The same file stands in the version folder of each model of the repository, so each can read its own part and none can
-be served with another export's files unnoticed.
+Each of the repository's models has the same file in its version folder. So each model reads its own part, and files of
+different exports cannot be mixed unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from captioner.artifacts.confidence import Calibration
 from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ArtefactBroken
 from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
 NAME = "manifest.json"
-GOLDEN_IMAGE, GOLDEN_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest; named so since 0.1
-_RENAMED = {"frame": "prompt_template", "check": "golden_sample"}  # fields as manifests of 0.1 spell them
-PROMPT_FIELD, IMAGE_FIELD = "{prompt}", "{image}"  # the places in a prompt_template
+GOLDEN_IMAGE, GOLDEN_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest; names of 0.1
+_RENAMED = {"frame": "prompt_template", "check": "golden_sample"}  # field names in manifests of 0.1
+PROMPT_FIELD, IMAGE_FIELD = "{prompt}", "{image}"  # the fields of a prompt template
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How the model's authors let it write; each is the default of the parameter of that name."""
+    """The generation config of the model's authors. Each value is the default of the parameter of the same name."""
 
     max_tokens: int
     repetition_penalty: float = 1.0
@@ -35,30 +35,17 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """From the model's own opinion to a probability, fitted on held-out photos: a logistic curve."""
-
-    slope: float  # of the mean log-probability in nats a token
-    intercept: float
-    unsure_below: float  # confidence under which a caption is marked as unsure
-
-    def confidence(self, mean_logprob: float) -> float:
-        """The probability that the caption's main subject is right."""
-        return 1 / (1 + math.exp(-min(max(self.slope * mean_logprob + self.intercept, -50), 50)))
-
-
-@dataclass(frozen=True)
 class Card:
-    """What a model's card says of it; empty where it says nothing."""
+    """Facts from the model card; empty strings if the card does not say."""
 
     license: str = ""
-    base_model: str = ""  # what it was tuned from
+    base_model: str = ""  # the model it was fine-tuned from
     intended_use: str = ""  # a paragraph
 
 
 @dataclass(frozen=True)
 class GoldenSample:
-    """What the model wrote of CHECK_IMAGE when it was exported, by greedy choice: a load must write it again."""
+    """The greedy caption of GOLDEN_IMAGE at export; every load must reproduce it."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -67,10 +54,10 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One published model. `files` maps "<triton model>/<file>" to the sha256 of its bytes, in hex.
+    """One published model. `files` maps "<triton model>/<file>" to the sha256 of the file, in hex.
 
-    `prompt_template` is the text around a prompt, with a field for the prompt and, where the image is part of the text,
-    one for the image: as many tokens `image_token_id` as it has features.
+    `prompt_template` has a field for the prompt. If the image is part of the token sequence, it also has a field for
+    the image, which becomes as many `image_token_id` tokens as the image has features.
     """
 
     family: str  # Hugging Face model_type
@@ -79,14 +66,14 @@ class Manifest:
     card: Card
     precision: EncoderPrecision
     image: ImageSpec
-    feature_tokens: int  # image tokens a picture becomes, or each tile of it
+    feature_tokens: int  # image tokens per image, or per tile
     feature_width: int
     prompts: PromptTable
     prompt_template: str
     image_token_id: int | None
-    start_ids: tuple[int, ...]  # token ids in front of every prompt
-    stop_ids: tuple[int, ...]  # token ids that end a caption
-    context_tokens: int  # prompt and caption together
+    start_ids: tuple[int, ...]  # before every prompt
+    stop_ids: tuple[int, ...]  # each ends a caption
+    context_tokens: int  # limit for prompt and caption together
     generation: Generation
     calibration: Calibration | None
     golden_sample: GoldenSample | None
@@ -94,19 +81,19 @@ class Manifest:
 
     @property
     def continues_prompt(self) -> bool:
-        """Whether a caption goes on from the prompt's words and is shown with them, or answers it."""
+        """Return whether a caption continues the prompt's text and includes it; otherwise it answers the prompt."""
         return self.prompt_template == PROMPT_FIELD
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Reads `folder/manifest.json`; ArtefactBroken names what is missing or unknown."""
+        """Read `folder/manifest.json`. Raises ArtefactBroken, which names a missing or unknown field."""
         path = folder / NAME
         try:
-            values = json.loads(path.read_text("utf-8"))  # a server's locale may be any
+            values = json.loads(path.read_text("utf-8"))  # whatever the server's locale
         except FileNotFoundError:
-            raise ArtefactBroken(f"{path} is missing: nothing is published there yet (make export)") from None
+            raise ArtefactBroken(f"{path} is missing: nothing is published in this folder (make export)") from None
         except ValueError as error:
-            raise ArtefactBroken(f"{path} is no JSON: {error}") from None
+            raise ArtefactBroken(f"{path} is not JSON: {error}") from None
         if isinstance(values, dict):
             values = {_RENAMED.get(name, name): value for name, value in values.items()}
         odd = {field.name for field in fields(cls)}.symmetric_difference(values if isinstance(values, dict) else ())
@@ -132,11 +119,11 @@ class Manifest:
         return cls(**values)
 
     def save(self, folder: Path) -> None:
-        """Writes `folder/manifest.json`."""
+        """Write `folder/manifest.json`."""
         (folder / NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def verify(self, repository: Path, version: str = "") -> None:
-        """Hashes every file of `version`, or of an export's folder; ArtefactBroken names the first that is another."""
+        """Hash every file of `version`, or of an exported folder. Raises ArtefactBroken for the first that differs."""
         for name, expected in self.files.items():
             model, _, file = name.partition("/")
             path = repository / model / version / file
@@ -150,7 +137,7 @@ class Manifest:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -1,4 +1,4 @@
-"""Styles, lengths and extras to the exact prompt. Styles are data: each model's table travels in its manifest."""
+"""Render styles, lengths and extras to the exact prompt. Styles are data: each manifest holds its model's table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 from captioner.errors import ParameterInvalid, ParameterUnsupported
 
 V = TypeVar("V")
-NAME = "{name}"  # where a template takes the name of the person or character
+NAME = "{name}"  # the field of a template for the name of the person or character
 
 
 @dataclass(frozen=True)
 class PromptTable:
-    """What one model was taught to answer to.
+    """The prompts that one model was trained with.
 
-    `styles` maps style → length → prompt, `extras` maps an extra's name to the sentence it adds.
+    `styles` maps style → length → prompt; `extras` maps an extra's name to the sentence that it adds.
     """
 
     styles: dict[str, dict[str, str]]
@@ -26,14 +26,14 @@ class PromptTable:
 
     @property
     def takes_name(self) -> bool:
-        """Whether any prompt has a place for a name."""
+        """Return whether any prompt has a field for a name."""
         templates = [prompt for lengths in self.styles.values() for prompt in lengths.values()]
         return any(NAME in template for template in [*templates, *self.extras.values()])
 
     def template(self, style: str | None, length: str | None, extras: tuple[str, ...] = ()) -> str:
-        """The prompt, with NAME where a name belongs. None takes the model's default.
+        """Return the prompt with its NAME field unfilled. None selects the model's default.
 
-        Raises ParameterUnsupported naming what this model does not know and what it does.
+        Raises ParameterUnsupported, which names the unknown choice and the known ones.
         """
         lengths = _known("style", self.default_style if style is None else style, self.styles)
         if length is None:
@@ -45,14 +45,14 @@ class PromptTable:
     def render(
         self, style: str | None, length: str | None, extras: tuple[str, ...] = (), name: str | None = None
     ) -> str:
-        """The prompt, exactly as the model gets it; a place for a name and a name must come together."""
+        """Return the exact prompt. Raises ParameterInvalid if it needs a name, ParameterUnsupported if not."""
         prompt = self.template(style, length, extras)
         if name is None and NAME in prompt:
-            raise ParameterInvalid("name is not given; the prompt has a place for the name of a person or character")
+            raise ParameterInvalid("name is not given; the prompt needs the name of a person or character")
         if name is None:
             return prompt
         if NAME not in prompt:
-            raise ParameterUnsupported(f"name is {reprlib.repr(name)}; this model's prompt has no place for a name")
+            raise ParameterUnsupported(f"name is {reprlib.repr(name)}; this prompt does not take a name")
         return prompt.replace(NAME, name)
 
 

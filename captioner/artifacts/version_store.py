@@ -1,13 +1,13 @@
-"""The version folders of a Triton model repository: placed whole, taken back, set aside, pruned. It knows no server.
+"""The version folders of a Triton model repository: stage, place, quarantine, recover, prune. It knows no server.
 
-    <model>/<version>/            what Triton may load; the captioner's highest is live, the next is the one before
-    .staged/<version>/<model>/    a publish under way, until it is confirmed
-    .quarantine/<version>/<model>/     refused or rolled back, with the reason
+    <model>/<version>/                what Triton may load; the captioner's highest version is live
+    .staged/<version>/<model>/        a publish in progress, until it is confirmed
+    .quarantine/<version>/<model>/    refused or rolled back, with the reason
 
-A version is one folder in each of three Triton models, so it is placed by three renames, the captioner's last. Whoever
-dies between them leaves `.staged/<version>`, and `recover`, which every start and every publish begins with, sets that
-version aside. Nothing but version folders is ever put beside them: Triton loads every version of a model anew when
-anything else in its folder changes.
+A version is one folder in each of three Triton models, so placing it takes three renames, the captioner's last. A
+process that dies in between leaves `.staged/<version>`. `recover`, which runs at every start and before every publish,
+quarantines that version. Only version folders are added beside them: when anything else in a model's folder changes,
+Triton reloads all versions of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import py_compile
 import shutil
 import tempfile
 import time
@@ -27,44 +26,44 @@ from typing import Literal
 
 from captioner.artifacts.manifest import NAME as MANIFEST
 from captioner.artifacts.manifest import Manifest
-from captioner.artifacts.repository_templates import CODE
+from captioner.artifacts.repository_templates import CODE, compile_code, copy_file
 from captioner.errors import ArtefactBroken, RepositoryBusy
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 
 VERSIONED = (VISION_ENCODER, PREPROCESS, CAPTIONER)  # in the order of their renames
-STAGED, QUARANTINE, LOCK, WHY = ".staged", ".quarantine", ".lock", "why.json"
+STAGED, QUARANTINE, LOCK, REASON = ".staged", ".quarantine", ".lock", "why.json"
 _OLD_QUARANTINE = ".aside"  # the folder in repositories of version 0.1; `recover` renames it
-EXPORTED, EXPORT_SECONDS = ".exported-", 24 * 3600  # no export takes a day
+_EXPORT_PREFIX, _MAX_EXPORT_SECONDS = ".exported-", 24 * 3600
+_MIN_KEPT = 2  # the live version and the previous one, so that a rollback is always possible
 
-
-Leaving = Literal["refused", "rolled back"]
+QuarantineState = Literal["refused", "rolled back"]
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A version that is served no longer, or never was. `when` is in seconds since 1970."""
+    """A version that is not served any more, or never was. `when`: seconds since 1970."""
 
     version: int
-    state: Leaving
+    state: QuarantineState
     reason: str
     when: float
 
 
 class VersionStore:
-    """The repository in `path`; ArtefactBroken where there is none."""
+    """The model repository at `path`. Raises ArtefactBroken if it is not one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / CAPTIONER).is_dir():
-            raise ArtefactBroken(f"{path} is no model repository: it has no folder {CAPTIONER}")
+            raise ArtefactBroken(f"{path} is not a model repository: it does not contain the folder {CAPTIONER}")
 
     def numbers(self) -> list[int]:
-        """Every version of the captioner, ascending, whether it can be read or not."""
+        """Return the captioner's version numbers, ascending, including versions with an unreadable manifest."""
         found = (path.parent.name for path in (self.path / CAPTIONER).glob(f"*/{MANIFEST}"))
         return sorted(int(name) for name in found if name.isdecimal())
 
     def versions(self) -> dict[int, Manifest]:
-        """Every complete version by number, ascending; those of another manifest format are left out."""
+        """Return the manifests by version number, ascending, without versions of another manifest format."""
         found = {}
         for version in self.numbers():
             with suppress(ArtefactBroken):
@@ -72,7 +71,7 @@ class VersionStore:
         return found
 
     def live(self) -> int:
-        """The version that Triton serves; ArtefactBroken where nothing is published."""
+        """Return the version that Triton serves. Raises ArtefactBroken if nothing is published."""
         numbers = self.numbers()
         if not numbers:
             raise ArtefactBroken(
@@ -81,35 +80,38 @@ class VersionStore:
         return numbers[-1]
 
     def verify(self) -> None:
-        """Hashes every file of the live version; ArtefactBroken names the first that is not the exported one."""
+        """Hash every file of the live version. Raises ArtefactBroken for the first file that differs."""
         live = self.live()
         Manifest.load(self.folder(CAPTIONER, live)).verify(self.path, str(live))
 
     def folder(self, model: str, version: int) -> Path:
-        """Where Triton looks for that version of `model`."""
+        """Return the folder from which Triton loads that version of `model`."""
         return self.path / model / str(version)
 
     def quarantined(self) -> dict[int, Quarantined]:
-        """The versions that were refused or rolled back, by number."""
+        """Return the versions that were refused or rolled back, by number, ascending."""
         found = {}
-        for path in (self.path / QUARANTINE).glob(f"*/{WHY}"):
+        for path in (self.path / QUARANTINE).glob(f"*/{REASON}"):
             with suppress(OSError, ValueError, TypeError):
-                why = Quarantined(**json.loads(path.read_text("utf-8")))
-                found[why.version] = why
+                entry = Quarantined(**json.loads(path.read_text("utf-8")))
+                found[entry.version] = entry
         return dict(sorted(found.items()))
 
     def quarantined_revision(self, model: str, revision: str) -> Quarantined | None:
-        """How that revision of a model was set aside, if it was; the last time."""
-        for version, aside in reversed(self.quarantined().items()):
+        """Return the newest quarantined version of that revision of a model, or None."""
+        for version, entry in reversed(self.quarantined().items()):
             with suppress(ArtefactBroken):
                 manifest = Manifest.load(self.path / QUARANTINE / str(version) / CAPTIONER)
                 if (manifest.model, manifest.revision) == (model, revision):
-                    return aside
+                    return entry
         return None
 
     @contextmanager
     def lock(self, wait_s: float = 0) -> Iterator[VersionStore]:
-        """One at a time changes versions; RepositoryBusy after `wait_s`. The kernel lets go for a process that dies."""
+        """Hold the lock under which versions change. Raises RepositoryBusy after `wait_s` seconds.
+
+        The kernel releases the lock of a process that dies.
+        """
         end = time.monotonic() + wait_s
         with (self.path / LOCK).open("a") as file:
             while True:
@@ -123,120 +125,111 @@ class VersionStore:
             yield self
 
     def stage(self) -> int:
-        """Makes the empty folders of the next version, with the models' code in them, and returns its number."""
-        taken = [*self.numbers(), *_numbered(self.path / QUARANTINE), *_numbered(self.path / STAGED)]
-        version = max(taken, default=0) + 1
+        """Create the folders of the next version, holding only the models' code, and return its number."""
+        used = [*self.numbers(), *_numbered(self.path / QUARANTINE), *_numbered(self.path / STAGED)]
+        version = max(used, default=0) + 1
         for model in VERSIONED:
             folder = self.staged(version) / model
             folder.mkdir(parents=True)
             for name in CODE:
                 if (self.folder(model, 1) / name).is_file():
-                    _copy_code(self.folder(model, 1) / name, folder / name)
+                    copy_file(self.folder(model, 1) / name, folder / name)
         return version
 
     def staged(self, version: int) -> Path:
-        """Where that version's folders stand, by model, until they are placed."""
+        """Return the parent of that version's folders (one for each model) until they are placed."""
         return self.path / STAGED / str(version)
 
     def place(self, model: str, version: int) -> None:
-        """Moves a staged folder to where Triton looks."""
+        """Move a staged folder to where Triton loads it."""
         _move(self.staged(version) / model, self.folder(model, version), version)
 
     def confirm(self, version: int) -> None:
-        """The version is published: a restart serves it."""
+        """Mark the version as published: `recover` keeps it."""
         shutil.rmtree(self.staged(version), ignore_errors=True)
 
     def quarantine(self, model: str, version: int) -> None:
-        """Takes one model's folder of that version, placed or staged, out of Triton's sight."""
+        """Move one model's folder of that version, placed or staged, to where Triton does not see it."""
         for folder in (self.folder(model, version), self.staged(version) / model):
             if folder.is_dir():
                 _move(folder, self.path / QUARANTINE / str(version) / model, version)
 
-    def explain(self, version: int, state: Leaving, reason: str) -> None:
-        """Keeps why a version was set aside, and forgets that it was under way."""
-        path = self.path / QUARANTINE / str(version) / WHY
+    def record_reason(self, version: int, state: QuarantineState, reason: str) -> None:
+        """Store why a version is quarantined, and end its publish."""
+        path = self.path / QUARANTINE / str(version) / REASON
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(Quarantined(version, state, reason, time.time()))) + "\n", "utf-8")
         self.confirm(version)
 
     @contextmanager
-    def workplace(self) -> Iterator[Path]:
-        """A folder on this disk to export into, gone afterwards; `recover` removes those whose process was killed."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=EXPORTED) as folder:
+    def export_folder(self) -> Iterator[Path]:
+        """Provide a temporary folder on the repository's disk. If the process is killed, `recover` removes it later."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=_EXPORT_PREFIX) as folder:
             yield Path(folder) / "exported"
 
     def recover(self) -> list[int]:
-        """Sets aside what a publish left that died; the numbers of those versions. For the holder of the lock.
+        """Quarantine the versions that a dead process left unfinished; return their numbers. Requires the lock.
 
-        Every version gets the code of this Captioner.
+        Also gives every version the model.py of this release, and deletes abandoned export folders.
         """
         if (self.path / _OLD_QUARANTINE).is_dir() and not (self.path / QUARANTINE).exists():
             (self.path / _OLD_QUARANTINE).rename(self.path / QUARANTINE)
-        dead = _numbered(self.path / STAGED)
-        numbers = self.numbers()
-        newest = max((number for number in numbers if number not in dead), default=0)
-        # What was being taken back loses its captioner first.
-        halves = {number for model in VERSIONED for number in _numbered(self.path / model) if number > max(newest, 1)}
-        unexplained = set(_numbered(self.path / QUARANTINE)).difference(self.quarantined())
-        for version in sorted({*dead, *halves, *unexplained}):
+        unfinished = self._unfinished()
+        for version in unfinished:
             for model in reversed(VERSIONED):
                 self.quarantine(model, version)
             if version not in self.quarantined():
-                self.explain(version, "refused", "the process that published it or took it back died")
+                self.record_reason(version, "refused", "the process that published it or rolled it back died")
             self.confirm(version)
-        for model, version in itertools.product(VERSIONED, numbers):
-            code, committed = self.folder(model, version) / "model.py", self.folder(model, 1) / "model.py"
-            if code.is_file() and code.read_bytes() != committed.read_bytes():  # published by another Captioner
-                _copy_code(committed, code)
-        for folder in self.path.glob(f"{EXPORTED}*"):
-            if time.time() - folder.stat().st_mtime > EXPORT_SECONDS:
+        for model, version in itertools.product(VERSIONED, self.numbers()):
+            code, current = self.folder(model, version) / "model.py", self.folder(model, 1) / "model.py"
+            if code.is_file() and code.read_bytes() != current.read_bytes():  # published by another release
+                copy_file(current, code)
+        for folder in self.path.glob(f"{_EXPORT_PREFIX}*"):
+            if time.time() - folder.stat().st_mtime > _MAX_EXPORT_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
-        return sorted({*dead, *halves, *unexplained})
+        return unfinished
+
+    def _unfinished(self) -> list[int]:
+        """Return the versions whose publish, abort or rollback did not end, ascending."""
+        staged = _numbered(self.path / STAGED)
+        newest = max((number for number in self.numbers() if number not in staged), default=0)
+        # An abort or rollback moves the captioner first: the other models' folders are then newer than the captioner's.
+        partial = {number for model in VERSIONED for number in _numbered(self.path / model) if number > max(newest, 1)}
+        without_reason = set(_numbered(self.path / QUARANTINE)).difference(self.quarantined())
+        return sorted({*staged, *partial, *without_reason})
 
     def prune(self, keep: int) -> list[int]:
-        """Removes all but the newest `keep` versions, and as many quarantined ones; never the live one.
+        """Delete all but the newest `keep` versions, and all but as many quarantined ones; return their numbers.
 
-        Returns the numbers that are gone. Version 1 leaves the code that was committed.
+        The live and the previous version are always kept. Version 1 keeps its model.py, which new versions copy.
         """
-        old = list(self.numbers())[: -max(keep, 1)]
+        old = self.numbers()[: -max(keep, _MIN_KEPT)]
         for version in old:
             for model in reversed(VERSIONED):
                 for path in _published(self.folder(model, version), version):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 if version != 1:
                     shutil.rmtree(self.folder(model, version), ignore_errors=True)
-        forgotten = list(self.quarantined())[:-keep] if keep else list(self.quarantined())
-        for version in forgotten:
+        old_quarantined = list(self.quarantined())[:-keep] if keep else list(self.quarantined())
+        for version in old_quarantined:
             shutil.rmtree(self.path / QUARANTINE / str(version), ignore_errors=True)
-        return sorted([*old, *forgotten])
+        return sorted([*old, *old_quarantined])
 
 
 def _numbered(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def _copy_code(source: Path, target: Path) -> None:
-    made = target.with_name(f".{target.name}")
-    shutil.copy2(source, made)
-    made.replace(target)
-    _compile(target)
-
-
-def _compile(code: Path) -> None:
-    """Left to Python, the bytecode would be written on the first load, and Triton would load the version once more."""
-    if code.suffix == ".py" and code.is_file():
-        py_compile.compile(str(code), doraise=True)
-
-
 def _published(folder: Path, version: int) -> list[Path]:
-    """What a version folder holds, its manifest first; of version 1 without the code that was cloned."""
+    """Return the published files of a version folder, the manifest first. Version 1 also holds the models' code."""
     kept = CODE if version == 1 else ()
     found = [path for path in folder.glob("*") if path.name not in kept and path.name != "__pycache__"]
     return sorted(found, key=lambda path: path.name != MANIFEST)
 
 
 def _move(source: Path, target: Path, version: int) -> None:
-    """Moves a version's folder at once; that of version 1, whose code stays, file by file and its manifest last."""
+    """Move a version's folder in one rename; of version 1, whose code stays, move the files, the manifest last."""
     if version != 1:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
@@ -245,4 +238,4 @@ def _move(source: Path, target: Path, version: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in reversed(_published(source, version)):
         path.replace(target / path.name)
-    _compile(target / "model.py")
+    compile_code(target / "model.py")

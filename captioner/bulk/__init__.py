@@ -1,1 +1,1 @@
-"""Folders and archives of images to captions on disk: a job that survives what happens to it."""
+"""Bulk captioning: a resumable job from folders and archives of images to captions on disk."""

@@ -1,4 +1,4 @@
-"""The job: images in, captions kept, every failure named, and an end that leaves nothing half done."""
+"""A bulk job: caption every image of the sources, write the captions, log each failure, stop cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from typing import TextIO
 from captioner.bulk.engines.base import BulkEngine
 from captioner.bulk.outputs.base import CaptionedImage, Output
 from captioner.bulk.progress import Progress
-from captioner.bulk.sources.discover import FoundImage, Sources, reason
-from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.discover import FoundImage, Sources
+from captioner.bulk.sources.item import Item, reason
 from captioner.errors import CaptionerError, ImageMissing, OutputRefused, ParameterRefused, typed
 
-_WAITING = 256  # captions that wait to be written
+_MAX_UNWRITTEN = 256  # captions in the queue between the engine and the output
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Job:
-    """One run over `sources`. The first Ctrl-C lets what runs finish and takes nothing new, the second ends at once."""
+    """One run over `sources`.
+
+    The first Ctrl-C starts no new image and waits for those in flight. The second one ends the process immediately.
+    """
 
     def __init__(
         self,
@@ -37,24 +40,28 @@ class Job:
         *,
         report: Path | None = None,
         give_up_s: float,
-        again: str = "",
+        resume_hint: str = "",
     ) -> None:
-        """`report` gets a JSON line a failure. After `give_up_s` seconds of nothing but an absent server the job ends.
+        """`report`: a file that gets one JSON line for each failure. `resume_hint`: how to resume a stopped job.
 
-        `again` says how a stopped job is taken up.
+        The job ends when for `give_up_s` seconds the server was unavailable for every image.
         """
         self._sources, self._engine, self._output, self._progress = sources, engine, output, progress
-        self._give_up_s, self._again = give_up_s, again
-        self._report, self._reporting = _opened(report), threading.Lock()
-        self._under_way: dict[str, FoundImage] = {}
+        self._give_up_s, self._resume_hint = give_up_s, resume_hint
+        self._report, self._report_lock = _open_report(report), threading.Lock()
+        self._in_flight: dict[str, FoundImage] = {}
         self._stopping = threading.Event()
         self._signalled = False
         self._fatal: Exception | None = None
         self._last_caption = time.monotonic()
 
     async def run(self) -> int:
-        """0 when all went well, 1 when some images failed, 2 when nothing could be done, 130 after Ctrl-C."""
-        captions: asyncio.Queue[CaptionedImage | None] = asyncio.Queue(_WAITING)
+        """Run the job and return the exit code.
+
+        0: everything succeeded; 1: some images failed; 2: nothing could be done; 130: stopped by Ctrl-C.
+        Raises ImageMissing if the sources hold no image.
+        """
+        captions: asyncio.Queue[CaptionedImage | None] = asyncio.Queue(_MAX_UNWRITTEN)
         finished = False
         try:
             with tempfile.TemporaryDirectory(prefix="captioner-") as spool, self._signals():
@@ -62,14 +69,14 @@ class Job:
                 self._progress.count(self._sources.find())
                 try:
                     async for outcome in self._engine(self._items(Path(spool))):
-                        found = self._under_way.pop(outcome.item.key)
+                        image = self._in_flight.pop(outcome.item.key)
                         if outcome.caption is not None:
                             self._last_caption = time.monotonic()
-                            await captions.put(CaptionedImage(found, outcome.caption))
+                            await captions.put(CaptionedImage(image, outcome.caption))
                         else:
-                            self._fail(found, outcome.error or CaptionerError("no caption and no reason"))
-                    for found in list(self._under_way.values()):
-                        self._fail(found, CaptionerError("the engine gave no answer"))
+                            self._fail(image, outcome.error or CaptionerError("no caption and no error"))
+                    for image in list(self._in_flight.values()):
+                        self._fail(image, CaptionerError("the engine returned no outcome"))
                 finally:
                     await captions.put(None)
                     await writing
@@ -78,48 +85,48 @@ class Job:
             try:
                 self._output.close(finished, self._progress.failed > 0)
             except OSError as error:
-                self._stop(OutputRefused(f"the end cannot be written: {reason(error)}"))
+                self._stop(OutputRefused(f"the output cannot be completed: {reason(error)}"))
             self._progress.close()
             if self._report is not None:
                 self._report.close()
-        return self._code(finished)
+        return self._exit_code(finished)
 
-    def _code(self, finished: bool) -> int:
+    def _exit_code(self, finished: bool) -> int:
         progress = self._progress
-        through = progress.captioned + progress.skipped
-        if finished and not through + progress.failed:
-            raise ImageMissing("no images there: " + ", ".join(self._sources.places))
+        succeeded = progress.captioned + progress.skipped
+        if finished and not succeeded + progress.failed:
+            raise ImageMissing("no images found in " + ", ".join(self._sources.locations))
         if self._fatal is not None:
-            progress.say(f"given up: {typed(self._fatal).wire()}")
-        progress.say(f"{progress.captioned} captioned, {progress.skipped} there already, {progress.failed} failed")
-        if self._again and (progress.failed or not finished):
-            progress.say(self._again)
+            progress.log(f"given up: {typed(self._fatal).wire()}")
+        progress.log(f"{progress.captioned} captioned, {progress.skipped} skipped, {progress.failed} failed")
+        if self._resume_hint and (progress.failed or not finished):
+            progress.log(self._resume_hint)
         if self._signalled:
             return 130
         if self._fatal is None and not progress.failed:
             return 0
-        return 1 if through else 2
+        return 1 if succeeded else 2
 
     def _items(self, spool: Path) -> Iterator[Item]:
-        for found in self._sources.find(spool):
+        for image in self._sources.find(spool):
             if self._stopping.is_set():
                 return
             try:
-                if found.error is not None:
-                    raise found.error
-                wanted = self._output.wants(found)
+                if image.error is not None:
+                    raise image.error
+                wanted = self._output.wants(image)
             except (CaptionerError, OSError) as error:
-                self._fail(found, typed(error))
+                self._fail(image, typed(error))
                 continue
             if wanted:
-                self._under_way[found.item.key] = found
-                yield found.item
+                self._in_flight[image.item.key] = image
+                yield image.item
             else:
                 self._progress.add(skipped=1)
-                _discard(found)
+                _discard(image)
 
     async def _write(self, captions: asyncio.Queue[CaptionedImage | None]) -> None:
-        """Whatever waits is written together: one journal entry and one flush for all of it."""
+        """Write the queued captions in batches, so that they share one journal entry and one flush."""
         ended = broken = False
         while not ended:
             batch = [await captions.get()]
@@ -130,27 +137,27 @@ class Job:
             if not broken and captioned:
                 try:
                     failed = await asyncio.to_thread(self._output.write, captioned)
-                except OSError as error:  # the disk is full: what comes is taken, and dropped, until the engine ends
+                except OSError as error:  # such as a full disk: drain the queue unwritten until the engine stops
                     broken = True
                     self._stop(OutputRefused(f"nothing more can be written: {reason(error)}"))
                     continue
                 self._progress.add(captioned=len(captioned) - len(failed))
-                for found, why in failed:
-                    self._fail(found, why)
-            for found, _ in captioned:
-                _discard(found)
+                for image, failure in failed:
+                    self._fail(image, failure)
+            for image, _ in captioned:
+                _discard(image)
 
-    def _fail(self, found: FoundImage, error: CaptionerError) -> None:
-        self._progress.say(f"{found.label}: {error.wire()}")
+    def _fail(self, image: FoundImage, error: CaptionerError) -> None:
+        self._progress.log(f"{image.label}: {error.wire()}")
         if self._report is not None:
-            line = {"file": found.item.key, "code": error.code, "message": str(error)}
-            with self._reporting:
+            line = {"file": image.item.key, "code": error.code, "message": str(error)}
+            with self._report_lock:
                 self._report.write(json.dumps(line) + "\n")
                 self._report.flush()
         self._progress.add(failed=1)
-        _discard(found)
-        absent = error.status == "UNAVAILABLE" and time.monotonic() - self._last_caption >= self._give_up_s
-        if absent or isinstance(error, ParameterRefused):  # the next image would fare no better
+        _discard(image)
+        unavailable = error.status == "UNAVAILABLE" and time.monotonic() - self._last_caption >= self._give_up_s
+        if unavailable or isinstance(error, ParameterRefused):  # the remaining images would fail in the same way
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
@@ -160,30 +167,30 @@ class Job:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        ours = threading.current_thread() is threading.main_thread()
+        in_main_thread = threading.current_thread() is threading.main_thread()
 
         def on_signal() -> None:
             if self._signalled:
                 os._exit(130)
             self._signalled = True
             self._stopping.set()
-            self._progress.say("stopping: what runs is finished; once more ends at once")
+            self._progress.log("stopping: waiting for the images in flight; press Ctrl-C again to stop immediately")
 
-        for number in SIGNALS if ours else ():
+        for number in SIGNALS if in_main_thread else ():
             loop.add_signal_handler(number, on_signal)
         try:
             yield
         finally:
-            for number in SIGNALS if ours else ():
+            for number in SIGNALS if in_main_thread else ():
                 loop.remove_signal_handler(number)
 
 
-def _discard(found: FoundImage) -> None:
-    if found.copied:
-        found.item.path.unlink(missing_ok=True)
+def _discard(image: FoundImage) -> None:
+    if image.temporary:
+        image.item.path.unlink(missing_ok=True)
 
 
-def _opened(report: Path | None) -> TextIO | None:
+def _open_report(report: Path | None) -> TextIO | None:
     try:
         return None if report is None else report.open("w", encoding="utf-8")
     except OSError as error:

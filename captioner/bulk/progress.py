@@ -1,4 +1,4 @@
-"""How far a job is, on stderr: a bar where somebody looks, and lines either way."""
+"""The progress of a job on stderr: an optional bar, and log lines."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Progress:
-    """Counts captioned, skipped and failed images, from any thread; the bar's total comes when it is known."""
+    """Counts of captioned, skipped and failed images, with a bar if `shown`. Thread-safe."""
 
     def __init__(self, shown: bool) -> None:
         self.captioned = self.skipped = self.failed = 0
         self._lock = threading.Lock()
-        self._total: int | None = None
+        self._total: int | None = None  # known when `count` has finished
         self._bar: Any = None
         self._closed = False
         if shown:
@@ -23,12 +23,12 @@ class Progress:
             self._bar = tqdm(unit="image", dynamic_ncols=True, file=sys.stderr, smoothing=0.05)
 
     def count(self, images: Iterable[object]) -> None:
-        """Counts the images in a thread of its own, where there is a bar to need it."""
+        """Count the images in a separate thread, for the bar's total. Without a bar, do nothing."""
         if self._bar is not None:
             threading.Thread(target=self._count, args=(images,), name="count", daemon=True).start()
 
     def add(self, *, captioned: int = 0, skipped: int = 0, failed: int = 0) -> None:
-        """More that are through. What is skipped is taken off the total: it would flatter the rate."""
+        """Record finished images. Skipped images are subtracted from the total, because they would inflate the rate."""
         with self._lock:
             self.captioned += captioned
             self.skipped += skipped
@@ -40,8 +40,8 @@ class Progress:
                     self._bar.set_postfix(skipped=self.skipped, failed=self.failed, refresh=False)
                 self._bar.update(captioned + failed)
 
-    def say(self, line: str) -> None:
-        """A line on stderr, above the bar."""
+    def log(self, line: str) -> None:
+        """Print a line on stderr, above the bar."""
         with self._lock:
             if self._bar is not None and not self._closed:
                 self._bar.write(line, file=sys.stderr)
@@ -49,7 +49,7 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """The bar stays as it is."""
+        """Stop updating the bar and leave it on the screen."""
         with self._lock:
             self._closed = True
             if self._bar is not None:

@@ -1,6 +1,6 @@
-"""The `captioner` command: one file for each verb; `add` declares the verb's options, `run` does the work.
+"""The `captioner` command, with one file for each verb: `add` declares the verb's options, `run` does the work.
 
-Errors become one line on stderr and an exit code.
+An error is printed as one line on stderr and becomes the exit code.
 """
 
 from __future__ import annotations

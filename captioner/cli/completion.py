@@ -1,4 +1,4 @@
-"""`captioner completion`."""
+"""`captioner completion`: a shell script that completes this command."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     completion = verbs.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
         description='For this shell and the next ones, in ~/.bashrc: eval "$(captioner completion bash)"',
     )
     completion.set_defaults(run=run)
-    completion.add_argument("shell", choices=SHELLS, help="whose script")
+    completion.add_argument("shell", choices=SHELLS, help="the shell that runs the script")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the script."""
+    """Print the script."""
     import shtab
 
     _name_paths(arguments.root, shtab.FILE)
@@ -30,10 +30,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _name_paths(parser: argparse.ArgumentParser, files: Any) -> None:
-    """Says of every argument that is a path that it is one: shtab completes what it is told of."""
+    """Mark every argument that takes a path, so that shtab completes file names there."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action.choices.values():
                 _name_paths(verb, files)
-        elif action.type is Path or action.metavar == "PATH":  # which may be a glob as well
+        elif action.type is Path or action.metavar == "PATH":  # a PATH has no type Path, because it may be a glob
             action.complete = files  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`captioner doctor`."""
+"""`captioner doctor`: facts for a bug report, and problems with their remedies."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from captioner.cli.options import add_repository, add_server
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its options."""
-    doctor = verbs.add_parser("doctor", help="what a bug report needs, and what keeps `captioner up` from working")
+    """Add the verb and its options."""
+    doctor = verbs.add_parser("doctor", help="facts for a bug report, and what keeps `captioner up` from working")
     doctor.set_defaults(run=run)
-    doctor.add_argument("--json", action="store_true", help="one JSON object")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
     add_repository(doctor)
-    doctor.add_argument("--timeout-s", type=float, default=5.0, help="for the server's answer, default %(default)s")
+    doctor.add_argument(
+        "--timeout-s", type=float, default=5.0, metavar="S", help="seconds to wait for the server, default %(default)s"
+    )
     add_server(doctor)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; 1 where `captioner up` would not work."""
+    """Print the report. Return 1 if `captioner up` would not work."""
     from captioner.doctor import examine
 
     report = examine(arguments.repository, arguments.server, arguments.timeout_s)

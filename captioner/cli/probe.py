@@ -1,4 +1,4 @@
-"""`captioner probe`."""
+"""`captioner probe`: a health check of a server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from captioner.cli.options import add_server
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its options."""
-    probe = verbs.add_parser("probe", help="exit 0 if a server captions a tiny picture, for health checks")
+    """Add the verb and its options."""
+    probe = verbs.add_parser("probe", help="health check: exit 0 if a server captions a tiny image")
     probe.set_defaults(run=run)
     add_server(probe)
-    probe.add_argument("--timeout-s", type=float, default=10.0, help="default %(default)s")
+    probe.add_argument(
+        "--timeout-s", type=float, default=10.0, metavar="S", help="seconds to wait, default %(default)s"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the tiny picture's caption."""
+    """Print the caption of the tiny image."""
     from captioner.client.probe import probe
 
     print(probe(arguments.server, arguments.timeout_s))

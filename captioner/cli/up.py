@@ -1,4 +1,4 @@
-"""`captioner up`."""
+"""`captioner up`: start the server and the page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from captioner.cli.options import add_repository
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     up = verbs.add_parser("up", help="start the server and the page on this machine")
     up.set_defaults(run=run)
     add_repository(up)
     up.add_argument(
         "--model",
         metavar="MODEL[@REVISION]",
-        help="a folder or Hugging Face id to publish first; default: what is live",
+        help="a folder or Hugging Face id to publish first; default: the live model",
     )
     up.add_argument("--http-port", type=int, default=wire.HTTP_PORT, help="default %(default)s")
     up.add_argument("--grpc-port", type=int, default=wire.GRPC_PORT, help="default %(default)s")
@@ -25,8 +25,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until a signal."""
-    from captioner.launcher.up import up  # the embedded server's packages are an extra
+    """Serve until a signal arrives."""
+    from captioner.launcher.up import up  # needs the packages of an extra
 
     return up(
         arguments.repository,

@@ -17,16 +17,16 @@ COLUMNS = "{:>7}  {:<11}  {:<40}  {:<12}  {:<9}  {:>9}  {}"
 
 
 def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The verb and its options."""
-    versions = verbs.add_parser("versions", help="list the published versions: which is live, and why one is not")
+    """Add the verb and its options."""
+    versions = verbs.add_parser("versions", help="list published and quarantined versions, with state and reason")
     versions.set_defaults(run=run)
     add_repository(versions)
-    versions.add_argument("-v", "--verbose", action="store_true", help="with each model's card and whole commit")
-    versions.add_argument("--json", action="store_true", help="one JSON object a line, with everything")
+    versions.add_argument("-v", "--verbose", action="store_true", help="also print each model's card and full commit")
+    versions.add_argument("--json", action="store_true", help="print one JSON object per line, with all fields")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the newest first."""
+    """Print the versions, newest first."""
     from captioner.artifacts.version_store import VersionStore
     from captioner.publish.versions import versions
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(_facts(row), ensure_ascii=False))
         return 0
     if not rows:
-        print("nothing is published; `captioner up` publishes the embedded model")
+        print("no version is published; `captioner up` publishes the embedded model")
         return 0
     print(COLUMNS.format("version", "state", "model", "revision", "precision", "size", "when"))
     for row in rows:
@@ -57,9 +57,9 @@ def _card(row: Version) -> dict[str, str]:
     card = row.manifest.card
     return {
         "commit": row.manifest.revision,
-        "licence": card.license or "the card names none",
-        "base model": card.base_model or "the card names none",
-        "intended use": card.intended_use or "the card says nothing",
+        "licence": card.license or "not stated",
+        "base model": card.base_model or "not stated",
+        "intended use": card.intended_use or "not stated",
     }
 
 

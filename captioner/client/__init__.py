@@ -1,11 +1,11 @@
-"""The Python client of a Captioner server: an image in, text as it is written out, over Triton's gRPC stream.
+"""The Python client of a Captioner server: it streams an image's caption as text, over Triton's gRPC protocol.
 
     from captioner.client import Client
 
     with Client("127.0.0.1:8001") as client:
         print(client.caption("photo.jpg").text)
 
-Importing this package loads neither Pillow nor torch nor transformers.
+Importing this package does not import Pillow, torch or transformers.
 """
 
 from captioner.client.async_client import (

@@ -1,7 +1,7 @@
 """AsyncClient: captions from one or several Triton servers, over gRPC, from an event loop.
 
-Requests fail over to another replica when one is down, overloaded or stalled; captions are idempotent, so text that the
-caller has read is not repeated. The module knows no model: requests and answers are those of `captioner.wire`.
+Requests fail over to another replica when one is down, overloaded or stalled. Captions are idempotent, so text that the
+caller has read is not repeated. The module knows `captioner.wire`, not the models.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
 
 from typing_extensions import Self
 
 from captioner import wire
 from captioner.client.replica import Connection, Replica, infer_request
-from captioner.client.retry import Outage, RetryPolicy, is_transient
+from captioner.client.retry import Outage, Retries, RetryPolicy, is_transient
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError, ParameterInvalid, typed
-from captioner.image.formats import check_file_size
+from captioner.image.limits import check_file_size
 from captioner.wire import Caption, ModelCard
 
 ImageSource = bytes | str | PathLike[str]
-Addresses = str | Sequence[str]  # HOST:PORT of gRPC, or grpcs://HOST:PORT; several in a list or with commas
-T = TypeVar("T")
+Addresses = str | Sequence[str]  # HOST:PORT or grpcs://HOST:PORT; several in a list or separated by commas
 DEFAULT_ADDRESS = f"127.0.0.1:{wire.GRPC_PORT}"
 DEFAULT_IN_FLIGHT = 32
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """One image of many: its caption, or the error that kept it from one."""
+    """One image of many: its caption, or the error that prevented it."""
 
     image: ImageSource
     caption: Caption | None
@@ -42,11 +40,11 @@ class Captioned:
 
 
 class AsyncClient:
-    """Talk to the `captioner` model of one or several Triton servers from one event loop.
+    """A client of the `captioner` model of one or several Triton servers, for one event loop.
 
     `addresses`: HOST:PORT of the gRPC endpoints, `grpcs://HOST:PORT` for TLS. By default a request fails when every
     replica has failed once; pass `retry=RetryPolicy(max_elapsed_s=120)` to wait for servers that restart.
-    For the other options see `replica.Connection`.
+    `replica.Connection` documents the other options. Raises ParameterInvalid for no address.
     """
 
     def __init__(
@@ -62,26 +60,27 @@ class AsyncClient:
         names = addresses.split(",") if isinstance(addresses, str) else addresses
         names = [name.strip() for name in names if name.strip()]
         if not names:
-            raise ParameterInvalid(f"server is {addresses!r}; it must be HOST:PORT, or several with commas between")
+            raise ParameterInvalid(f"server is {addresses!r}; it must be HOST:PORT, or several separated by commas")
         self._replicas = [Replica(name, connection) for name in names]
         self._outage = Outage(retry)
 
     @property
     def address(self) -> str:
-        """Where the replicas are."""
+        """Return the replicas' addresses, separated by commas."""
         return ",".join(replica.address for replica in self._replicas)
 
     async def stream(
         self, image: ImageSource, *, prompt: str | None = None, **parameters: object
     ) -> AsyncCaptionStream:
-        """Sends `image` (a file's bytes or its path) and returns at once; refusals come with the first text.
+        """Send `image`, a file's bytes or path, and return without waiting for text.
 
-        `parameters` are those of `captioner.wire.PARAMETERS`; a wrong one is refused here, before anything is sent.
+        `parameters`: see `captioner.wire.PARAMETERS`. Wrong ones raise ParameterUnknown or ParameterInvalid here; the
+        server's errors are raised by the iteration.
         """
         return await self._start({"image": await _bytes_of(image), "prompt": prompt}, {"stream": True} | parameters)
 
     async def caption(self, image: ImageSource, *, prompt: str | None = None, **parameters: object) -> Caption:
-        """The whole caption at once."""
+        """Return the complete caption. Parameters and errors are those of `stream`."""
         async with await self.stream(image, prompt=prompt, **{"stream": False} | parameters) as stream:
             text = "".join([piece async for piece in stream])
         if stream.details is None:
@@ -96,9 +95,9 @@ class AsyncClient:
         prompt: str | None = None,
         **parameters: object,
     ) -> AsyncGenerator[Captioned, None]:
-        """Every image's caption or error as it is ready, `in_flight` asked for at once; one's error is not the others'.
+        """Yield every image's caption or error as it is ready, with `in_flight` requests at a time.
 
-        `images` may be endless: the next is taken when there is room for it.
+        `images` may be infinite: the next one is pulled when a request ends. An error does not end the other requests.
         """
 
         async def one(image: ImageSource) -> Captioned:
@@ -123,25 +122,25 @@ class AsyncClient:
 
     async def describe(self) -> ModelCard:
         """Return the card of the served model: name, revision, styles, lengths, limits. Fails over and retries."""
-        for attempt in itertools.count():
+        retries = Retries(self._outage)
+        while True:
             for replica in sorted(self._replicas, key=lambda replica: replica.order):
                 try:
                     card = await _card(replica)
                 except CaptionerError as error:
                     if not is_transient(error):
                         raise
-                    replica.rest()
+                    replica.mark_failed()
                     failure = error
                 else:
-                    self._outage.over()
+                    retries.progress()
                     return card
-            if (wait_s := self._outage.wait_s(attempt)) is None:
+            if (wait_s := retries.wait_s()) is None:
                 raise failure
             await asyncio.sleep(wait_s)
-        raise AssertionError("count() never ends")
 
     async def close(self) -> None:
-        """Closes the channels; streams still open end."""
+        """Close the channels. Streams in progress end with RequestCancelled."""
         for replica in self._replicas:
             await replica.close()
 
@@ -149,8 +148,8 @@ class AsyncClient:
         self, inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]
     ) -> AsyncCaptionStream:
         if parameters.get("temperature") and parameters.get("seed") is None:
-            parameters = {**parameters, "seed": secrets.randbits(32)}  # a second replica must write the same
-        infer_request({}, parameters)  # refuses them here
+            parameters = {**parameters, "seed": secrets.randbits(32)}  # another replica must generate the same text
+        infer_request({}, parameters)  # raises for wrong parameters
         stream = AsyncCaptionStream(self._replicas, inputs, parameters, self._outage)
         await stream.start()
         return stream
@@ -172,11 +171,11 @@ async def _bytes_of(image: ImageSource) -> bytes:
 
 
 async def _card(replica: Replica) -> ModelCard:
-    answer = await replica.ask({}, {"describe": True}, None)
-    outputs = await answer.read()
+    responses = await replica.send({}, {"describe": True}, None)
+    outputs = await responses.read()
     if outputs is None:
-        raise CaptionerError(f"{replica.address} ended the stream without an answer")
-    # To its end, not cancelled: Triton 2.51 can crash when a cancel meets the last response.
-    while await answer.read() is not None:
+        raise CaptionerError(f"{replica.address} ended the stream without a response")
+    # Read to the end instead of cancelling: Triton 2.51 can crash when a cancel coincides with the last response.
+    while await responses.read() is not None:
         pass
     return ModelCard.from_json(outputs[wire.DETAILS.name])

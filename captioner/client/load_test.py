@@ -1,7 +1,7 @@
-"""A closed loop of clients against a running server: captions a second, times to the first text, ms a token.
+"""A closed-loop load test of a running server: captions per second, time to first text, time per token.
 
-Each of N clients sends its next image when it has the caption of its last. Rounds of the concurrencies alternate, and
-a first round is thrown away.
+Each of N clients sends its next image when its last caption is complete. Rounds alternate between the concurrencies,
+after a warm-up round that is not counted.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from captioner.errors import CaptionerError
 
 @dataclass
 class Round:
-    """What one round at one concurrency showed."""
+    """The measurements of one round at one concurrency."""
 
     captions_per_s: float = 0.0
     tokens_per_s: float = 0.0
     first_text_ms: list[float] = field(default_factory=list)
     total_ms: list[float] = field(default_factory=list)
-    token_ms: list[float] = field(default_factory=list)  # a caption's mean between its first text and its end
+    token_ms: list[float] = field(default_factory=list)  # mean time between the tokens of each caption
 
 
-def marked(photos: Sequence[bytes]) -> Iterator[bytes]:
-    """The photos without end, each with some bytes of chance after its end: none comes from the feature cache."""
-    for photo in itertools.cycle(photos):
-        yield photo + secrets.token_bytes(16)  # decoders stop before them
+def unique_images(images: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the images forever, each with random bytes appended, so that the feature cache never has it."""
+    for image in itertools.cycle(images):
+        yield image + secrets.token_bytes(16)  # decoders ignore bytes after the end of the image
 
 
 async def run_round(
     client: AsyncClient, images: Iterator[bytes], concurrency: int, captions: int, **parameters: Any
 ) -> Round:
-    """`captions` captions by `concurrency` closed-loop clients."""
+    """Generate `captions` captions with `concurrency` closed-loop clients. Raises CaptionerError on a cache hit."""
     result, tokens, left = Round(), 0, captions
 
     async def one_client() -> None:
@@ -57,7 +57,7 @@ async def run_round(
             ended = time.perf_counter()
             first = first or ended
             if stream.details is None or stream.details.cache_hit:
-                raise CaptionerError("an image was encoded before: the times would not be those of a new one")
+                raise CaptionerError("an image came from the feature cache: its times do not include the encoder")
             result.first_text_ms.append((first - began) * 1000)
             result.total_ms.append((ended - began) * 1000)
             result.token_ms.append((ended - first) * 1000 / max(1, stream.details.tokens - 1))
@@ -71,7 +71,7 @@ async def run_round(
 
 
 def summary(rounds: list[Round]) -> dict[str, float]:
-    """Medians over rounds, with the lowest and highest captions a second as the noise."""
+    """Return medians over rounds; the lowest and highest captions per second show the noise."""
     rates = [r.captions_per_s for r in rounds]
     first = sorted(ms for r in rounds for ms in r.first_text_ms)
     return {
@@ -92,10 +92,10 @@ async def measure(
     concurrencies: Sequence[int],
     captions: int,
     rounds: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     **parameters: Any,
 ) -> dict[str, object]:
-    """Every concurrency `rounds` times in turn, after one round that is thrown away; `say` is told of each."""
+    """Run every concurrency `rounds` times, alternating, after a warm-up round; return what `summary` says of each."""
     results: dict[int, list[Round]] = {concurrency: [] for concurrency in concurrencies}
     async with AsyncClient(server) as client:
         card = await client.describe()
@@ -104,7 +104,7 @@ async def measure(
             for concurrency in concurrencies:
                 result = await run_round(client, images, concurrency, captions, **parameters)
                 results[concurrency].append(result)
-                say(f"round {number + 1}, {concurrency:3d} at once: {result.captions_per_s:.2f} captions/s")
+                log(f"round {number + 1}, concurrency {concurrency:3d}: {result.captions_per_s:.2f} captions/s")
     return {
         "model": f"{card.model}@{card.revision[:12]}",
         "device": card.device,

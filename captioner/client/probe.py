@@ -1,4 +1,4 @@
-"""The smallest real caption, for health checks: an open port proves nothing."""
+"""A health check that generates a short caption: an open port does not prove that the model works."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 
 from captioner.client.sync_client import Client
 
-# A PNG gradient of 16 by 16 px, made once with Pillow: the client does not import Pillow.
+# A 16 × 16 px gradient as PNG, in base64, because the client does not import Pillow.
 TINY_IMAGE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAG0lEQVR42mPkYEAFLPzoAoLoAgLDR4DxO5oAALc0Ahp3QqCzAAAAAElFTkSuQmCC"
 )

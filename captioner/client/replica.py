@@ -1,4 +1,4 @@
-"""One Triton server as a client sees it: its gRPC channel, requests to it, and the answers as they come."""
+"""One Triton server: its gRPC channel, the requests sent to it, and its streamed responses."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from captioner.errors import (
 )
 
 TLS_SCHEME = "grpcs://"
-REST_S = 5.0  # how long a replica that failed is the last to be asked
-# What grpc.aio says, in place of the status, where a call ends while its request is being written: asked again for it.
-BROKE_OFF, WRITE_TRIES = "Internal error from Core", 4
-LATE_S = 2.0  # how long after its deadline a request is given up here, where the server did not
-# By default a channel asks a server that was away for a minute only half a minute after it came back.
+COOLDOWN_S = 5.0  # after a failure, a replica is tried last for this long
+# grpc.aio raises this instead of the call's status when the call ends while its request is written. So we write again.
+WRITE_INTERRUPTED, MAX_WRITES = "Internal error from Core", 4
+DEADLINE_GRACE_S = 2.0  # after the deadline, the client gives up on a server that did not end the request itself
+# By default, a channel to a server that was unreachable for a minute reconnects up to half a minute late.
 RECONNECT = [("grpc.initial_reconnect_backoff_ms", 250), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How replicas are talked to.
+    """The connection options of all replicas.
 
-    `stall_timeout_s`: an answer that is silent for this long raises StreamStalled; a server whose Python process died
-    says nothing else. `headers` go with every request, as a proxy's authorization. `root_certificates`: the PEM
-    file's bytes that a `grpcs://` address is checked with; None takes gRPC's own.
+    `stall_timeout_s`: a stream without a response for this long raises StreamStalled. Nothing else tells that a
+    server's Python process died. `headers` are sent with every request, such as a proxy's authorization.
+    `root_certificates`: the bytes of a PEM file that verifies `grpcs://` addresses; None selects gRPC's own.
     """
 
     stall_timeout_s: float
@@ -50,15 +50,14 @@ class Connection:
     root_certificates: bytes | None = None
 
 
-class Answer:
-    """One request being answered: `read` gives the responses' texts by output name."""
+class ResponseStream:
+    """The responses to one request."""
 
     def __init__(self, call: Any, stall_timeout_s: float, replica: Replica) -> None:
         self._call = call
         self._stall_timeout_s = stall_timeout_s
         self._replica = replica
         self._address = replica.address
-        self._cancelled = False
         replica.in_flight += 1
         call.add_done_callback(self._ended)
 
@@ -66,22 +65,23 @@ class Answer:
         self._replica.in_flight -= 1
 
     async def read(self) -> dict[str, str] | None:
-        """The next response, None at the end. Raises what the server or the way to it answers."""
-        # Not wait_for: before Python 3.12 it loses a cancellation that comes in the same turn as the result.
+        """Return the next response, text by output name, or None at the end. Raises the error that ended the stream."""
+        # asyncio.wait_for loses a cancellation that arrives together with the result, before Python 3.12.
         read = asyncio.ensure_future(self._call.read())
         try:
             done, _ = await asyncio.wait({read}, timeout=self._stall_timeout_s)
-            if not done:
-                self._call.cancel()
-                raise StreamStalled(
-                    f"{self._address} sent nothing for {self._stall_timeout_s:g} s; the request was given up"
-                )
-            response = read.result()
-        except asyncio.CancelledError:
-            if self._cancelled:  # by its owner, who is to be told; a cancelled task is to end
-                raise RequestCancelled("the caption was cancelled") from None
+        except asyncio.CancelledError:  # of the caller's task
             self.cancel()
             raise
+        if not done:
+            self._call.cancel()
+            raise StreamStalled(
+                f"{self._address} sent nothing for {self._stall_timeout_s:g} s; the request was given up"
+            )
+        try:
+            response = read.result()
+        except asyncio.CancelledError:  # of the call: by `cancel`, or because the channel was closed
+            raise RequestCancelled("the caption was cancelled") from None
         except grpc.RpcError as error:
             raise _transport_error(error, self._address) from None
         if response is grpc.aio.EOF:
@@ -95,39 +95,39 @@ class Answer:
         }
 
     def cancel(self) -> None:
-        """Ends the work on the server; calling it after the end does nothing."""
-        self._cancelled = True
+        """Stop the work on the server. After the end this does nothing."""
         self._call.cancel()
 
 
 class Replica:
-    """One address. Used from one event loop."""
+    """One address, used from one event loop."""
 
     def __init__(self, address: str, connection: Connection) -> None:
         self.address = address
         self.in_flight = 0
-        self._failed = float("-inf")
+        self._last_failure = float("-inf")
         self._connection = connection
         self._channel: grpc.aio.Channel | None = None
+        self._closed = False
 
     @property
     def order(self) -> tuple[bool, int, float]:
-        """Whom to ask first: those that work, the least busy of them, any of these."""
-        return time.monotonic() < self._failed + REST_S, self.in_flight, random.random()
+        """Return a sort key: replicas that work first, then those with few requests in flight, then at random."""
+        return time.monotonic() < self._last_failure + COOLDOWN_S, self.in_flight, random.random()
 
-    def rest(self) -> None:
-        """It failed: others go first for a while."""
-        self._failed = time.monotonic()
+    def mark_failed(self) -> None:
+        """Record a failure: other replicas are preferred for COOLDOWN_S."""
+        self._last_failure = time.monotonic()
 
-    async def ask(
+    async def send(
         self, inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object], deadline_s: float | None
-    ) -> Answer:
-        """Sends a request; refusals and failures may come here or with the first response."""
+    ) -> ResponseStream:
+        """Send a request. Errors are raised here or by the first `read`."""
         request = infer_request(inputs, parameters)
         connection = self._connection
         metadata = [(name.lower(), value) for name, value in connection.headers.items()]
-        timeout_s = None if deadline_s is None else max(deadline_s, 0) + LATE_S
-        for tries_left in reversed(range(WRITE_TRIES)):
+        timeout_s = None if deadline_s is None else max(deadline_s, 0) + DEADLINE_GRACE_S
+        for writes_left in reversed(range(MAX_WRITES)):
             call = service_pb2_grpc.GRPCInferenceServiceStub(self._open()).ModelStreamInfer(
                 timeout=timeout_s, metadata=metadata
             )
@@ -138,16 +138,18 @@ class Replica:
                 call.cancel()
                 raise
             except grpc.RpcError as error:
-                if tries_left and error.details() == BROKE_OFF:
+                if writes_left and error.details() == WRITE_INTERRUPTED:
                     continue
                 raise _transport_error(error, self.address) from None
-            except asyncio.InvalidStateError:  # the server answered before it had read everything: the answer says why
+            except asyncio.InvalidStateError:  # the server answered before it had read the request; `read` tells why
                 pass
-            return Answer(call, connection.stall_timeout_s, self)
-        raise AssertionError("the last try returns or raises")
+            return ResponseStream(call, connection.stall_timeout_s, self)
+        raise AssertionError("the last write returns or raises")
 
     def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:  # made inside the running loop, which grpc.aio binds it to
+        if self._closed:
+            raise RequestCancelled("the client is closed")
+        if self._channel is None:  # created here because grpc.aio binds a channel to the running loop
             if self.address.startswith(TLS_SCHEME):
                 credentials = grpc.ssl_channel_credentials(self._connection.root_certificates)
                 target = self.address.removeprefix(TLS_SCHEME)
@@ -157,18 +159,18 @@ class Replica:
         return self._channel
 
     async def close(self) -> None:
-        """Closes the channel; answers still open end."""
+        """Close the channel. Streams in progress end with RequestCancelled."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
-            self._channel = None
 
 
 def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]) -> pb.ModelInferRequest:
-    """The request in Triton's protocol; None leaves an input or parameter out.
+    """Return the request in Triton's protocol, without the inputs and parameters that are None.
 
-    Raises ParameterUnknown or ParameterInvalid before anything travels.
+    Raises ParameterUnknown or ParameterInvalid.
     """
-    values = wire.sent(parameters)
+    values = wire.encode_parameters(parameters)
     wire.parse_parameters(values)
     request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=uuid.uuid4().hex)
     for name, text in inputs.items():
@@ -184,9 +186,9 @@ def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[
 
 def _transport_error(error: grpc.RpcError, address: str) -> CaptionerError:
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.CANCELLED:
-        return RequestCancelled("the caption was cancelled")
-    if code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and details == BROKE_OFF):
+    # CANCELLED comes from the server or a proxy: grpc.aio reports the client's own cancel as asyncio.CancelledError.
+    lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    if lost or (code is grpc.StatusCode.INTERNAL and details == WRITE_INTERRUPTED):
         return ServerUnreachable(f"no answer from {address}: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{address} did not end at the deadline; the request was given up")

@@ -1,10 +1,11 @@
-"""Client: the AsyncClient for code without an event loop, driven from a loop and a thread of its own."""
+"""Client: the AsyncClient for code without an event loop. It runs a loop in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from typing_extensions import Self
@@ -19,13 +20,14 @@ from captioner.client.async_client import (
 )
 from captioner.client.retry import RetryPolicy
 from captioner.client.stream import AsyncCaptionStream
+from captioner.errors import RequestCancelled
 from captioner.wire import Caption, Details, ModelCard
 
 T = TypeVar("T")
 
 
 class CaptionStream(Iterator[str]):
-    """One caption being written; iterate for its text. Leaving its `with` block cancels what is unfinished."""
+    """A caption in progress. Iterate for its text. Leaving its `with` block cancels an unfinished caption."""
 
     def __init__(self, stream: AsyncCaptionStream, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._stream = stream
@@ -33,7 +35,7 @@ class CaptionStream(Iterator[str]):
 
     @property
     def details(self) -> Details | None:
-        """How the caption came to be; None until the iteration has ended."""
+        """Return how the caption was generated; None until the iteration ends."""
         return self._stream.details
 
     def __next__(self) -> str:
@@ -44,7 +46,7 @@ class CaptionStream(Iterator[str]):
         return piece
 
     def cancel(self) -> None:
-        """Ends the decoding on the server; calling it after the end does nothing."""
+        """Stop decoding on the server. After the end of the caption this does nothing."""
 
         async def cancel() -> None:
             self._stream.cancel()
@@ -59,7 +61,7 @@ class CaptionStream(Iterator[str]):
 
 
 class Client:
-    """The same client for code without an event loop; safe to share between threads."""
+    """AsyncClient for code without an event loop. Threads may share it."""
 
     def __init__(
         self,
@@ -102,17 +104,17 @@ class Client:
         prompt: str | None = None,
         **parameters: object,
     ) -> Iterator[Captioned]:
-        """See AsyncClient.caption_many. `images` is asked for its next from the client's own thread."""
+        """See AsyncClient.caption_many. `images` is iterated in the client's own thread."""
         captions = self._client.caption_many(images, in_flight=in_flight, prompt=prompt, **parameters)
 
-        async def following() -> Captioned | None:
+        async def next_caption() -> Captioned | None:
             return await anext(captions, None)
 
         async def close() -> None:
             await captions.aclose()
 
         try:
-            while (captioned := self._run(following())) is not None:
+            while (captioned := self._run(next_caption())) is not None:
                 yield captioned
         finally:
             self._run(close())
@@ -122,9 +124,17 @@ class Client:
         return self._run(self._client.describe())
 
     def close(self) -> None:
-        """Closes the channels and ends the loop; a second call does nothing."""
+        """Close the channels and stop the loop. Requests of other threads end with RequestCancelled."""
+
+        async def close() -> None:
+            await self._client.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}  # such as a wait before a retry
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
         if not self._loop.is_closed():
-            self._run(self._client.close())
+            self._run(close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -133,7 +143,9 @@ class Client:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
-        except BaseException:  # Ctrl-C while waiting: what runs in the loop must not go on alone
+        except CancelledError:
+            raise RequestCancelled("the client was closed") from None
+        except BaseException:  # such as Ctrl-C: the coroutine must not continue on its own
             future.cancel()
             raise
 

@@ -1,1 +1,1 @@
-"""One forward pass of a decoder over the rows of its key/value cache."""
+"""Decoders: one forward pass over the rows of a key/value cache."""

@@ -1,4 +1,4 @@
-"""Decoding for captioners whose text looks at the image through cross-attention (GPT-2, BERT and their like)."""
+"""Decoders that read the image through cross-attention (GPT-2, BERT and similar)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CrossAttentionDecoder(Decoder):
         like = torch.empty(0, device=self.device, dtype=self.dtype)
         self.image_layers = [CrossLayer(self.window, slots, self.shape, like) for _ in self.text_layers]
         self.both_caches = EncoderDecoderCache(self.cache, Cache(layers=list(self.image_layers)))
-        # Models ask only whether there are any, once their keys are cached.
+        # With cached keys, the models only check that features are given; they do not read them.
         self.no_features = torch.empty(slots, self.shape.image_tokens, 0, device=self.device)
 
     @torch.inference_mode()
@@ -53,7 +53,7 @@ class CrossAttentionDecoder(Decoder):
         return self._forward(slice(0, ids_B.shape[0]), ids_B[:, None], positions_B[:, None], span)
 
     def _forward(self, rows: slice, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, span: int) -> torch.Tensor:
-        """The last query's logits, (B, vocabulary)."""
+        """Return the last query's logits, (B, vocabulary)."""
         self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, span
         self.both_caches.is_updated = dict.fromkeys(range(self.shape.layers), True)
         output = self.model(
@@ -76,9 +76,9 @@ class CrossAttentionDecoder(Decoder):
 
 
 def image_projections(model: PreTrainedModel) -> list[Projection]:
-    """For each layer, what turns features (1, T, width) into the keys and values its cross-attention looks at.
+    """Return, for each layer, the function from features (1, T, width) to the keys and values of its cross-attention.
 
-    Raises ModelUnsupported for a decoder that is laid out neither as GPT-2 nor as BERT.
+    Raises ModelUnsupported for a decoder with neither the layout of GPT-2 nor that of BERT.
     """
     blocks: list[Any] = [module.crossattention for module in model.modules() if hasattr(module, "crossattention")]
     if blocks and all(hasattr(block, "c_attn") for block in blocks):
@@ -86,7 +86,7 @@ def image_projections(model: PreTrainedModel) -> list[Projection]:
     if blocks and all(hasattr(getattr(block, "self", None), "key") for block in blocks):
         return [_bert(block.self.key, block.self.value) for block in blocks]
     raise ModelUnsupported(
-        f"{type(model).__name__} has no cross-attention as GPT-2 or BERT have it; those two layouts are served"
+        f"{type(model).__name__} has no cross-attention with the layout of GPT-2 or BERT; no other layout is supported"
     )
 
 

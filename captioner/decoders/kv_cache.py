@@ -1,7 +1,7 @@
 """Key/value caches of fixed slots behind transformers' own cache interface.
 
-A row belongs to one caption, or to one beam of one, and is cleared for it. Each row is written at its own position, so
-captions of any age share a step; the mask ends at the row's own position.
+A row belongs to one caption, or to one of its beams, and is cleared when that caption starts. Each row is written at
+its own position, so captions of different ages share a step; the mask ends at the row's own position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class CacheShape(NamedTuple):
-    """What one slot's cache holds. `image_tokens` counts what cross-attention keeps beside the positions."""
+    """The dimensions of one slot's cache. `image_tokens` counts the keys of cross-attention, beside the positions."""
 
     layers: int
     heads: int  # of keys and values
@@ -23,13 +23,13 @@ class CacheShape(NamedTuple):
     image_tokens: int = 0
 
     def slot_bytes(self, dtype: torch.dtype) -> int:
-        """Memory of one slot, in bytes."""
+        """Return the memory of one slot, in bytes."""
         return 2 * self.layers * self.heads * self.head_size * (self.positions + self.image_tokens) * dtype.itemsize
 
 
 @dataclass
 class Window:
-    """The rows and positions one forward pass touches; every layer of a cache shares one."""
+    """The rows and positions of one forward pass; all layers of a cache share one."""
 
     rows: slice = field(default_factory=lambda: slice(0, 0))
     positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # (rows, queries)
@@ -37,7 +37,7 @@ class Window:
 
 
 def causal_mask(positions_BQ: torch.Tensor, span: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, Q, span), to be added to attention scores: 0 up to each query's own position, then the least number."""
+    """Return an additive mask (B, 1, Q, span): 0 up to each query's own position, then the minimum of `dtype`."""
     keys = torch.arange(span, device=positions_BQ.device)
     hidden = keys > positions_BQ[:, None, :, None]
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
@@ -57,12 +57,12 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is lazy: the cache is as large at the start as it will ever be."""
+        """Do nothing: the cache is allocated in full at construction."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (rows, heads, queries, head size) and returns what the rows may look at, (rows, heads, span, …)."""
+        """Write (rows, heads, queries, head size) and return the visible keys and values (rows, heads, span, …)."""
         rows = torch.arange(self.window.rows.start, self.window.rows.stop, device=self.keys.device)[:, None]
         self.keys[rows, :, self.window.positions] = key_states.transpose(1, 2)
         self.values[rows, :, self.window.positions] = value_states.transpose(1, 2)
@@ -70,30 +70,30 @@ class SlotLayer(CacheLayerMixin):
         return self.keys[view], self.values[view]
 
     def get_seq_length(self) -> int:
-        """Positions the longest running row holds."""
+        """Return the number of positions of the longest running row."""
         return self.window.span
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(keys, offset) for transformers' mask builders."""
+        """Return (keys, offset) for transformers' mask builders."""
         return self.window.span, 0
 
     def get_max_length(self) -> int:
-        """Positions a row can hold."""
+        """Return the number of positions that a row can hold."""
         return self.keys.shape[2]
 
     def clear(self, row: int) -> None:
-        """Forgets a row's last caption. Where that ended in NaN, no mask would hide it: 0 · NaN is NaN."""
+        """Zero a row. The mask alone cannot hide a NaN that the previous caption left: 0 · NaN is NaN."""
         self.keys[row].zero_()
         self.values[row].zero_()
 
     def copy(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Copies the first `length` positions of rows over other rows, all at once: a target may be a source too."""
+        """Copy the first `length` positions of rows over other rows, all in one step: a target may also be a source."""
         self.keys[targets, :, :length] = self.keys[sources, :, :length]
         self.values[targets, :, :length] = self.values[sources, :, :length]
 
 
 class CrossLayer(CacheLayerMixin):
-    """Cross-attention of one layer: an image's keys and values, computed once a caption and kept in its row."""
+    """Cross-attention of one layer: an image's keys and values, computed once per caption and kept in its row."""
 
     def __init__(self, window: Window, slots: int, shape: CacheShape, like: torch.Tensor) -> None:
         self._keys = like.new_zeros(slots, shape.heads, shape.image_tokens, shape.head_size)
@@ -109,45 +109,45 @@ class CrossLayer(CacheLayerMixin):
 
     @keys.setter
     def keys(self, value: object) -> None:
-        """The base class begins with None; rows are only ever written by `write`."""
+        """Ignore the None that the base class assigns; only `write` writes rows."""
 
     @property
     def values(self) -> torch.Tensor:
-        """As `keys`."""
+        """Same shape as `keys`."""
         return self._values[self.window.rows]
 
     @values.setter
     def values(self, value: object) -> None:
-        """As for `keys`."""
+        """See `keys`."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is lazy."""
+        """Do nothing: the cache is allocated in full at construction."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Never called: a model asks for keys and values that are already there."""
+        """Raise NotImplementedError: models do not call it, because the keys and values are already cached."""
         raise NotImplementedError("an image's keys and values are written once, by `write`")
 
     def write(self, row: int, keys_TD: torch.Tensor, values_TD: torch.Tensor) -> None:
-        """An image's keys and values, (image tokens, width) each, into a row."""
+        """Write an image's keys and values, (image tokens, width) each, into a row."""
         tokens, heads, size = self._keys.shape[2], self._keys.shape[1], self._keys.shape[3]
         self._keys[row] = keys_TD.view(tokens, heads, size).transpose(0, 1)
         self._values[row] = values_TD.view(tokens, heads, size).transpose(0, 1)
 
     def get_seq_length(self) -> int:
-        """Image tokens."""
+        """Return the number of image tokens."""
         return self._keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(keys, offset) for transformers' mask builders."""
+        """Return (keys, offset) for transformers' mask builders."""
         return self._keys.shape[2], 0
 
     def get_max_length(self) -> int:
-        """Image tokens."""
+        """Return the number of image tokens."""
         return self._keys.shape[2]
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
-        """Copies rows over other rows."""
+        """Copy rows over other rows."""
         self._keys[targets] = self._keys[sources]
         self._values[targets] = self._values[sources]

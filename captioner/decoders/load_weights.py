@@ -1,4 +1,4 @@
-"""A published decoder's weights, in the precision that was asked for or not at all."""
+"""Load a published decoder's weights in exactly the requested precision, or refuse."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from captioner.errors import StartupRefused
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FLOAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_weights(
     kind: type[PreTrainedModel | AutoModelForCausalLM], folder: Path, precision: Precision, device: torch.device
 ) -> PreTrainedModel:
-    """`folder/decoder` as a `kind` on `device`; StartupRefused where the precision cannot be had.
+    """Return `folder/decoder` as a `kind` on `device`. Raises StartupRefused if the precision is unavailable.
 
-    Only the decoder's own linear layers are ever quantised: the vision tower and the projector are in the ONNX graph.
+    Only the decoder's own linear layers are quantised: the vision tower and the projector are in the ONNX graph.
     """
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-    if precision in FLOATS:
-        model: PreTrainedModel = kind.from_pretrained(folder / "decoder", dtype=FLOATS[precision], **options)
+    if precision in FLOAT_DTYPES:
+        model: PreTrainedModel = kind.from_pretrained(folder / "decoder", dtype=FLOAT_DTYPES[precision], **options)
         model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
         if device.type == "cpu":
             pack(model)
@@ -35,7 +35,7 @@ def load_weights(
     for package in ("bitsandbytes", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise StartupRefused(f"precision is {precision}, which needs {package}; pip install 'captioner[quantised]'")
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of each product
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at every matrix product
     compute = torch.bfloat16 if device.type == "cuda" else torch.float32
     quantised = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -46,6 +46,6 @@ def load_weights(
         model = kind.from_pretrained(
             folder / "decoder", dtype=compute, quantization_config=quantised, device_map={"": device}, **options
         )
-    except Exception as error:  # bitsandbytes and accelerate raise what they like
-        raise StartupRefused(f"precision is {precision}, which cannot be had on {device}: {error}") from error
+    except Exception as error:  # bitsandbytes and accelerate raise exceptions of many types
+        raise StartupRefused(f"precision is {precision}, which {device} cannot run: {error}") from error
     return model

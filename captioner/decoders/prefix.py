@@ -1,7 +1,7 @@
-"""Decoding for captioners whose image stands among the words, as features in place of token embeddings.
+"""Decoders that read the image inside the prompt: its features replace the embeddings of image tokens.
 
-Any transformers causal language model that takes embeddings, positions and a mask will do: Llama and its like. What the
-words around the image are is the family's.
+Any transformers causal language model that takes embeddings, positions and a mask works, such as Llama. The family
+knows the text around the image.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from captioner.decoders.kv_cache import CacheShape, causal_mask
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ArtefactBroken, ModelUnsupported
 
-PREFILL_QUERIES = 512  # a pass; scores of all queries at once would be most of a long prompt's memory
-UNSTEADY_ROPE = ("dynamic", "longrope")  # their frequencies depend on the longest row, so rows would change each other
+PREFILL_QUERIES = 512  # per forward pass: attention scores of a whole long prompt would take most of the memory
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")  # frequencies depend on the longest row, so rows would affect each other
 
 
 class PrefixDecoder(Decoder):
-    """A transformers causal language model whose token `image_token_id` gives way to one feature."""
+    """A transformers causal language model that reads one feature at each token `image_token_id`."""
 
     def __init__(self, model: PreTrainedModel, context_tokens: int, image_token_id: int) -> None:
         config = model.config
@@ -34,17 +34,17 @@ class PrefixDecoder(Decoder):
 
     @torch.inference_mode()
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
-        """See Decoder.prefill; ValueError where image tokens in front of the last id and features differ in number."""
-        places = [place for place, token in enumerate(prompt_ids[:-1]) if token == self.image_token_id]
-        if len(places) != len(features):
-            raise ValueError(f"the prompt has {len(places)} image tokens, the image {len(features)} features")
+        """See Decoder.prefill. Raises ValueError unless prompt_ids[:-1] has one image token per feature."""
+        image_positions = [i for i, token in enumerate(prompt_ids[:-1]) if token == self.image_token_id]
+        if len(image_positions) != len(features):
+            raise ValueError(f"the prompt has {len(image_positions)} image tokens, the image {len(features)} features")
         for layer in self.text_layers:
             layer.clear(row)
         if len(prompt_ids) == 1:
             return
         ids_1N = torch.tensor([prompt_ids[:-1]], device=self.device)
         embeddings_1ND = self.model.get_input_embeddings()(ids_1N).to(self.dtype)
-        embeddings_1ND[0, places] = features.to(self.device, self.dtype)
+        embeddings_1ND[0, image_positions] = features.to(self.device, self.dtype)
         for start in range(0, len(prompt_ids) - 1, PREFILL_QUERIES):
             queries_1QD = embeddings_1ND[:, start : start + PREFILL_QUERIES]
             end = start + queries_1QD.shape[1]
@@ -60,7 +60,7 @@ class PrefixDecoder(Decoder):
     def _forward(
         self, rows: slice, embeddings_BQD: torch.Tensor, positions_BQ: torch.Tensor, span: int
     ) -> torch.Tensor:
-        """The last query's logits, (B, vocabulary)."""
+        """Return the last query's logits, (B, vocabulary)."""
         self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, span
         output = self.model(
             inputs_embeds=embeddings_BQD,
@@ -75,24 +75,24 @@ class PrefixDecoder(Decoder):
 
 
 def load_decoder(folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> PrefixDecoder:
-    """The published decoder of a family whose image stands among the words, see Family.decoder."""
+    """Return the published decoder, see Family.decoder. Raises ArtefactBroken without an image_token_id."""
     if manifest.image_token_id is None:
-        raise ArtefactBroken("the manifest has no image_token_id, so there is no place for the image; export again")
+        raise ArtefactBroken("the manifest has no image_token_id, so the image has no position; export again")
     model = load_weights(AutoModelForCausalLM, folder, precision, device)
     return PrefixDecoder(model, manifest.context_tokens, manifest.image_token_id)
 
 
 def language_model(model: PreTrainedModel, text_model: PreTrainedModel) -> PreTrainedModel:
-    """`text_model` and the head of `model` as a causal language model of its own, sharing their weights.
+    """Return `text_model` and the head of `model` as a separate causal language model that shares their weights.
 
-    Raises ModelUnsupported for attention that PrefixDecoder's mask or slots would get wrong.
+    Raises ModelUnsupported for attention that PrefixDecoder's mask or slots would compute wrongly.
     """
     config = copy.deepcopy(text_model.config)
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in UNSTEADY_ROPE:
-        raise ModelUnsupported(f"rope_type {rope!r} depends on all texts of a batch; it is not served")
+    if rope in BATCH_DEPENDENT_ROPE:
+        raise ModelUnsupported(f"rope_type {rope!r} depends on all texts of a batch; it is not supported")
     if getattr(config, "sliding_window", None) is not None:
-        raise ModelUnsupported(f"sliding_window is {config.sliding_window}; only full attention is served")
+        raise ModelUnsupported(f"sliding_window is {config.sliding_window}; only full attention is supported")
     head = model.get_output_embeddings()
     config.tie_word_embeddings = head.weight is text_model.get_input_embeddings().weight
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The embedded model's weights in a quarter of their size: matrices in int8, a scale a row; the rest in float16."""
+"""Store the embedded model in a quarter of its size: matrices in int8 with a scale per row, other tensors in fp16."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-SCALE = ".scale"  # after a matrix's key: its rows' scales
-LEAST = 4096  # elements; what is smaller is not worth its error
+SCALE = ".scale"  # suffix of the key that holds a matrix's row scales
+MIN_ELEMENTS = 4096  # smaller matrices stay in fp16: int8 would save little and cost precision
 
 
 def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes float tensors of any shape."""
+    """Write float tensors of any shape to a safetensors file."""
     stored: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        if value.ndim < 2 or value.numel() < LEAST:
+        if value.ndim < 2 or value.numel() < MIN_ELEMENTS:
             stored[key] = value.to(torch.float16).contiguous()
             continue
         rows = value.float().flatten(1)
@@ -26,7 +26,7 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def load(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
-    """The tensors whose key begins with `prefix`, without it, as float32."""
+    """Return the tensors whose key starts with `prefix`, as float32; the keys are returned without it."""
     stored = load_file(path)
     state = {}
     for key, value in stored.items():

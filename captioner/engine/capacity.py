@@ -1,4 +1,4 @@
-"""How many slots a device's memory holds, and what all of it takes, in words for the log."""
+"""How many slots fit into a device's memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from captioner.decoders.base import Decoder
 from captioner.errors import StartupRefused
 
-SHARE = 0.5  # of the free memory: the rest is for activations, the encoder, and whoever else is on the device
-MOST = {"cuda": 64, "cpu": 16}  # beyond these a step takes longer and no more captions come out
+MEMORY_SHARE = 0.5  # of the free memory: the rest is for activations, the encoder and other processes
+MAX_SLOTS = {"cuda": 64, "cpu": 16}  # more slots make a step slower without more captions per second
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The slots of one engine and their memory."""
+    """The slots of one engine and their memory. `str` gives the line for the log."""
 
     slots: int
     slot_bytes: int
@@ -31,23 +31,23 @@ class Capacity:
 
 
 def capacity(decoder: Decoder, slots: int, cache_bytes: int) -> Capacity:
-    """`slots` as set, or as many as fit into `cache_bytes`, or for 0 into a share of what is free.
+    """Return `slots` if set, or as many slots as fit into `cache_bytes` (0: into MEMORY_SHARE of the free memory).
 
-    Raises StartupRefused when the set slots, or a single one, do not fit.
+    Raises StartupRefused when the requested slots, or even one slot, do not fit.
     """
-    budget = cache_bytes or int(free_bytes(decoder.device) * SHARE)
+    budget = cache_bytes or int(free_bytes(decoder.device) * MEMORY_SHARE)
     fitting = budget // decoder.slot_bytes
-    wanted = slots or min(fitting, MOST[decoder.device.type])
+    wanted = slots or min(fitting, MAX_SLOTS[decoder.device.type])
     if not 1 <= wanted <= fitting:
         raise StartupRefused(
             f"{max(wanted, 1)} slots need {max(wanted, 1) * decoder.slot_bytes / 2**20:.0f} MiB of key/value cache; "
-            f"{budget / 2**20:.0f} MiB are there for it on {decoder.device}"
+            f"{decoder.device} has {budget / 2**20:.0f} MiB for it"
         )
     return Capacity(wanted, decoder.slot_bytes, decoder.weight_bytes)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody has taken on `device`."""
+    """Return the free memory of `device`, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)

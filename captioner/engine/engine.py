@@ -1,7 +1,7 @@
-"""The decode engine: ids and features in, ids out, many captions in one step, each joining and leaving on its own.
+"""The decode engine: ids and features in, ids out; many captions share each step and join or leave on their own.
 
-One thread decodes and nothing else touches the device. Between two steps cancelled and expired requests leave, waiting
-ones take their slots. The engine knows nothing of images, text or Triton.
+One thread decodes, and only that thread uses the device. Between two steps, cancelled and expired requests leave and
+waiting requests get their slots. It knows no images, no text and no Triton.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from captioner.engine.beam_search import BeamSearch
-from captioner.engine.repetition_guard import loops
+from captioner.engine.repetition_guard import is_repeating
 from captioner.engine.runner import Runner, Step
 from captioner.engine.scheduler import Scheduler
 from captioner.engine.sequence import FinishReason, Sequence
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """How busy the engine is."""
 
     running: int
@@ -52,17 +52,17 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._tokens = 0
-        self._launched: Step | None = None  # not read yet
+        self._launched: Step | None = None  # not yet read
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
-        """Starts the decode thread; without it, `step` may be called by hand."""
+        """Start the decode thread. Without it, the caller may call `step`."""
         self._thread.start()
 
     def admit(self) -> None:
-        """Takes a place for a request before its image is encoded; ServerBusy or ServerStopping when there is none.
+        """Admit a request before its image is encoded. Raises ServerBusy or ServerStopping.
 
-        Every admitted request ends in either `submit` or `withdraw`.
+        Every admitted request must end in either `submit` or `withdraw`.
         """
         with self._changed:
             if self._closing:
@@ -70,24 +70,25 @@ class Engine:
             self._scheduler.admit()
 
     def withdraw(self) -> None:
-        """Gives an admitted request's place back."""
+        """Give up an admitted request before `submit`."""
         with self._changed:
             self._scheduler.withdraw()
             self._changed.notify_all()
 
     def submit(self, sequence: Sequence) -> None:
-        """An admitted request, its features set, waits for slots from now on; it takes no more than there are."""
+        """Queue an admitted request with its features. Its width is at most the number of slots."""
         with self._changed:
             self._scheduler.enqueue(sequence)
             self._changed.notify_all()
 
-    def load(self) -> Load:
-        """Counts of this moment."""
+    def load(self) -> EngineLoad:
+        """Return the current load."""
         with self._changed:
-            return Load(len(self._scheduler.running), self._scheduler.waiting, self._scheduler.slots, self._tokens)
+            scheduler = self._scheduler
+            return EngineLoad(len(scheduler.running), scheduler.waiting, scheduler.slots, self._tokens)
 
     def close(self) -> None:
-        """Refuses new requests, decodes the admitted ones to their end, and returns."""
+        """Refuse new requests, decode the admitted ones to their end, then return."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -95,23 +96,23 @@ class Engine:
             self._thread.join()
 
     def step(self) -> None:
-        """One round: who must leave leaves, who waits joins, every running caption gets one token."""
+        """Do one round: remove cancelled and expired requests, start waiting ones, decode one token of each."""
         try:
-            self._drop()
+            self._drop_expired()
             self._join()
             self._advance()
-        except Exception as error:  # a failed step fails its captions, never the engine
+        except Exception as error:  # a failed step fails its captions, not the engine
             self._launched = None
             log.exception("a decode step of %d captions failed", len(self._scheduler.running))
             for sequence in list(self._scheduler.running):
                 sequence.error = error
                 self._leave(sequence, "failed", keep_rows=False)
 
-    def _drop(self) -> None:
+    def _drop_expired(self) -> None:
         now = self._clock()
         with self._changed:
-            gone = self._scheduler.dropped(now)
-        for sequence in gone:
+            dropped = self._scheduler.drop_expired(now)
+        for sequence in dropped:
             sequence.on_finish("cancelled" if sequence.cancelled else "deadline")
         for sequence in list(self._scheduler.running):
             if sequence.cancelled:
@@ -128,7 +129,7 @@ class Engine:
             sequence.started = self._clock()
             try:
                 self._runner.join(sequence)
-            except Exception as error:  # wrong features are this request's fault alone
+            except Exception as error:  # wrong features must fail only this request
                 log.exception("a prefill failed")
                 sequence.error = error
                 self._leave(sequence, "failed")
@@ -136,35 +137,36 @@ class Engine:
                 sequence.features = None
 
     def _advance(self) -> None:
-        """Launches the next step and reads the one before, or the same where nothing may be launched ahead."""
-        ahead = self._runner.async_scheduling and all(sequence.beams is None for sequence in self._scheduler.running)
-        if not ahead:
-            self._read()  # the beams of a search are chosen here before they can go on
-        before = self._launched
+        """Launch a step and read its tokens; with async scheduling, read the tokens of the previous step instead."""
         running = self._scheduler.running
+        # A beam search chooses its beams on the host, so its next step must wait for them.
+        is_async = self._runner.async_scheduling and all(sequence.beams is None for sequence in running)
+        if not is_async:
+            self._read_launched()
+        previous = self._launched
         self._launched = self._runner.launch(running) if running else None
-        if ahead:
-            self._read_step(before)
+        if is_async:
+            self._read(previous)
         else:
-            self._read()
+            self._read_launched()
 
-    def _read(self) -> None:
+    def _read_launched(self) -> None:
         step, self._launched = self._launched, None
-        self._read_step(step)
+        self._read(step)
 
-    def _read_step(self, step: Step | None) -> None:
+    def _read(self, step: Step | None) -> None:
         if step is None:
             return
         tokens, logprobs = step.read()
-        for sequence, rows in step.placed:
+        for sequence, rows in step.rows_of:
             if not sequence.rows:
                 continue  # it left while this step ran
             if sequence.beams is None:
-                self._take(sequence, tokens[rows[0]], logprobs[rows[0]])
+                self._append(sequence, tokens[rows[0]], logprobs[rows[0]])
             else:
                 self._advance_beams(sequence, sequence.beams, step.logits_NV[rows])
 
-    def _take(self, sequence: Sequence, token: int, logprob: float) -> None:
+    def _append(self, sequence: Sequence, token: int, logprob: float) -> None:
         sequence.logprob_sum += logprob
         sequence.num_sampled_tokens += 1
         if token in self._stop_ids:
@@ -175,13 +177,12 @@ class Engine:
         sequence.on_token(token)
         if sequence.is_stop(sequence.token_ids):
             self._leave(sequence, "stop")
-        elif sequence.repetition_guard and loops(sequence.token_ids):
+        elif sequence.repetition_guard and is_repeating(sequence.token_ids):
             self._leave(sequence, "repetition")
         elif len(sequence.token_ids) >= sequence.max_tokens:
             self._leave(sequence, "length")
 
     def _advance_beams(self, sequence: Sequence, beams: BeamSearch, logits_KV: torch.Tensor) -> None:
-        """A search's beams after this step, or its caption if it is over."""
         self._tokens += 1
         chosen = beams.advance(logits_KV)
         if chosen is not None:
@@ -198,12 +199,12 @@ class Engine:
         self._leave(sequence, reason)
 
     def _leave(self, sequence: Sequence, reason: FinishReason, *, keep_rows: bool = True) -> None:
-        """Ends a caption. Without `keep_rows` nobody's rows are worth moving: all are leaving a broken step."""
+        """End a caption. After a failed step, no rows need to move (`keep_rows` False): all captions leave."""
         with self._changed:
-            moves = self._scheduler.leave(sequence)
+            sources, targets = self._scheduler.leave(sequence)
         try:
-            if moves and keep_rows:
-                self._runner.move([move.source for move in moves], [move.target for move in moves])
+            if sources and keep_rows:
+                self._runner.move(sources, targets)
         finally:
             sequence.on_finish(reason)
 

@@ -1,23 +1,24 @@
-"""Whether a caption has begun to say one phrase again and again.
+"""Whether a caption has started to repeat one phrase.
 
-Knows token ids only: not what they say, nor what to do about it. In 56,307 captions by people the longest such run is
-6 tokens for phrases of one to three tokens ("Ok Ok Ok ,"), and under three times the phrase for longer ones.
+It knows token ids only, not their text and not how to react. In 56,307 human captions, the longest such run has 6
+tokens for phrases of one to three tokens ("Ok Ok Ok ,"), and less than three times the phrase for longer phrases.
 """
 
 from __future__ import annotations
 
-LONGEST_PHRASE = 24  # tokens
-TIMES = 3
-FEWEST_TOKENS = 8  # "very very very" is no loop
+MAX_PHRASE_TOKENS = 24
+MIN_REPEATS = 3
+MIN_RUN_TOKENS = 8  # "very very very" is not a loop
 
 
-def loops(token_ids: list[int]) -> bool:
-    """Whether the ids end in one phrase, said at least three times and over at least eight tokens.
+def is_repeating(token_ids: list[int]) -> bool:
+    """Return whether the ids end with one phrase repeated MIN_REPEATS times or more, over MIN_RUN_TOKENS or more.
 
-    Cheap enough for each token: a phrase length costs one comparison, more only where the last token agrees.
+    It is cheap enough to call for each token: one comparison per phrase length, and more only where the last token
+    matches.
     """
-    for phrase in range(1, LONGEST_PHRASE + 1):
-        run = max(FEWEST_TOKENS, TIMES * phrase)
+    for phrase in range(1, MAX_PHRASE_TOKENS + 1):
+        run = max(MIN_RUN_TOKENS, MIN_REPEATS * phrase)
         if run > len(token_ids):
             return False
         if token_ids[-1] == token_ids[-1 - phrase] and token_ids[phrase - run :] == token_ids[-run:-phrase]:

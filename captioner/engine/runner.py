@@ -1,6 +1,6 @@
-"""The device's side of a step: what each cache row reads next, one forward pass, one token for each row.
+"""The device side of a step: what each cache row reads next, one forward pass, one token per row.
 
-It owns every tensor that lives from step to step. Rows are numbers here; whose they are is the scheduler's.
+It owns every tensor that lives from step to step. It knows rows by number; the scheduler knows whose they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from operator import itemgetter
 import torch
 
 from captioner.decoders.base import Decoder
-from captioner.engine.cuda_graphs import Graphs
+from captioner.engine.cuda_graphs import CudaGraphs, Outputs
 from captioner.engine.sampling import Sampling, SamplingBatch, next_tokens
 from captioner.engine.sequence import Sequence
 
@@ -20,27 +20,27 @@ from captioner.engine.sequence import Sequence
 class Step:
     """One launched step; `read` waits for the device."""
 
-    placed: list[tuple[Sequence, list[int]]]  # who was in which rows when it was launched
+    rows_of: list[tuple[Sequence, list[int]]]  # as they were at the launch
     tokens_N: torch.Tensor
     logprobs_N: torch.Tensor
     logits_NV: torch.Tensor  # on the device
     done: torch.cuda.Event | None = None
 
     def read(self) -> tuple[list[int], list[float]]:
-        """Each row's next token and its log-probability, as the model has it, in nats."""
+        """Return each row's next token and the model's own log-probability of it, in nats."""
         if self.done is not None:
             self.done.synchronize()
         return self.tokens_N.tolist(), self.logprobs_N.tolist()
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, complete once the stream has come so far."""
+    """Start a copy into pinned memory; it is complete once the stream has reached it."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
 
-def recorded() -> torch.cuda.Event:
-    """An event at this point of the stream."""
+def record_event() -> torch.cuda.Event:
+    """Return an event at the current point of the stream."""
     event = torch.cuda.Event()
     event.record()
     return event
@@ -49,7 +49,8 @@ def recorded() -> torch.cuda.Event:
 class Runner:
     """Runs `decoder` in `slots` rows.
 
-    With `async_scheduling`, a step may be launched before the last one was read: on the device, rows read their own tokens.
+    With `async_scheduling` (the default on CUDA), a step may be launched before the previous one is read: the rows take
+    their own tokens on the device.
     """
 
     def __init__(self, decoder: Decoder, slots: int, *, async_scheduling: bool | None = None) -> None:
@@ -59,22 +60,22 @@ class Runner:
         device = decoder.device
         self.async_scheduling = device.type == "cuda" if async_scheduling is None else async_scheduling
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)  # what each row reads next
-        self._positions = torch.zeros(slots, dtype=torch.long, device=device)  # and where
+        self._positions = torch.zeros(slots, dtype=torch.long, device=device)  # and at which position
         self._uniform = torch.zeros(slots, dtype=torch.float64, device=device)
         self._sampling = SamplingBatch.allocate(slots, decoder.vocabulary, device)
-        self._lengths = [0] * slots  # the host's copy of the positions: nothing is read back to know them
-        self._graphs = Graphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
+        self._lengths = [0] * slots  # the host's copy of the positions, so that nothing is read back
+        self._graphs = CudaGraphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
 
     def bind(self) -> None:
-        """Makes this thread's current device the decoder's; the thread that steps calls it once."""
+        """Make the decoder's device this thread's current device; the decode thread calls it once."""
         if self.decoder.device.type == "cuda":
             torch.cuda.set_device(self.decoder.device)
 
     @torch.inference_mode()
     def join(self, sequence: Sequence) -> None:
-        """Fills the rows of a sequence that begins; its features are needed no longer."""
+        """Prefill the rows of a sequence that starts. Its features are not needed afterwards."""
         if sequence.features is None:
-            raise ValueError("submitted without features")
+            raise ValueError("the sequence was submitted without features")
         first, *others = sequence.rows
         self.decoder.prefill(first, sequence.features, sequence.prompt_ids)
         length = len(sequence.prompt_ids) - 1
@@ -87,29 +88,27 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, running: list[Sequence]) -> Step:
-        """One step of all that run; together they hold the rows 0 to n−1."""
-        placed = [(sequence, list(sequence.rows)) for sequence in running]
-        by_row = dict(sorted(((row, sequence) for sequence, rows in placed for row in rows), key=itemgetter(0)))
+        """Launch one step of all running sequences, which together hold the rows 0 to n−1."""
+        rows_of = [(sequence, list(sequence.rows)) for sequence in running]
+        by_row = dict(sorted(((row, sequence) for sequence, rows in rows_of for row in rows), key=itemgetter(0)))
         count = len(by_row)
-        drawn = [row for row, sequence in by_row.items() if sequence.sampling.temperature]
+        sampled_rows = [row for row, sequence in by_row.items() if sequence.sampling.temperature]
         penalised = any(sequence.sampling.repetition_penalty != 1.0 for sequence in running)
-        if drawn:
+        if sampled_rows:
             uniform = torch.tensor([sequence.uniform() for sequence in by_row.values()], dtype=torch.float64)
             self._uniform[:count].copy_(uniform, non_blocking=True)
         span = min(max(self._lengths[:count]) + 1, self.decoder.context_tokens)
         for row in range(count):
             self._lengths[row] += 1
         if self._graphs is None:
-            return Step(placed, *self._forward(count, span, penalised, drawn))
-        tokens, logprobs, logits_NV = self._graphs.replay(count, span, penalised or bool(drawn))
-        return Step(placed, to_host(tokens[:count]), to_host(logprobs[:count]), logits_NV[:count], recorded())
+            return Step(rows_of, *self._forward(count, span, penalised, sampled_rows))
+        tokens, logprobs, logits_NV = self._graphs.replay(count, span, penalised or bool(sampled_rows))
+        return Step(rows_of, to_host(tokens[:count]), to_host(logprobs[:count]), logits_NV[:count], record_event())
 
-    def _forward(
-        self, count: int, span: int, penalised: bool, drawn: list[int] | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens (count,), log-probabilities (count,), logits (count, vocabulary); moves every row on by one.
+    def _forward(self, count: int, span: int, penalised: bool, sampled_rows: list[int] | None) -> Outputs:
+        """Return tokens (count,), log-probabilities (count,), logits (count, vocabulary); advance each row by one.
 
-        drawn: the rows that are sampled; None for any of them, as a CUDA graph needs it.
+        sampled_rows: None means that any row may be sampled, as a CUDA graph needs it.
         """
         ids, positions = self._ids[:count], self._positions[:count]
         logits_NV = self.decoder.decode(ids, positions, span)
@@ -118,18 +117,19 @@ class Runner:
             self._sampling.rows(count),
             self._uniform[:count],
             penalised=penalised,
-            sampled=drawn is None or bool(drawn),
-            rows=drawn,
+            sampled=sampled_rows is None or bool(sampled_rows),
+            rows=sampled_rows,
         )
         if penalised:
             self._sampling.seen[:count].scatter_(1, tokens[:, None], True)
         ids.copy_(tokens)
-        positions.add_(1).clamp_(max=self.decoder.context_tokens - 1)  # a step ahead of a row's end goes nowhere
+        # Async scheduling may run a row one step past its end: its position stays inside the cache.
+        positions.add_(1).clamp_(max=self.decoder.context_tokens - 1)
         return tokens, logprobs, logits_NV
 
     @torch.inference_mode()
     def move(self, sources: list[int], targets: list[int]) -> None:
-        """Rows take over other rows whole."""
+        """Copy the whole state of rows over other rows."""
         self.decoder.copy(sources, targets, max(self._lengths[row] for row in sources))
         self._ids[targets] = self._ids[sources]
         self._positions[targets] = self._positions[sources]
@@ -139,7 +139,7 @@ class Runner:
 
     @torch.inference_mode()
     def reorder_beams(self, rows: list[int], beams: list[int], tokens: list[int]) -> None:
-        """The beam in `rows[i]` goes on from what the beam in `rows[beams[i]]` held, with `tokens[i]`."""
+        """Let the beam in `rows[i]` continue the cache of the beam in `rows[beams[i]]` with `tokens[i]`."""
         changed = [(rows[beam], row) for beam, row in zip(beams, rows, strict=True) if rows[beam] != row]
         if changed:
             sources, targets = zip(*changed, strict=True)
@@ -148,7 +148,7 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self, features: torch.Tensor, prompt_ids: list[int]) -> None:
-        """Every shape once, so that no caption pays for the first of its kind."""
+        """Run every shape once, so that no request pays for the first run of its shape."""
         self.bind()
         if self._graphs is not None:
             self._graphs.capture()

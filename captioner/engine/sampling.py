@@ -1,7 +1,7 @@
-"""Logits to tokens, all rows at once: what `generate()` does to each row by itself, bit for bit on the CPU.
+"""Logits to tokens for all rows at once; on the CPU, each row gets what `generate()` gives it alone, bit for bit.
 
-Knows tensors only: no requests, no seeds (a row's random number comes from the caller), no stop ids. Shapes depend on
-the arguments' shapes alone and nothing is read back to the host, so a CUDA graph can hold all of it.
+It knows tensors only: no requests, no seeds (the caller passes each row's random number), no stop ids. Shapes depend
+only on the arguments' shapes and nothing is read back to the host, so a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 
 import torch
 
-# Below this, logits overflow and no token can be drawn; the likeliest already has all the probability.
-_COLDEST = 1e-30
-_CUT = -float("inf")
+# Below this temperature, logits overflow and no token can be drawn; the likeliest already has all the probability.
+_MIN_TEMPERATURE = 1e-30
+_MASKED = -float("inf")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 takes the likeliest."""
+    """The sampling parameters of one request; temperature 0 is greedy."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -28,17 +28,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """How each row is sampled. Numbers are kept in float64: transformers rounds `1 - top_p`, not `top_p`."""
+    """The sampling parameters of each row, in float64, because transformers rounds `1 - top_p`, not `top_p`."""
 
-    temperature: torch.Tensor  # (N,), 0 takes the likeliest
+    temperature: torch.Tensor  # (N,), 0 is greedy
     top_k: torch.Tensor  # (N,) long, 0 is off
     top_p: torch.Tensor  # (N,)
     penalty: torch.Tensor  # (N,)
-    seen: torch.Tensor  # (N, V) bool: the tokens that are penalised
+    seen: torch.Tensor  # (N, V) bool: the tokens to penalise
 
     @classmethod
     def allocate(cls, slots: int, vocabulary: int, device: torch.device) -> SamplingBatch:
-        """Greedy rows that have seen nothing."""
+        """Return greedy rows without any seen tokens."""
 
         def numbers(value: float) -> torch.Tensor:
             return torch.full((slots,), value, dtype=torch.float64, device=device)
@@ -52,7 +52,7 @@ class SamplingBatch:
         )
 
     def set(self, row: int, sampling: Sampling, seen_ids: list[int]) -> None:
-        """Begins a row. Ids beyond the vocabulary (an image's placeholders, say) cannot be written, nor penalised."""
+        """Start a row. Ids beyond the vocabulary (such as image placeholders) are never generated, so not penalised."""
         self.temperature[row] = sampling.temperature
         self.top_k[row] = sampling.top_k
         self.top_p[row] = sampling.top_p
@@ -62,11 +62,11 @@ class SamplingBatch:
         self.seen[row, torch.tensor(known, dtype=torch.long, device=self.seen.device)] = True
 
     def rows(self, n: int) -> SamplingBatch:
-        """Views of the first n rows."""
+        """Return views of the first n rows."""
         return SamplingBatch(*(getattr(self, field.name)[:n] for field in fields(self)))
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
-        """Overwrites each target row with its source row, as all sources were before; targets must differ."""
+        """Overwrite each target row with its source row as it was before the call; targets must be distinct."""
         device = self.seen.device
         from_, to = torch.tensor([sources, targets], dtype=torch.long, device=device).unbind()  # (M,), (M,)
         for field in fields(self):
@@ -75,43 +75,46 @@ class SamplingBatch:
 
 
 def penalise(logits_NV: torch.Tensor, seen_NV: torch.Tensor, penalty_N: torch.Tensor) -> torch.Tensor:
-    """Makes seen tokens less likely, (N, V). A penalty of 1 leaves a row bit-equal."""
+    """Return logits (N, V) with seen tokens made less likely. A penalty of 1 leaves a row bit-identical."""
     penalty_N1 = penalty_N.to(logits_NV.dtype)[:, None]
-    punished_NV = torch.where(logits_NV < 0, logits_NV * penalty_N1, logits_NV / penalty_N1)
-    return torch.where(seen_NV, punished_NV, logits_NV)
+    penalised_NV = torch.where(logits_NV < 0, logits_NV * penalty_N1, logits_NV / penalty_N1)
+    return torch.where(seen_NV, penalised_NV, logits_NV)
 
 
 def warp(
     scores_NV: torch.Tensor, temperature_N: torch.Tensor, top_k_N: torch.Tensor, top_p_N: torch.Tensor
 ) -> torch.Tensor:
-    """Scores by temperature, -inf where top-k, then top-p, cuts a token off: (N, V). Rows of temperature 0 keep 1."""
+    """Return scores (N, V) divided by temperature, -inf where top-k, then top-p, removes a token.
+
+    Rows of temperature 0 are divided by 1.
+    """
     vocabulary = scores_NV.shape[-1]
-    heat_N = torch.where(temperature_N > 0, temperature_N.clamp(min=_COLDEST), 1.0).to(scores_NV.dtype)
-    scores_NV = scores_NV / heat_N[:, None]
+    divisor_N = torch.where(temperature_N > 0, temperature_N.clamp(min=_MIN_TEMPERATURE), 1.0).to(scores_NV.dtype)
+    scores_NV = scores_NV / divisor_N[:, None]
 
     kept_N = torch.where(top_k_N > 0, top_k_N.clamp(max=vocabulary), vocabulary)
     kth_N1 = scores_NV.sort(dim=-1).values.gather(-1, (vocabulary - kept_N)[:, None])
-    scores_NV = scores_NV.masked_fill(scores_NV < kth_N1, _CUT)
+    scores_NV = scores_NV.masked_fill(scores_NV < kth_N1, _MASKED)
 
-    # Sorted anew, not the order above masked: torch's sort on the CPU leaves ties in an order that hangs on the rest
-    # of the row, and half-precision logits are full of ties. Which of them top-p cuts must be what transformers cuts.
+    # Sort again instead of masking the order above: on the CPU, torch orders ties depending on the rest of the row, and
+    # half-precision logits have many ties. top-p must remove the same ones as in transformers.
     sorted_NV, order_NV = scores_NV.sort(dim=-1)
-    least_N1 = (1 - top_p_N.double()).to(scores_NV.dtype)[:, None]
-    cut_NV = (sorted_NV.softmax(-1).cumsum(-1) <= least_N1) & (top_p_N < 1)[:, None]
+    removed_mass_N1 = (1 - top_p_N.double()).to(scores_NV.dtype)[:, None]
+    cut_NV = (sorted_NV.softmax(-1).cumsum(-1) <= removed_mass_N1) & (top_p_N < 1)[:, None]
     cut_NV[:, -1] = False
-    return scores_NV.masked_fill(torch.zeros_like(cut_NV).scatter(-1, order_NV, cut_NV), _CUT)
+    return scores_NV.masked_fill(torch.zeros_like(cut_NV).scatter(-1, order_NV, cut_NV), _MASKED)
 
 
 def draw(scores_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """The tokens (N,) that float64 numbers in [0, 1) pick from the softmax: the first to bring the sum above them.
+    """Return the tokens (N,) that float64 numbers in [0, 1) select by inverse transform sampling of the softmax.
 
-    Rows that hold NaN give token 0 rather than an index outside the vocabulary, which would end the process on CUDA.
+    A row with NaN gives token 0: an index outside the vocabulary would end the process on CUDA.
     """
-    chance_NV = scores_NV.double().softmax(-1)
-    # A parallel sum is not quite monotone: without the mask, rounding alone could pick a token of no probability.
-    reached_NV = chance_NV.cumsum(-1).masked_fill(chance_NV == 0, -1.0)
-    wanted_N = uniform_N.double() * reached_NV.amax(-1)  # below the last sum also for the largest float below 1
-    return (reached_NV > wanted_N[:, None]).byte().argmax(-1)
+    probability_NV = scores_NV.double().softmax(-1)
+    # A parallel sum is not quite monotone: without the mask, rounding could select a token of zero probability.
+    cumulative_NV = probability_NV.cumsum(-1).masked_fill(probability_NV == 0, -1.0)
+    wanted_N = uniform_N.double() * cumulative_NV.amax(-1)  # below the last sum even for the largest float below 1
+    return (cumulative_NV > wanted_N[:, None]).byte().argmax(-1)
 
 
 def next_tokens(
@@ -123,18 +126,18 @@ def next_tokens(
     sampled: bool,
     rows: list[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row's token (N,) and the model's own log-probability of it (N,), float32, before any processor.
+    """Return each row's token (N,) and the model's own log-probability of it (N,), float32, before any processor.
 
-    `penalised` and `sampled` say whether any row needs that stage. `rows` are those to be sampled, all if None: on a
-    CPU a sort of the vocabulary costs milliseconds a row, too much for greedy neighbours. A list of changing length
-    is a changing shape, so inside a CUDA graph, where sorting all rows costs little, it must be None.
+    `penalised` and `sampled` tell whether any row needs that stage. `rows` are the rows to sample, None for all: on a
+    CPU, sorting the vocabulary costs milliseconds per row, too much for greedy rows. In a CUDA graph it must be None,
+    because the length of the list is a shape; sorting all rows costs little there.
     """
     logits_NV = logits_NV.float()
     scores_NV = penalise(logits_NV, batch.seen, batch.penalty) if penalised else logits_NV
     tokens_N = scores_NV.argmax(-1)
     if sampled:
-        at = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=logits_NV.device)
-        temperature_S = batch.temperature[at]
-        warped_SV = warp(scores_NV[at], temperature_S, batch.top_k[at], batch.top_p[at])
-        tokens_N[at] = torch.where(temperature_S > 0, draw(warped_SV, uniform_N[at]), tokens_N[at])
+        index = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=logits_NV.device)
+        temperature_S = batch.temperature[index]
+        warped_SV = warp(scores_NV[index], temperature_S, batch.top_k[index], batch.top_p[index])
+        tokens_N[index] = torch.where(temperature_S > 0, draw(warped_SV, uniform_N[index]), tokens_N[index])
     return tokens_N, logits_NV.log_softmax(-1).gather(-1, tokens_N[:, None])[:, 0]

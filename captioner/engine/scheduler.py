@@ -1,14 +1,13 @@
-"""Who decodes, who waits, who is refused: plain Python, tested with integers.
+"""Which requests decode, wait or are refused: plain Python, tested with integers.
 
-A request holds a place from admission to its end. It is first encoded (elsewhere), then waits by priority and arrival
-for slots, then runs: in one row of the cache, or in as many as it has beams. The rows in use are always the first
-ones: when a request leaves, the last rows take its rows.
+A request counts from admission to its end. It is first encoded (elsewhere), then waits for slots by priority and
+arrival, then runs in one cache row, or in one row per beam. The rows in use are always the first ones: when a request
+leaves, the last rows move into its rows.
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
@@ -16,7 +15,7 @@ from captioner.errors import ServerBusy
 
 
 class Schedulable(Protocol):
-    """What the scheduler looks at; `rows` is its own to write."""
+    """What the scheduler reads of a request; only the scheduler writes `rows`."""
 
     priority_level: int
     cancelled: bool
@@ -25,27 +24,19 @@ class Schedulable(Protocol):
 
     @property
     def width(self) -> int:
-        """Slots it takes."""
+        """Number of slots it needs."""
 
 
 S = TypeVar("S", bound=Schedulable)
 
 
-@dataclass(frozen=True)
-class Move:
-    """Cache row `source` is to be copied over row `target`."""
-
-    source: int
-    target: int
-
-
 class Scheduler(Generic[S]):
-    """Requests run in `slots` rows, `max_waiting` more may wait or be encoding. Not thread-safe: the engine locks."""
+    """Requests run in `slots` rows; `max_waiting` more may wait or be encoding. Not thread-safe: the engine locks."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self.slots = slots
         self.max_waiting = max_waiting
-        self.rows: list[S] = []  # who is in each row in use
+        self.rows: list[S] = []  # the request of each row in use
         self.running: list[S] = []
         self._waiting: list[tuple[int, int, S]] = []
         self._encoding = 0
@@ -53,44 +44,43 @@ class Scheduler(Generic[S]):
 
     @property
     def waiting(self) -> int:
-        """Requests admitted and not yet running."""
+        """Number of requests admitted and not yet running."""
         return self._encoding + len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing could: whoever has a place is still being encoded."""
+        """Whether no request runs or could start: all admitted requests are still being encoded."""
         return not self.running and not self._waiting
 
     def admit(self) -> None:
-        """Takes a place for a request, before anything is paid for it; ServerBusy when there is none."""
-        places = self.slots + self.max_waiting
-        if self.waiting + len(self.running) >= places:
+        """Count one more request, before any work is done for it. Raises ServerBusy at the limit."""
+        if self.waiting + len(self.running) >= self.slots + self.max_waiting:
             raise ServerBusy(
-                f"all {self.slots} slots and {self.max_waiting} waiting places are taken; retry in 1000 ms"
+                f"all {self.slots} slots are taken and the queue of {self.max_waiting} is full; retry in 1000 ms"
             )
         self._encoding += 1
 
     def withdraw(self) -> None:
-        """Gives back the place of a request that failed or left before it could wait."""
+        """Uncount an admitted request that failed or was cancelled before it was enqueued."""
         self._encoding -= 1
 
     def enqueue(self, sequence: S) -> None:
-        """An admitted request, no wider than all slots, has its features and waits."""
+        """Queue an admitted request whose features are ready. Its width is at most the number of slots."""
         self._encoding -= 1
         heapq.heappush(self._waiting, (sequence.priority_level, next(self._arrival), sequence))
 
-    def dropped(self, now: float) -> list[S]:
-        """Removes and returns waiting requests that were cancelled or have passed their deadline."""
-        gone = [entry[2] for entry in self._waiting if entry[2].cancelled or now >= entry[2].deadline]
-        if gone:
-            self._waiting = [entry for entry in self._waiting if entry[2] not in gone]
+    def drop_expired(self, now: float) -> list[S]:
+        """Remove and return the waiting requests that were cancelled or have passed their deadline."""
+        dropped = [entry[2] for entry in self._waiting if entry[2].cancelled or now >= entry[2].deadline]
+        if dropped:
+            self._waiting = [entry for entry in self._waiting if entry[2] not in dropped]
             heapq.heapify(self._waiting)
-        return gone
+        return dropped
 
     def join(self) -> S | None:
-        """The next waiting request, now running in the first free rows; None without a request or room for it.
+        """Start the next waiting request in the first free rows; return None without a request or room for it.
 
-        Nobody overtakes a wide one that waits for room: it would wait for ever.
+        A wide request that waits for room is never overtaken: otherwise it could wait forever.
         """
         if not self._waiting or len(self.rows) + self._waiting[0][2].width > self.slots:
             return None
@@ -100,8 +90,8 @@ class Scheduler(Generic[S]):
         self.running.append(sequence)
         return sequence
 
-    def leave(self, sequence: S) -> list[Move]:
-        """Frees the rows of a running request, and says which rows must move to keep those in use together."""
+    def leave(self, sequence: S) -> tuple[list[int], list[int]]:
+        """Free the rows of a running request; return which cache rows to copy over which, to keep the rows compact."""
         self.running.remove(sequence)
         kept = len(self.rows) - len(sequence.rows)
         targets = [row for row in sequence.rows if row < kept]
@@ -112,4 +102,4 @@ class Scheduler(Generic[S]):
             self.rows[target] = moved
         del self.rows[kept:]
         sequence.rows = []
-        return [Move(source, target) for source, target in zip(sources, targets, strict=True)]
+        return sources, targets

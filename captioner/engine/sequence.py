@@ -1,4 +1,4 @@
-"""One caption being decoded: everything the engine knows of it, and nothing it keeps afterwards."""
+"""One caption being decoded: everything the engine knows of it. The engine keeps nothing of it afterwards."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from captioner.engine.sampling import Sampling
 FinishReason = Literal["stop", "length", "repetition", "deadline", "cancelled", "failed"]
 
 
-def _ignore(_: object) -> None:
-    """Nobody listens."""
+def _no_callback(_: object) -> None:
+    """Do nothing."""
 
 
-def _never(_: list[int]) -> bool:
-    """Nothing is waited for."""
+def _never_stop(_: list[int]) -> bool:
+    """Return False."""
     return False
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A request inside the engine. `deadline` is on time.monotonic()'s clock, in s.
+    """A request inside the engine. `deadline` is in seconds of time.monotonic().
 
-    `on_token` gets each token id of the caption, `on_finish` the reason, once; both are called on the decode thread
-    and must not block. `is_stop` is asked of the tokens so far, after each. `error` says what failed.
+    The decode thread calls `on_token` with each token id of the caption and `on_finish` once with the reason; neither
+    may block. After each token, it calls `is_stop` with all tokens so far. `error` tells why a request failed.
     """
 
     prompt_ids: list[int]
     sampling: Sampling
     max_tokens: int
-    on_token: Callable[[int], None] = _ignore
-    on_finish: Callable[[FinishReason], None] = _ignore
-    is_stop: Callable[[list[int]], bool] = _never
+    on_token: Callable[[int], None] = _no_callback
+    on_finish: Callable[[FinishReason], None] = _no_callback
+    is_stop: Callable[[list[int]], bool] = _never_stop
     repetition_guard: bool = False
     beams: BeamSearch | None = None
     deadline: float = float("inf")
     priority_level: int = 2
     features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
-    logprob_sum: float = 0.0  # nats, over all tokens picked
-    num_sampled_tokens: int = 0  # tokens picked, the one that ended the caption among them
-    started: float = 0.0  # when its slots were taken
+    logprob_sum: float = 0.0  # nats, over num_sampled_tokens
+    num_sampled_tokens: int = 0  # includes the stop id
+    started: float = 0.0  # when it got its slots
     cancelled: bool = False  # set by any thread, read between steps
     error: BaseException | None = None
-    rows: list[int] = field(default_factory=list)  # of the cache, one a beam; the scheduler's
+    rows: list[int] = field(default_factory=list)  # cache rows, one per beam; written by the scheduler
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.sampling.seed)
 
     @property
     def width(self) -> int:
-        """Slots it takes."""
+        """Number of slots it needs."""
         return 1 if self.beams is None else self.beams.width
 
     def uniform(self) -> float:
-        """The next step's random number, in [0, 1): a matter of the seed and of nobody else."""
+        """Return the next step's random number in [0, 1). It depends on the seed alone, not on other requests."""
         return self._random.random() if self.sampling.temperature else 0.0

@@ -1,4 +1,4 @@
-"""The photos that ship with the package: examples for the page, images for benchmarks, the exporter's golden sample."""
+"""The photos that ship with the package: examples on the page, benchmark input, the exporter's golden image."""
 
 from __future__ import annotations
 

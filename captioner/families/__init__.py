@@ -1,25 +1,33 @@
-"""One file per Hugging Face model type; an unknown type is answered with the known ones."""
+"""The registry of families, one for each Hugging Face model type.
+
+Looking up a family imports only its own module, so a server does not load the code of other families.
+"""
 
 from __future__ import annotations
 
-from captioner.errors import ModelUnsupported
-from captioner.families.base import Family
-from captioner.families.blip import Blip
-from captioner.families.concept_encoder_decoder import ConceptEncoderDecoder
-from captioner.families.git import Git
-from captioner.families.idefics3 import Idefics3, SmolVLM
-from captioner.families.llava import Llava
-from captioner.families.vision_encoder_decoder import VisionEncoderDecoder
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-FAMILIES: dict[str, type[Family]] = {
-    kind.model_type: kind for kind in (Blip, ConceptEncoderDecoder, Git, Idefics3, Llava, SmolVLM, VisionEncoderDecoder)
+from captioner.errors import ModelUnsupported
+
+if TYPE_CHECKING:
+    from captioner.families.base import Family
+
+FAMILIES = {  # model_type: "module:Class"
+    "blip": "blip:Blip",
+    "concept-encoder-decoder": "concept_encoder_decoder:ConceptEncoderDecoder",
+    "git": "git:Git",
+    "idefics3": "idefics3:Idefics3",
+    "llava": "llava:Llava",
+    "smolvlm": "idefics3:SmolVLM",
+    "vision-encoder-decoder": "vision_encoder_decoder:VisionEncoderDecoder",
 }
 
 
 def family(model_type: str) -> type[Family]:
-    """The family registered under a config.json's `model_type`; ModelUnsupported lists the known."""
+    """Return the family for a config.json's `model_type`. Raises ModelUnsupported, which lists the known types."""
     if model_type not in FAMILIES:
-        raise ModelUnsupported(
-            f"model_type {model_type!r} has no family; the families are {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]
+        raise ModelUnsupported(f"model_type {model_type!r} has no family; the families are {', '.join(FAMILIES)}")
+    module, _, name = FAMILIES[model_type].partition(":")
+    found: type[Family] = getattr(import_module(f"{__name__}.{module}"), name)
+    return found

@@ -1,7 +1,7 @@
-"""What a family of captioners must say of itself, to be exported and to be served.
+"""The interface of a family: how its captioners are exported and served.
 
-`Family.load` is the exporter's side and holds torch modules; `Family.decoder` is the server's side, see `decoder.py`.
-Neither knows Triton, and neither knows the engine.
+`Family.load` is for the exporter and returns torch modules; `Family.decoder` is for the server, see
+captioner/decoders/base.py. It knows neither Triton nor the engine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from captioner.artifacts.manifest import (
-    IMAGE_FIELD,
-    PROMPT_FIELD,
-    Calibration,
-    Card,
-    Generation,
-    GoldenSample,
-    Manifest,
-)
+from captioner.artifacts.confidence import Calibration
+from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, Card, Generation, GoldenSample, Manifest
 from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
@@ -31,18 +24,26 @@ from captioner.errors import ParameterInvalid
 from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
+# For models that follow no instructions. A longer context is cache that no caption fills: 1024 tokens take 1.2 GB in 16
+# slots of vit-gpt2.
+CAPTION_CONTEXT_TOKENS = 256
+NO_INSTRUCTIONS = PromptTable({"descriptive": {"any": ""}}, "descriptive", "any")
+
 
 class Generate(Protocol):
-    """The original model's own `generate()`: what every served token is held against."""
+    """The original model's own `generate()`: the reference for every served token."""
 
     def __call__(self, pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
-        """The new token ids (without the prompt, up to and with the one that ended it) for uint8 pixels as
-        `image.load_pixels` makes them. `options` are transformers' own, such as max_new_tokens and num_beams."""
+        """Return the new token ids, without the prompt and including the stop id.
+
+        pixels_HWC: uint8, as `image.decode.load_pixels` returns them. `options` are transformers' own, such as
+        max_new_tokens and num_beams.
+        """
 
 
 @dataclass(frozen=True)
 class Source:
-    """A captioner as its authors published it, taken apart at the seam between image and text."""
+    """A captioner as its authors published it, split into image encoder and text decoder."""
 
     vision_encoder: torch.nn.Module  # uint8 (B, height, width, 3) → float32 (B, image tokens, feature width)
     decoder: PreTrainedModel  # what `save_pretrained` writes for the server
@@ -70,7 +71,7 @@ class Source:
         precision: EncoderPrecision = "fp32",
         golden_sample: GoldenSample | None = None,
     ) -> Manifest:
-        """What the server reads of it; `feature_shape` is (image tokens, width) of one image or tile."""
+        """Return the manifest that the server reads; `feature_shape` is (image tokens, width) of one image or tile."""
         return Manifest(
             family=family,
             model=model,
@@ -101,33 +102,31 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path) -> Source:
-        """Reads a model folder (config.json, safetensors, tokenizer); ModelUnsupported names what does not fit."""
+        """Load a model folder (config.json, safetensors, tokenizer). Raises ModelUnsupported with the reason."""
 
     @classmethod
     @abstractmethod
     def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
-        """The published decoder in `folder/decoder`, without slots yet."""
+        """Load the published decoder in `folder/decoder`, without slots."""
 
     @classmethod
     def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
-        """What stands for the image in the prompt_template: one `image_token` for each of its features."""
+        """Return the text of the image in the prompt template: one `image_token` per feature."""
         return image_token * manifest.feature_tokens
 
     @classmethod
     def prompt_ids(
         cls, tokenizer: Tokenizer, manifest: Manifest, prompt: str, tile_rows: int = 0, tile_columns: int = 0
     ) -> list[int]:
-        """Everything the model is given before the caption, as ids.
+        """Return all ids that the model reads before the caption.
 
-        Raises ParameterInvalid for a prompt that holds the token which stands for the image.
+        Raises ParameterInvalid for a prompt that contains the image token.
         """
-        prompt_template = manifest.prompt_template
+        text = manifest.prompt_template
         if manifest.image_token_id is not None:
             token = tokenizer.id_to_token(manifest.image_token_id) or ""
             if token in prompt:
-                raise ParameterInvalid(f"the prompt holds {token!r}, which stands for the image")
-            prompt_template = prompt_template.replace(
-                IMAGE_FIELD, cls.image_text(manifest, token, tile_rows, tile_columns)
-            )
-        text = prompt_template.replace(PROMPT_FIELD, prompt)
+                raise ParameterInvalid(f"the prompt contains {token!r}, which is reserved for the image")
+            text = text.replace(IMAGE_FIELD, cls.image_text(manifest, token, tile_rows, tile_columns))
+        text = text.replace(PROMPT_FIELD, prompt)
         return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]

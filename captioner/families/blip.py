@@ -1,6 +1,6 @@
-"""Family `blip`: a vision transformer in front of a BERT with cross-attention.
+"""Family `blip`: a vision transformer and a BERT with cross-attention.
 
-As in Salesforce/blip-image-captioning-base and -large. A prompt is the beginning of the caption, which goes on from it.
+Examples: Salesforce/blip-image-captioning-base and -large. A prompt is the beginning of the caption.
 """
 
 from __future__ import annotations
@@ -13,31 +13,16 @@ from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from captioner.artifacts.manifest import Manifest
-from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ModelUnsupported
-from captioner.families.base import Family, Source
+from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Source
 from captioner.families.generation_config import published_generation
-from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
+from captioner.families.preprocessor_config import CLIP_DEFAULTS, check_side, image_spec, read_processor
+from captioner.families.vision_encoder import VisionEncoder
 
-CONTEXT_TOKENS = 256  # more would only be cache that no caption fills
 PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {"size": {"height": 384, "width": 384}}
-
-
-class Encoder(torch.nn.Module):
-    """uint8 pixels to what the text decoder is given: the last hidden state after its layer norm."""
-
-    def __init__(self, model: BlipForConditionalGeneration, processor: dict[str, Any]) -> None:
-        super().__init__()
-        self.normalise = Normalise(processor)
-        self.encoder = model.vision_model
-
-    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """(B, height, width, 3) uint8 → (B, image tokens, encoder width) float32."""
-        features: torch.Tensor = self.encoder(pixel_values=self.normalise(pixels_BHWC)).last_hidden_state
-        return features
 
 
 class Blip(Family):
@@ -57,11 +42,10 @@ class Blip(Family):
         model = BlipForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        encoder = Encoder(model, processor).eval()
-        published = model.generation_config
+        encoder = VisionEncoder(processor, model.vision_model).eval()
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
-            # The original drops the last id it is given, its tokenizer's [SEP], and begins with BOS whatever it gets.
+            # The original always starts with BOS and drops the last input id, which is its tokenizer's [SEP].
             ids_1Q = torch.tensor([[*prompt_ids, text.sep_token_id]])
             written = model.generate(encoder.normalise(pixels_HWC[None]), ids_1Q, **options)
             return [int(token) for token in written[0][len(prompt_ids) :]]
@@ -72,11 +56,11 @@ class Blip(Family):
             generate=generate,
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
             image=image,
-            prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
+            prompts=NO_INSTRUCTIONS,
             start_ids=(text.bos_token_id,),
             stop_ids=(text.sep_token_id,),
-            context_tokens=min(text.max_position_embeddings, CONTEXT_TOKENS),
-            generation=published_generation(published),
+            context_tokens=min(text.max_position_embeddings, CAPTION_CONTEXT_TOKENS),
+            generation=published_generation(model.generation_config),
         )
 
     @classmethod
@@ -92,4 +76,4 @@ def _check(text: Any) -> None:
             f"bos_token_id is {text.bos_token_id} and sep_token_id {text.sep_token_id}; both must be token ids"
         )
     if not text.is_decoder:
-        raise ModelUnsupported("text_config has is_decoder False; without cross-attention the text sees no image")
+        raise ModelUnsupported("text_config has is_decoder False; without cross-attention it cannot see the image")

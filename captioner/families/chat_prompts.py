@@ -1,6 +1,6 @@
-"""What instruct models have in common: a chat around the prompt, tokens that end a turn, and one table of prompts.
+"""Common parts of chat models: the chat template around a prompt, stop ids that end a turn, one table of prompts.
 
-It knows templates and tokenizers. Images are only a token here.
+It knows templates and tokenizers. An image is only a token here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ModelUnsupported
 from captioner.families.generation_config import published_generation
 
-CAPTION_TOKENS = 512  # where a model publishes no limit: instruct models write paragraphs
-END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>")  # some models' generation_config.json names only the end of text
+MAX_TOKENS = 512  # for models without a published limit: chat models write paragraphs
+END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>")  # some models' generation_config.json has only the end of text
 
 PROMPTS = PromptTable(
     styles={
@@ -69,52 +69,52 @@ PROMPTS = PromptTable(
 def chat_prompt_template(
     tokenizer: PreTrainedTokenizerBase, folder: Path, image_token_id: int, system: str | None = None
 ) -> str:
-    """The chat as text, with the places FRAME_IMAGE and FRAME_PROMPT, ending where the caption begins.
+    """Return the chat as text with IMAGE_FIELD and PROMPT_FIELD; it ends where the caption starts.
 
-    Raises ModelUnsupported for a model without a chat template, or with one that gives the image no single place.
+    Raises ModelUnsupported without a chat template, or if it does not contain both fields exactly once.
     """
     image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
-    path = folder / "chat_template.json"  # what a processor would take before the tokenizer's own
+    path = folder / "chat_template.json"  # processors prefer it to the tokenizer's own template
     template = json.loads(path.read_text("utf-8"))["chat_template"] if path.is_file() else tokenizer.chat_template
     if not isinstance(template, str):
-        raise ModelUnsupported(f"chat_template is {template!r:.80}; one template is needed")
+        raise ModelUnsupported(f"chat_template is {template!r:.80}; it must be one template")
     contents: tuple[object, ...] = (
-        PROMPT_FIELD,  # some templates write the image's token by themselves,
-        [{"type": "image"}, {"type": "text", "text": PROMPT_FIELD}],  # some for content of that type,
-        f"{image_token}\n{PROMPT_FIELD}",  # and the others leave it to the user
+        PROMPT_FIELD,  # for templates that always write the image token,
+        [{"type": "image"}, {"type": "text", "text": PROMPT_FIELD}],  # for those that write it for an image part,
+        f"{image_token}\n{PROMPT_FIELD}",  # and for those that leave it to the user
     )
-    beginnings: list[list[dict[str, Any]]] = [[]]  # without a system message where the template takes none
+    system_turns: list[list[dict[str, Any]]] = [[]]  # some templates refuse a system message
     if system is not None:
-        beginnings.insert(0, [{"role": "system", "content": system}])
-    for beginning, content in product(beginnings, contents):
-        chat = [*beginning, {"role": "user", "content": content}]
+        system_turns.insert(0, [{"role": "system", "content": system}])
+    for system_turn, content in product(system_turns, contents):
+        chat = [*system_turn, {"role": "user", "content": content}]
         try:
             text = tokenizer.apply_chat_template(
                 chat, chat_template=template, tokenize=False, add_generation_prompt=True
             )
-        except Exception:  # a template raises what it likes for content that it was not written for
+        except Exception:  # a template may raise anything for content that it does not support
             continue
         prompt_template, runs = re.subn(f"(?:{re.escape(image_token)})+", IMAGE_FIELD, str(text))
         if runs == 1 and prompt_template.count(PROMPT_FIELD) == 1:
             return prompt_template
-    raise ModelUnsupported(f"the chat template gives {image_token!r} no single place beside the prompt")
+    raise ModelUnsupported(f"the chat template does not write {image_token!r} exactly once beside the prompt")
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase, prompt_template: str) -> tuple[int, ...]:
-    """Return the ids a processor puts before the template; none if the template itself begins with the first of them."""
+    """Return the ids that a processor puts before the template; none if the template starts with BOS itself."""
     if tokenizer.bos_token is not None and prompt_template.startswith(str(tokenizer.bos_token)):
         return ()
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("a")["input_ids"]
     if whole[-len(plain) :] != plain:
-        raise ModelUnsupported(f"the tokenizer makes {plain} to {whole}: it ends a text that is to be continued")
+        raise ModelUnsupported(f"the tokenizer turns {plain} into {whole}: ids after a prompt would end the caption")
     return tuple(whole[: -len(plain)])
 
 
 def stop_ids(
     published: GenerationConfig, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """Every id that ends a text or a turn of the chat; ModelUnsupported where there is none."""
+    """Return all ids that end a text or a turn, ascending. Raises ModelUnsupported if there are none."""
     found: set[int] = set()
     eos = config.eos_token_id if published.eos_token_id is None else published.eos_token_id
     for stop in (eos, tokenizer.eos_token_id):
@@ -122,33 +122,30 @@ def stop_ids(
     vocabulary = tokenizer.get_vocab()
     found.update(vocabulary[token] for token in END_OF_TURN if token in vocabulary)
     if not found:
-        raise ModelUnsupported("eos_token_id is None; a token must end a caption")
+        raise ModelUnsupported("eos_token_id is None; captions need a stop id")
     return tuple(sorted(found))
 
 
 def generation(config: GenerationConfig) -> Generation:
-    """The defaults that `config` asks for; its max_length says nothing of captions, for it counts the image too."""
-    return replace(published_generation(config), max_tokens=config.max_new_tokens or CAPTION_TOKENS)
+    """Return the published defaults. max_length is ignored: it also counts the image's tokens."""
+    return replace(published_generation(config), max_tokens=config.max_new_tokens or MAX_TOKENS)
 
 
 @torch.inference_mode()
 def continuation(
     model: PreTrainedModel, prompt_ids: list[int], pixel_values: torch.Tensor, **options: object
 ) -> list[int]:
-    """What the original's own `generate()` writes after `prompt_ids`, greedily unless `options` say otherwise."""
+    """Return the ids that the original's own `generate()` adds to `prompt_ids`."""
     ids_1N = torch.tensor([prompt_ids])
     generate: Any = model.generate
     written_1N = generate(
-        input_ids=ids_1N,
-        attention_mask=torch.ones_like(ids_1N),
-        pixel_values=pixel_values,
-        **{"do_sample": False} | options,
+        input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N), pixel_values=pixel_values, **options
     )
     return [int(token) for token in written_1N[0, len(prompt_ids) :]]
 
 
 def refuse_quantised(config: PreTrainedConfig) -> None:
-    """Raises ModelUnsupported for weights that are not plain floats."""
+    """Raise ModelUnsupported for quantised weights."""
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation

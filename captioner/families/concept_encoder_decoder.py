@@ -1,6 +1,6 @@
-"""Family `concept-encoder-decoder`: the embedded captioner, small enough to travel with the code.
+"""Family `concept-encoder-decoder`: the embedded captioner, small enough to ship with the code.
 
-An EfficientNet-Lite2 whose grid, whole and likeliest words a small GPT-2 looks at; made by `training/`.
+A small GPT-2 reads the features of an EfficientNet-Lite2 through cross-attention; `training/` trains both.
 """
 
 from __future__ import annotations
@@ -12,26 +12,19 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from captioner.artifacts.manifest import Calibration, Generation, Manifest
+from captioner.artifacts.confidence import Calibration
+from captioner.artifacts.manifest import Generation, Manifest
 from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.load_weights import Precision, load_weights
-from captioner.embedded import FORMS, weights
+from captioner.embedded import weights
+from captioner.embedded.styles import DEFAULT_LENGTH, DEFAULT_STYLE, STYLES
 from captioner.families.base import Family, Source
 from captioner.image.spec import ImageSpec
 
-DECODER = "decoder."  # of its weights in model.safetensors
-PROMPTS = PromptTable(
-    {
-        "descriptive": {length: FORMS[length] for length in ("short", "medium", "long")},
-        "alt-text": {length: FORMS[length] for length in ("short", "medium")},
-        "plain": {"medium": FORMS["plain"]},
-        "tags": {"medium": FORMS["tags"]},
-    },
-    "descriptive",
-    "medium",
-)
+DECODER = "decoder."  # prefix of its weights in model.safetensors
+PROMPTS = PromptTable(STYLES, DEFAULT_STYLE, DEFAULT_LENGTH)
 
 
 class ConceptEncoderDecoder(Family):
@@ -42,16 +35,16 @@ class ConceptEncoderDecoder(Family):
     @classmethod
     def load(cls, folder: Path) -> Source:
         """See Family.load."""
-        # The server never encodes: it must not need the backbone's packages.
+        # The server never encodes, so it must not need the backbone's packages.
         from captioner.families.concept_encoder import IMAGE_PX, load_concept_encoder
 
         config = json.loads((folder / "config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder, decoder = load_concept_encoder(folder), _decoder(folder, config["decoder"])
-        writer: Any = decoder  # transformers' own annotation of generate() cannot be called
+        model: Any = decoder  # mypy rejects calls of generate() as transformers annotates it
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
-            written = writer.generate(
+            written = model.generate(
                 torch.tensor([prompt_ids]), encoder_hidden_states=encoder(pixels_HWC[None]), **options
             )
             return [int(token) for token in written[0][len(prompt_ids) :]]

@@ -1,4 +1,4 @@
-"""The part of a published `generation_config.json` that is served, and a refusal to overlook the rest."""
+"""A published `generation_config.json`: the supported settings as defaults, a warning for each of the others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 from captioner.artifacts.manifest import Generation
 
 log = logging.getLogger(__name__)
-MAX_TOKENS = 64  # where a model publishes no limit, or transformers' own of 20
-# What would change the words, is published by some models and is not served: said at export, never overlooked.
-NOT_SERVED = (
+MAX_TOKENS = 64  # for models without a published limit; transformers' own default is 20
+# Settings that some models publish and that would change the caption; the export warns of each.
+UNSUPPORTED = (
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
     "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens",
     "num_beam_groups", "diversity_penalty", "exponential_decay_length_penalty", "typical_p", "penalty_alpha",
@@ -19,17 +19,17 @@ NOT_SERVED = (
 
 
 def published_generation(config: GenerationConfig) -> Generation:
-    """The defaults that `config` asks for; logs a warning for each setting that is not served."""
-    asked = config.to_diff_dict()
-    if asked.get("max_length"):  # counts the id that begins a text too
-        asked.setdefault("max_new_tokens", asked["max_length"] - 1)
-    for name in NOT_SERVED:
-        if asked.get(name):
-            log.warning("generation_config.json asks for %s %r, which is not served", name, asked[name])
+    """Return the defaults in `config`; log a warning for each unsupported setting."""
+    published = config.to_diff_dict()
+    if published.get("max_length"):  # it also counts the start id
+        published.setdefault("max_new_tokens", published["max_length"] - 1)
+    for name in UNSUPPORTED:
+        if published.get(name):
+            log.warning("generation_config.json has %s %r, which is not supported", name, published[name])
     return Generation(
-        max_tokens=int(asked.get("max_new_tokens") or MAX_TOKENS),
-        repetition_penalty=float(asked.get("repetition_penalty") or 1.0),
-        num_beams=int(asked.get("num_beams") or 1),
-        length_penalty=float(1.0 if asked.get("length_penalty") is None else asked["length_penalty"]),
-        early_stopping=asked.get("early_stopping") is True,
+        max_tokens=int(published.get("max_new_tokens") or MAX_TOKENS),
+        repetition_penalty=float(published.get("repetition_penalty") or 1.0),
+        num_beams=int(published.get("num_beams") or 1),
+        length_penalty=float(1.0 if published.get("length_penalty") is None else published["length_penalty"]),
+        early_stopping=published.get("early_stopping") is True,
     )

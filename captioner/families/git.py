@@ -1,28 +1,26 @@
-"""Family `git`: an image in front of the text, in one transformer. As in microsoft/git-base-coco.
+"""Family `git`: one transformer that reads the image's tokens, then the text. Example: microsoft/git-base-coco.
 
-A prompt is the beginning of the caption, which goes on from it.
+A prompt is the beginning of the caption.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GitConfig, GitForCausalLM, GitVisionConfig, PreTrainedModel
 
 from captioner.artifacts.manifest import Manifest
-from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.kv_cache import CacheShape, causal_mask
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ModelUnsupported
-from captioner.families.base import Family, Source
+from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Source
 from captioner.families.generation_config import published_generation
-from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, check_side, image_spec, read_processor
+from captioner.families.preprocessor_config import CLIP_DEFAULTS, check_side, image_spec, read_processor
+from captioner.families.vision_encoder import VisionEncoder
 
-CONTEXT_TOKENS = 256  # more would only be cache that no caption fills
 PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {
     "size": {"shortest_edge": 224},
     "do_center_crop": True,
@@ -30,24 +28,8 @@ PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {
 }
 
 
-class Encoder(torch.nn.Module):
-    """uint8 pixels to the image's tokens as the text transformer reads them."""
-
-    def __init__(self, model: GitForCausalLM, processor: dict[str, Any]) -> None:
-        super().__init__()
-        self.normalise = Normalise(processor)
-        self.encoder = model.git.image_encoder
-        self.projection = model.git.visual_projection
-
-    def forward(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """(B, height, width, 3) uint8 → (B, image tokens, text width) float32."""
-        hidden = self.encoder(pixel_values=self.normalise(pixels_BHWC)).last_hidden_state
-        features: torch.Tensor = self.projection(hidden)
-        return features
-
-
 class GitDecoder(Decoder):
-    """A row's cache holds the image's tokens, then the text's; positions of text count from 0 all the same."""
+    """A decoder whose rows hold the image's tokens, then the text's. Text positions still count from 0."""
 
     def __init__(self, model: PreTrainedModel, context_tokens: int, image_tokens: int) -> None:
         config = model.config
@@ -64,7 +46,7 @@ class GitDecoder(Decoder):
         rows = slice(row, row + 1)
         self.window.rows, self.window.span = rows, self.image_tokens
         self.window.positions = torch.arange(self.image_tokens, device=self.device)[None]
-        # No mask: the span ends with the image, whose tokens all see one another.
+        # No mask: the span ends with the image, whose tokens all attend to each other.
         self.model.git.encoder(features_1TD, past_key_values=self.cache)
         if len(prompt_ids) > 1:
             ids_1Q = torch.tensor([prompt_ids[:-1]], device=self.device)
@@ -77,7 +59,7 @@ class GitDecoder(Decoder):
         return self._forward(slice(0, ids_B.shape[0]), ids_B[:, None], positions_B[:, None], span)
 
     def _forward(self, rows: slice, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, span: int) -> torch.Tensor:
-        """The last query's logits, (B, vocabulary)."""
+        """Return the last query's logits, (B, vocabulary)."""
         cached_BQ = positions_BQ + self.image_tokens
         self.window.rows, self.window.positions, self.window.span = rows, cached_BQ, span + self.image_tokens
         output = self.model(
@@ -110,17 +92,17 @@ class Git(Family):
         check_side(image, config.vision_config)
         if config.num_image_with_embedding not in (None, 1):
             raise ModelUnsupported(
-                f"num_image_with_embedding is {config.num_image_with_embedding}; one image is served, no video's frames"
+                f"num_image_with_embedding is {config.num_image_with_embedding}; only one image is supported, not video"
             )
         model = GitForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        encoder = Encoder(model, processor).eval()
+        encoder = VisionEncoder(processor, model.git.image_encoder, model.git.visual_projection).eval()
         published = model.generation_config
         start, stop = published.bos_token_id, published.eos_token_id
         if start is None or stop is None:
             raise ModelUnsupported(f"bos_token_id is {start} and eos_token_id {stop}; both must be token ids")
-        # Without this, what the model publishes would be added to the options of every call.
+        # Otherwise generate() would add the published settings to the options of every call.
         model.generation_config = GenerationConfig(
             bos_token_id=start, eos_token_id=stop, pad_token_id=published.pad_token_id
         )
@@ -137,10 +119,10 @@ class Git(Family):
             generate=generate,
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
             image=image,
-            prompts=PromptTable({"descriptive": {"any": ""}}, "descriptive", "any"),
+            prompts=NO_INSTRUCTIONS,
             start_ids=(start,),
             stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
-            context_tokens=min(config.max_position_embeddings, CONTEXT_TOKENS),
+            context_tokens=min(config.max_position_embeddings, CAPTION_CONTEXT_TOKENS),
             generation=published_generation(published),
         )
 
@@ -152,9 +134,9 @@ class Git(Family):
 
 
 def _without_vision(model: GitForCausalLM) -> GitForCausalLM:
-    """The text transformer as a model of its own, with the smallest vision tower that transformers can build.
+    """Return the text transformer as a separate model, with the smallest vision tower that transformers can build.
 
-    The tower's weights are in the ONNX graph; a model without any would not load by `from_pretrained` alone.
+    The real tower is in the ONNX graph, but `from_pretrained` cannot load a model without a tower.
     """
     config = copy.deepcopy(model.config)
     config.num_image_with_embedding = None

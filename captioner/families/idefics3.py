@@ -1,6 +1,6 @@
-"""Families `idefics3` and `smolvlm`: a large image is looked at in tiles and as a whole, each with as many features.
+"""Families `idefics3` and `smolvlm`: a large image is read as tiles and as a whole, with as many features each.
 
-As in HuggingFaceTB/SmolVLM-256M-Instruct. The two types differ in name alone, as far as still images go.
+Example: HuggingFaceTB/SmolVLM-256M-Instruct. For still images, the two types differ only in name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
@@ -22,13 +22,13 @@ from captioner.families.base import Family, Source
 from captioner.families.preprocessor_config import Normalise, image_spec, read_processor
 from captioner.image.spec import ImageSpec
 
-WORDS_TOKENS = 1024  # prompt and caption, beside the image's tokens
-FENCE, WHOLE = "<fake_token_around_image>", "<global-img>"
-LARGEST_PX = 4096  # transformers' processor shrinks beyond this once more
+TEXT_TOKENS = 1024  # prompt and caption, beside the image's tokens
+FAKE_TOKEN, GLOBAL_TOKEN = "<fake_token_around_image>", "<global-img>"
+MAX_LONGEST_PX = 4096  # above this, transformers' processor shrinks the image a second time
 
 
 class Encoder(torch.nn.Module):
-    """uint8 pixels of stacked tiles to features: normalisation, the tower on each tile, the connector."""
+    """uint8 pixels of stacked tiles to features: normalisation, the vision tower on each tile, the connector."""
 
     position_ids: torch.Tensor
 
@@ -77,14 +77,16 @@ class Idefics3(Family):
         ).eval()
         encoder = Encoder(model, processor, image.height).eval()
         prompt_template = chat_prompts.chat_prompt_template(tokenizer, folder, config.image_token_id)
-        stop_ids = chat_prompts.stop_ids(model.generation_config, config.text_config, tokenizer)
+        published = model.generation_config
+        stop_ids = chat_prompts.stop_ids(published, config.text_config, tokenizer)
+        # Otherwise generate() would add the published settings to the options of every call.
+        model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=published.pad_token_id)
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
-            stop = {"eos_token_id": list(stop_ids)}
-            return chat_prompts.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **stop | options)
+            return chat_prompts.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **options)
 
         tile_tokens = len(encoder.position_ids) // config.scale_factor**2
-        most_tokens = (image.most_tiles**2 + 1) * (tile_tokens + 2)
+        max_image_tokens = (image.max_tiles**2 + 1) * (tile_tokens + 2)
         return Source(
             vision_encoder=encoder,
             decoder=language_model(model, model.model.text_model),
@@ -94,8 +96,8 @@ class Idefics3(Family):
             prompts=chat_prompts.PROMPTS,
             start_ids=chat_prompts.start_ids(tokenizer, prompt_template),
             stop_ids=stop_ids,
-            context_tokens=min(config.text_config.max_position_embeddings, most_tokens + WORDS_TOKENS),
-            generation=chat_prompts.generation(model.generation_config),
+            context_tokens=min(config.text_config.max_position_embeddings, max_image_tokens + TEXT_TOKENS),
+            generation=chat_prompts.generation(published),
             prompt_template=prompt_template,
             image_token_id=config.image_token_id,
         )
@@ -107,13 +109,13 @@ class Idefics3(Family):
 
     @classmethod
     def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
-        """See Family.image_text: the tiles row by row, each under its own mark, then the whole image."""
+        """See Family.image_text: the tiles row by row, each after its own mark, then the whole image."""
         tokens = image_token * manifest.feature_tokens
         rows = [
-            "".join(f"{FENCE}<row_{row}_col_{column}>{tokens}" for column in range(1, tile_columns + 1)) + "\n"
+            "".join(f"{FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tile_columns + 1)) + "\n"
             for row in range(1, tile_rows + 1)
         ]
-        return "".join(rows) + ("\n" if rows else "") + f"{FENCE}{WHOLE}{tokens}{FENCE}"
+        return "".join(rows) + ("\n" if rows else "") + f"{FAKE_TOKEN}{GLOBAL_TOKEN}{tokens}{FAKE_TOKEN}"
 
 
 class SmolVLM(Idefics3):
@@ -123,23 +125,25 @@ class SmolVLM(Idefics3):
 
 
 def tiled_spec(processor: dict[str, Any]) -> ImageSpec:
-    """The pixels of a tile, and of what is cut into tiles; ModelUnsupported names the setting that is not served."""
+    """Return the pixels of a tile and of the tiled image. Raises ModelUnsupported with the unsupported setting."""
     longest, tile = processor.get("size"), processor.get("max_image_size")
     for name, value in (("size", longest), ("max_image_size", tile)):
         if not isinstance(value, dict) or list(value) != ["longest_edge"]:
-            raise ModelUnsupported(f"preprocessor_config.json has {name} {value!r}; only longest_edge is served")
+            raise ModelUnsupported(f"preprocessor_config.json has {name} {value!r}; only longest_edge is supported")
     for name in ("do_resize", "do_image_splitting"):
         if not processor.get(name, True):
-            raise ModelUnsupported(f"preprocessor_config.json has {name} {processor[name]}; only true is served")
+            raise ModelUnsupported(f"preprocessor_config.json has {name} {processor[name]}; only True is supported")
     longest_px, tile_px = int(longest["longest_edge"]), int(tile["longest_edge"])  # type: ignore[index]
-    if longest_px > LARGEST_PX or longest_px % 2:  # odd ones would give the other side a tile more
-        raise ModelUnsupported(f"preprocessor_config.json has size {longest_px}; even ones to {LARGEST_PX} are served")
+    if longest_px > MAX_LONGEST_PX or longest_px % 2:  # an odd size can give the shorter side one more tile
+        raise ModelUnsupported(
+            f"preprocessor_config.json has size {longest_px}; even sizes up to {MAX_LONGEST_PX} are supported"
+        )
     whole = image_spec(processor | {"size": {"height": tile_px, "width": tile_px}})
     return replace(whole, longest_px=longest_px)
 
 
 def position_ids(embeddings: Any, tile_px: int) -> torch.Tensor:
-    """The position of each patch of a full tile, (patches), as the model's own code rounds it."""
+    """Return the position id of each patch of a full tile, (patches,), with the rounding of the model's own code."""
     seen: list[torch.Tensor] = []
     table = embeddings.position_embedding
     hook = table.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))

@@ -1,6 +1,6 @@
-"""A model's own `preprocessor_config.json`: which pixels it wants, and how they become the numbers it was trained on.
+"""A model's own `preprocessor_config.json`: the pixels that the model expects, and their normalisation.
 
-It knows the JSON that transformers' image processors write. Files, tiles and models are not its business.
+It knows the JSON of transformers' image processors. It knows no image files, no tiles and no models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from captioner.errors import ModelUnsupported
 from captioner.image.spec import ImageSpec
 
 RESAMPLE: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-# What CLIP's and BLIP's processors do where the JSON is silent; the functions below are silent as ViT's.
+# Defaults of CLIP's and BLIP's processors for missing keys; the functions below use the defaults of ViT's.
 CLIP_DEFAULTS: dict[str, Any] = {
     "resample": 3,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -24,16 +24,16 @@ CLIP_DEFAULTS: dict[str, Any] = {
 
 
 def read_processor(folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """`folder/preprocessor_config.json` over `defaults`; ModelUnsupported where there is no such file."""
+    """Return `folder/preprocessor_config.json` merged over `defaults`. Raises ModelUnsupported if it is missing."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ModelUnsupported(f"{path.name} is missing; without it nobody knows what pixels the model wants")
+        raise ModelUnsupported(f"{path.name} is missing; it defines the pixels that the model expects")
     written: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return defaults | written
 
 
 class Normalise(torch.nn.Module):
-    """Rescaling and normalisation as one multiplication and one addition."""
+    """Rescaling and normalisation, as one multiplication and one addition."""
 
     factor: torch.Tensor
     shift: torch.Tensor
@@ -53,36 +53,35 @@ class Normalise(torch.nn.Module):
 
 
 def image_spec(processor: dict[str, Any]) -> ImageSpec:
-    """The pixels that `processor` makes; ModelUnsupported names the setting that is not served."""
+    """Return the pixels that `processor` produces. Raises ModelUnsupported with the setting that is not supported."""
     resample = RESAMPLE.get(processor.get("resample", 2))
     if resample is None:
-        raise ModelUnsupported(f"resample {processor['resample']} is none of Pillow's 1, 2 and 3")
+        raise ModelUnsupported(f"resample is {processor['resample']}; 1, 2 and 3 are supported")
     if not processor.get("do_resize", True):
-        raise ModelUnsupported("preprocessor_config.json asks for do_resize False; every image gets the model's size")
+        raise ModelUnsupported("preprocessor_config.json has do_resize False; only True is supported")
     size, crop = processor.get("size"), bool(processor.get("do_center_crop"))
     if crop:
         edge = size.get("shortest_edge") if isinstance(size, dict) and len(size) == 1 else size
-        cut = _sides(processor.get("crop_size"))
-        if edge is not None and cut == (edge, edge):
+        if edge is not None and _sides(processor.get("crop_size")) == (edge, edge):
             return ImageSpec(edge, edge, resample, crop=True)
     elif (sides := _sides(size)) is not None:
         return ImageSpec(*sides, resample)
     raise ModelUnsupported(
-        f"preprocessor_config.json asks for size {size!r}, do_center_crop {crop} and crop_size "
-        f"{processor.get('crop_size')!r}; served are a straight resize to height and width, and shortest_edge with a "
+        f"preprocessor_config.json has size {size!r}, do_center_crop {crop} and crop_size "
+        f"{processor.get('crop_size')!r}; supported are a plain resize to height and width, and shortest_edge with a "
         "square crop of the same size"
     )
 
 
 def check_side(image: ImageSpec, vision_config: Any) -> None:
-    """Raises ModelUnsupported where the processor makes other pixels than the vision tower was built for."""
+    """Raise ModelUnsupported if the processor's image size differs from the vision tower's."""
     side = vision_config.image_size
     if (image.height, image.width) != (side, side):
-        raise ModelUnsupported(f"image_size is {side}, and the processor makes {image.width}x{image.height} px")
+        raise ModelUnsupported(f"image_size is {side}, but the processor produces {image.width}x{image.height} px")
 
 
 def _sides(size: object) -> tuple[int, int] | None:
-    """Height and width, in either of the ways they are written."""
+    """Return height and width from either notation, or None."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, dict) and "height" in size and "width" in size:

@@ -1,1 +1,1 @@
-"""A model's name to a checked folder on this disk."""
+"""From a model's name to a verified folder on this disk."""

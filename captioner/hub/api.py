@@ -1,6 +1,6 @@
-"""What the Hugging Face Hub is asked, by huggingface_hub's own client, and its refusals in our words.
+"""Requests to the Hugging Face Hub through huggingface_hub's client, with retries, and its errors as ours.
 
-Nothing here knows which files are wanted or where the cache keeps them.
+It knows neither which files a model needs nor where the cache keeps them.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, if not marked so
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not exported
 
 from captioner import __version__
 from captioner.errors import AccessDenied, CaptionerError, HubUnreachable, ModelMissing
 from captioner.hub.cache import COMMIT, DIGEST, File
 
-WAITS_S = (1.0, 2.0, 4.0)  # before the same is asked again
-LONGEST_WAIT_S = 60.0  # that the Hub's Retry-After is heeded
-BUSY = (429, 500, 502, 503, 504)
-# httpx's names; the package that its classes come from is another in each huggingface_hub.
-CUTS = ("ReadError", "RemoteProtocolError")
+RETRY_WAITS_S = (1.0, 2.0, 4.0)
+MAX_RETRY_AFTER_S = 60.0  # a longer Retry-After of the Hub fails the request
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+# Names of httpx's exceptions; huggingface_hub's versions import the classes from different packages.
+DISCONNECTS = ("ReadError", "RemoteProtocolError")
 
 Answer = TypeVar("Answer")
 
 
 def latest_commit(model: str, branch: str) -> str:
-    """The commit that a branch is now, by one small request."""
-    return _commit(_ask(model, branch, expand=["sha"]).sha)
+    """Return the commit that a branch points to, by one small request."""
+    return _commit(_model_info(model, branch, expand=["sha"]).sha)
 
 
 def listing(model: str, revision: str) -> tuple[str, dict[str, File]]:
-    """The commit that `revision` is now, and the files at its root by name, by one request for both."""
-    answer = _ask(model, revision, files_metadata=True)
+    """Return the commit that `revision` points to and the files at its root by name, by one request."""
+    answer = _model_info(model, revision, files_metadata=True)
     files = {}
     for entry in answer.siblings or ():
         if "/" in entry.rfilename:
-            continue  # exports for other runtimes and other models: transformers loads the root
+            continue  # exports for other runtimes, and other models: transformers loads the root only
         size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
         if size is None or digest is None or not DIGEST.fullmatch(digest):
-            raise HubUnreachable(f"{constants.ENDPOINT} gives no digest of {model}'s {entry.rfilename} to check it by")
+            raise HubUnreachable(f"{constants.ENDPOINT} gives no digest to verify {model}'s {entry.rfilename}")
         files[entry.rfilename] = File(size, digest)
     return _commit(answer.sha), files
 
 
 def fetch(model: str, commit: str, name: str, size: int, part: Path) -> None:
-    """Downloads a file of `size` bytes into `part`, going on behind what is there; what has come stays there.
+    """Download a file of `size` bytes to `part`; resume after the bytes that `part` holds. A failure keeps them.
 
-    By the client's own inner loop and plain HTTP, for what lies in Xet too: snapshot_download (2.4) throws a part away
-    when it fails, and begins the file anew in the next process.
+    This calls the client's inner loop over plain HTTP, also for files in Xet: snapshot_download (2.4) deletes a partial
+    file when it fails, and another process starts the file again.
     """
     headers = build_hf_headers(library_name="captioner", library_version=__version__)
-    headers["Accept-Encoding"] = "identity"  # so that a place in the answer is the same place in the file
+    headers["Accept-Encoding"] = "identity"  # so that offsets in the response are offsets in the file
 
     def get() -> None:
         with part.open("ab") as out:
@@ -74,58 +74,58 @@ def fetch(model: str, commit: str, name: str, size: int, part: Path) -> None:
                 displayed_filename=name,
             )
 
-    with _in_words(model, commit, f"{name} of {model}", "; what has come of it stays, the same command goes on there"):
-        _patiently(get)
+    with _typed_errors(model, commit, f"{name} of {model}", "; the partial file is kept, the same command resumes it"):
+        _with_retries(get)
 
 
-def _ask(model: str, revision: str, **what: Any) -> ModelInfo:
+def _model_info(model: str, revision: str, **options: Any) -> ModelInfo:
     api, timeout_s = HfApi(library_name="captioner", library_version=__version__), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with _in_words(model, revision):  # huggingface_hub retries its other requests, but not this one
-        return _patiently(lambda: api.model_info(model, revision=revision, timeout=timeout_s, **what))
+    with _typed_errors(model, revision):  # huggingface_hub retries its other requests, but not this one
+        return _with_retries(lambda: api.model_info(model, revision=revision, timeout=timeout_s, **options))
 
 
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns, asked again where the Hub is busy or has cut the connection."""
-    for wait_s in (*WAITS_S, None):
+def _with_retries(request: Callable[[], Answer]) -> Answer:
+    """Return what `request` returns; repeat it when the Hub is overloaded or has closed the connection."""
+    for wait_s in (*RETRY_WAITS_S, None):
         try:
-            return ask()
+            return request()
         except Exception as error:
-            if not _passes(error) or wait_s is None or (told_s := _told_to_wait(error)) > LONGEST_WAIT_S:
+            if not _is_transient(error) or wait_s is None or (minimum_s := _retry_after_s(error)) > MAX_RETRY_AFTER_S:
                 raise
-            time.sleep(max(wait_s, told_s))
-    raise AssertionError("the last turn returns or raises")
+            time.sleep(max(wait_s, minimum_s))
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _passes(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in BUSY
-    return type(error).__name__ in CUTS
+        return error.response.status_code in RETRY_STATUSES
+    return type(error).__name__ in DISCONNECTS
 
 
-def _told_to_wait(error: Exception) -> float:
+def _retry_after_s(error: Exception) -> float:
     header = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return float(header) if header.isdecimal() else 0
 
 
 def _commit(sha: str | None) -> str:
     if sha is None or not COMMIT.fullmatch(sha):  # it becomes the name of a folder
-        raise HubUnreachable(f"{constants.ENDPOINT} gives {sha!r} for a commit: it is no Hub")
+        raise HubUnreachable(f"{constants.ENDPOINT} gives {sha!r} as a commit; it is not a Hugging Face Hub")
     return sha
 
 
 @contextmanager
-def _in_words(model: str, revision: str, what: str = "", hint: str = "") -> Iterator[None]:
-    """Turns whatever the client raises into one of ours; what this disk raises is left to who chose the place."""
+def _typed_errors(model: str, revision: str, what: str = "", hint: str = "") -> Iterator[None]:
+    """Raise the client's errors as ours. Errors of the local disk pass through: the caller knows its path."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _refusal(error, model, revision) or HubUnreachable(_silence(error, what or model) + hint) from error
+        raise _refusal(error, model, revision) or HubUnreachable(_outage(error, what or model) + hint) from error
 
 
 def _refusal(error: Exception, model: str, revision: str) -> CaptionerError | None:
-    """The Hub has answered, and trying again helps nobody."""
+    """Return our error for a refusal that a retry cannot change, or None."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return AccessDenied(
@@ -143,15 +143,15 @@ def _refusal(error: Exception, model: str, revision: str) -> CaptionerError | No
     return None
 
 
-def _silence(error: Exception, what: str) -> str:
-    """Why nothing, or nothing of use, was answered."""
+def _outage(error: Exception, what: str) -> str:
+    """Return the sentence for a Hub that does not answer, or not usefully."""
     hub = constants.ENDPOINT
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so the Hub is not asked"
+        return "HF_HUB_OFFLINE is set, so the Hub is not contacted"
     if isinstance(error, HfHubHTTPError):
-        wait = f" and asks for {_told_to_wait(error):g} s of patience" if _told_to_wait(error) else ""
+        wait = f" and asks to retry after {_retry_after_s(error):g} s" if _retry_after_s(error) else ""
         return f"{hub} answers {error.response.status_code} for {what}{wait}"
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     if "timed out" in reason or "Timeout" in type(error).__name__:
-        reason = f"nothing came for {constants.HF_HUB_DOWNLOAD_TIMEOUT} s, which HF_HUB_DOWNLOAD_TIMEOUT sets"
+        reason = f"no data for {constants.HF_HUB_DOWNLOAD_TIMEOUT} s, which HF_HUB_DOWNLOAD_TIMEOUT sets"
     return f"{hub} cannot be reached for {what}: {reason}"

@@ -1,6 +1,6 @@
-"""A model of the Hub brought into huggingface_hub's cache and checked byte for byte, or what the cache holds of it.
+"""Pull a model of the Hub into huggingface_hub's cache and verify every byte; offline, verify what the cache holds.
 
-Data alone is brought: safetensors, JSON and tokenizers. No pickle and no code is ever asked for.
+Only data is downloaded: safetensors, JSON and tokenizers. Pickles and code are never requested.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from huggingface_hub import constants
 
 from captioner.errors import ArtefactBroken, CacheUnwritable, HubUnreachable, ModelUnsupported
+from captioner.families import FAMILIES, family
 from captioner.hub import api
-from captioner.hub.cache import COMMIT, File, Snapshot, resolved
+from captioner.hub.cache import COMMIT, File, Snapshot, cached_commit
 
 DEFAULT_BRANCH = "main"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -26,115 +27,117 @@ PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")  # beside the 
 OTHER_INDEXES = "*.index.json"  # of weights in other formats and precisions
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pull(model: str, revision: str | None = None, say: Say = _say) -> Snapshot:
-    """The files of a Hub id at a branch, tag or commit, every byte as the Hub describes it.
+def pull(model: str, revision: str | None = None, log: Log = _log) -> Snapshot:
+    """Return the verified files of a Hub id at a branch, tag or commit; download those that the cache lacks.
 
-    Where the Hub cannot be asked, what the cache holds. Raises ModelMissing, ModelUnsupported, AccessDenied,
-    HubUnreachable, ArtefactBroken or CacheUnwritable; whatever else the cache holds is then as it was.
+    When the Hub cannot be reached, the cached files are returned. Raises ModelMissing, ModelUnsupported, AccessDenied,
+    HubUnreachable, ArtefactBroken or CacheUnwritable; other commits in the cache are then unchanged.
     """
     revision = revision or DEFAULT_BRANCH
-    known = Snapshot.recorded(model, revision) if COMMIT.fullmatch(revision) else None
+    known = Snapshot.from_record(model, revision) if COMMIT.fullmatch(revision) else None
     if known and not known.faults():
         return known  # a commit does not change
     try:
         commit, files = api.listing(model, revision)
     except HubUnreachable as error:
-        return _cached(model, revision, error, say)
+        return _cached(model, revision, error, log)
     snapshot = Snapshot(model, commit, files)
     _check_formats(snapshot)
     try:
         with snapshot.lock():
-            snapshot = _chosen(snapshot, say)
-            _bring_all(snapshot, say)
-            snapshot.keep(revision)
+            snapshot = _select(snapshot, log)
+            _download_missing(snapshot, log)
+            snapshot.write_record(revision)
     except OSError as error:
         raise CacheUnwritable(
-            f"{constants.HF_HUB_CACHE} cannot take the {_size(snapshot.size)} of {snapshot}: {error.strerror}; "
-            "make room, or set HF_HOME to another disk; the same command goes on where it was"
+            f"{constants.HF_HUB_CACHE} cannot hold the {_size(snapshot.size)} of {snapshot}: {error.strerror}; "
+            "free some space, or set HF_HOME to another disk; the same command resumes"
         ) from error
     return snapshot
 
 
-def _cached(model: str, revision: str, error: HubUnreachable, say: Say) -> Snapshot:
-    """What the cache holds, whole, of what cannot be asked for."""
-    commit = resolved(model, revision)
-    snapshot = commit and (Snapshot.recorded(model, commit) or _pulled_by_others(model, commit))
+def _cached(model: str, revision: str, error: HubUnreachable, log: Log) -> Snapshot:
+    """Return the cached files after `error`. Raises it, with what is missing, unless the cache holds all of them."""
+    commit = cached_commit(model, revision)
+    snapshot = commit and (Snapshot.from_record(model, commit) or _downloaded_by_other_tools(model, commit))
     if not snapshot:
-        raise HubUnreachable(f"{error}; {constants.HF_HUB_CACHE} holds nothing of {model} at {revision}") from error
+        raise HubUnreachable(f"{error}; {constants.HF_HUB_CACHE} does not hold {model} at {revision}") from error
     faults = snapshot.faults()
     if missing := sorted(name for name, fault in faults.items() if fault == "missing"):
         raise HubUnreachable(f"{error}; {snapshot.folder} lacks {', '.join(missing)}") from error
     if faults:
-        raise ArtefactBroken(f"{snapshot.folder}: not as the Hub describes it: {', '.join(faults)}; {error}")
-    say(f"{error}; {model} at {revision} is {snapshot.commit} in the cache")
+        raise ArtefactBroken(f"{snapshot.folder}: digests differ from the Hub's: {', '.join(faults)}; {error}")
+    log(f"{error}; {model} at {revision} is {snapshot.commit} in the cache")
     return snapshot
 
 
-def _pulled_by_others(model: str, commit: str) -> Snapshot | None:
-    lying = Snapshot.lying(model, commit)
-    needed = _needed(lying, lambda name: lying.folder / name)
-    return replace(lying, files={name: lying.files.get(name, File(0, "")) for name in needed}) if lying.files else None
+def _downloaded_by_other_tools(model: str, commit: str) -> Snapshot | None:
+    snapshot = Snapshot.from_blobs(model, commit)
+    if not snapshot.files:
+        return None
+    needed = _needed(snapshot, lambda name: snapshot.folder / name)
+    return replace(snapshot, files={name: snapshot.files.get(name, File(0, "")) for name in needed})
 
 
-def _chosen(listed: Snapshot, say: Say) -> Snapshot:
-    """Of all that the Hub lists what is needed."""
-    needed = _needed(listed, lambda name: _bring(listed, name, say))
+def _select(listed: Snapshot, log: Log) -> Snapshot:
+    """Return the snapshot of the needed files among all that the Hub lists."""
+    needed = _needed(listed, lambda name: _download(listed, name, log))
     if absent := [name for name in needed if name not in listed.files]:
         raise ArtefactBroken(f"{INDEX} of {listed} names {', '.join(absent)}, which the repository does not hold")
     return replace(listed, files={name: listed.files[name] for name in needed})
 
 
-def _bring_all(snapshot: Snapshot, say: Say) -> None:
-    """Downloads what the cache lacks; the snapshot is touched when all of it is here and right."""
+def _download_missing(snapshot: Snapshot, log: Log) -> None:
+    """Download the files that the cache lacks. The snapshot changes only when all of them are verified."""
     faults = snapshot.faults()
     for name in (name for name, fault in faults.items() if fault == "altered"):
-        say(f"{snapshot.folder / name} is not as the Hub describes it any more and is fetched anew")
+        log(f"{snapshot.folder / name} does not have the Hub's digest any more; it is downloaded again")
         snapshot.discard(name)
-    found = {name: snapshot.found(name) for name in faults}
-    if lacking := [name for name, path in found.items() if path is None]:
-        _check_family(snapshot, _bring(snapshot, CONFIG, say))
+    cached = {name: snapshot.locate(name) for name in faults}
+    if lacking := [name for name, path in cached.items() if path is None]:
+        _check_family(snapshot, _download(snapshot, CONFIG, log))
         _check_disk(snapshot, lacking)
-    brought = {name: path or _bring(snapshot, name, say) for name, path in found.items()}
-    for name, path in brought.items():
-        snapshot.put(name, path)
+    verified = {name: path or _download(snapshot, name, log) for name, path in cached.items()}
+    for name, path in verified.items():
+        snapshot.add(name, path)
 
 
-def _bring(snapshot: Snapshot, name: str, say: Say) -> Path:
-    """Where a file lies whole, after a download if need be."""
-    if found := snapshot.found(name):
-        return found
+def _download(snapshot: Snapshot, name: str, log: Log) -> Path:
+    """Return a path of the verified file; download it if the cache lacks it."""
+    if path := snapshot.locate(name):
+        return path
     file, part = snapshot.files[name], snapshot.part(name)
     part.parent.mkdir(parents=True, exist_ok=True)
-    begun = part.stat().st_size if part.exists() else 0
-    if begun >= file.size:  # and wrong
+    done = part.stat().st_size if part.exists() else 0
+    if done >= file.size:  # complete, but its digest is wrong
         part.unlink(missing_ok=True)
-        begun = 0
-    if not sys.stderr.isatty():  # where huggingface_hub draws its bar
-        say(f"{name}, {_size(file.size)}" + (f", from {_size(begun)} on" if begun else ""))
+        done = 0
+    if not sys.stderr.isatty():  # on a terminal, huggingface_hub shows a progress bar
+        log(f"{name}, {_size(file.size)}" + (f", resumed at {_size(done)}" if done else ""))
     api.fetch(snapshot.model, snapshot.commit, name, file.size, part)
     if not file.is_at(part):
-        arrived = file.digest_of(part)
+        digest = file.digest_of(part)
         part.unlink()
         raise ArtefactBroken(
-            f"{name} of {snapshot} arrived with {file.kind} {arrived}; the Hub says {file.digest}. It was thrown away "
-            "and nothing else was changed; the same command asks for it again"
+            f"{name} of {snapshot} arrived with {file.kind} {digest}; the Hub says {file.digest}. The download was "
+            "deleted, nothing else changed; the same command tries again"
         )
     return part
 
 
-def _needed(snapshot: Snapshot, bring: Callable[[str], Path]) -> list[str]:
-    """The names of what transformers loads; of weights in several forms the one that it takes."""
-    small = [name for name in snapshot.files if _like(name, PATTERNS) and not _like(name, (OTHER_INDEXES,))]
+def _needed(snapshot: Snapshot, fetch: Callable[[str], Path]) -> list[str]:
+    """Return the names of the files that transformers loads; of several forms of the weights, the one it prefers."""
+    small = [name for name in snapshot.files if _matches(name, PATTERNS) and not _matches(name, (OTHER_INDEXES,))]
     weights = [SINGLE]
     if SINGLE not in snapshot.files and INDEX in snapshot.files:
-        weights = [INDEX, *_shards(snapshot, bring(INDEX))]
+        weights = [INDEX, *_shards(snapshot, fetch(INDEX))]
     return list(dict.fromkeys([CONFIG, *small, *weights]))
 
 
@@ -142,54 +145,52 @@ def _shards(snapshot: Snapshot, index: Path) -> list[str]:
     try:
         return sorted(set(_read(snapshot, INDEX, index)["weight_map"].values()))
     except (LookupError, AttributeError, TypeError) as error:
-        raise ArtefactBroken(f"{INDEX} of {snapshot} does not say which shards there are") from error
+        raise ArtefactBroken(f"{INDEX} of {snapshot} does not name the shards") from error
 
 
 def _read(snapshot: Snapshot, name: str, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise ArtefactBroken(f"{name} of {snapshot} is no JSON object: {error}") from error
+        raise ArtefactBroken(f"{name} of {snapshot} is not a JSON object: {error}") from error
 
 
 def _check_formats(listed: Snapshot) -> None:
-    """ModelUnsupported where nothing is there that can be loaded, before anything is downloaded."""
+    """Raise ModelUnsupported for a repository without loadable weights, before anything is downloaded."""
     if CONFIG not in listed.files:
-        raise ModelUnsupported(f"{listed} holds no {CONFIG}, so transformers cannot load it")
+        raise ModelUnsupported(f"{listed} has no {CONFIG}, so transformers cannot load it")
     if SINGLE in listed.files or INDEX in listed.files:
         return
-    pickles = [name for name in listed.files if _like(name, PICKLES)]
+    pickles = [name for name in listed.files if _matches(name, PICKLES)]
     if pickles:
         raise ModelUnsupported(
-            f"{listed} holds its weights only as {', '.join(pickles)}: pickles can run what they hold when they are "
-            "opened, so they are not downloaded; its authors can add safetensors"
+            f"{listed} has its weights only as {', '.join(pickles)}: pickles can run code when they are loaded, so "
+            "they are not downloaded; its authors can add safetensors"
         )
-    others = [name for name in listed.files if _like(name, ("*.safetensors",))]
-    raise ModelUnsupported(f"{listed} holds no {SINGLE} and no {INDEX}" + (f" but {', '.join(others)}" * bool(others)))
+    others = [name for name in listed.files if _matches(name, ("*.safetensors",))]
+    raise ModelUnsupported(f"{listed} has no {SINGLE} and no {INDEX}" + (f" but {', '.join(others)}" * bool(others)))
 
 
 def _check_family(snapshot: Snapshot, config: Path) -> None:
-    """ModelUnsupported for a model that no family here serves, whatever code lies in its repository."""
-    try:
-        from captioner.families import family
-    except ImportError:  # torch is an extra: the export, which has it, will look
-        return
-    family(str(_read(snapshot, CONFIG, config).get("model_type")))
+    """Raise ModelUnsupported for a model_type without a family; code in the model's repository is ignored."""
+    model_type = str(_read(snapshot, CONFIG, config).get("model_type"))
+    if model_type not in FAMILIES:  # a known family is not imported here: it needs torch, and takes seconds
+        family(model_type)
 
 
 def _check_disk(snapshot: Snapshot, lacking: list[str]) -> None:
     parts = [snapshot.part(name) for name in lacking]
-    begun = sum(part.stat().st_size for part in parts if part.exists())
-    need = sum(snapshot.files[name].size for name in lacking) - begun
+    done = sum(part.stat().st_size for part in parts if part.exists())
+    need = sum(snapshot.files[name].size for name in lacking) - done
     free = shutil.disk_usage(snapshot.folder.parent).free
     if need > free:
         raise CacheUnwritable(
             f"{snapshot} needs {_size(need)} more in {constants.HF_HUB_CACHE}, where {_size(free)} are free; "
-            "make room, or set HF_HOME to another disk"
+            "free some space, or set HF_HOME to another disk"
         )
 
 
-def _like(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -1,4 +1,4 @@
-"""A model's name to a folder on this disk: the embedded model, a folder, or a Hugging Face id at a revision."""
+"""From a model's name to a folder on this disk: the embedded model, a local folder, or a Hub id at a revision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from captioner.embedded import EMBEDDED, EMBEDDED_FOLDER
 from captioner.errors import ModelMissing, ModelUnsupported, StartupRefused
 
-_LONGEST_REVISION = 200  # bytes; it becomes a path in the cache
+_MAX_REVISION = 200  # bytes; it becomes a path in the cache
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ResolvedModel:
 
 
 def parse(text: str) -> tuple[str, str | None]:
-    """`MODEL` or `MODEL@REVISION` as (model, revision); ModelMissing says why it can be neither.
+    """Split `MODEL` or `MODEL@REVISION` into (model, revision). Raises ModelMissing for invalid names.
 
-    The embedded model's name, or a folder that is here, is taken as it is, with any @ in its path.
+    The embedded model's name and the path of an existing folder are returned whole, even with an @ in the path.
     """
     if local_folder(text):
         return text, None
@@ -40,15 +40,17 @@ def parse(text: str) -> tuple[str, str | None]:
 
 
 def find(model: str, revision: str | None = None) -> ResolvedModel:
-    """The model called `model`, from the Hub if it must be; see `pull` for what is raised where it cannot be had."""
+    """Return the model called `model`; a Hub id is pulled. Raises what `pull` raises."""
     if folder := local_folder(model):
         if revision is not None:
-            raise ModelMissing(f"{model!r} is {folder.resolve()} on this disk, which has no revision {revision!r}")
+            raise ModelMissing(
+                f"{model!r} is {folder.resolve()} on this disk; a folder does not have a revision {revision!r}"
+            )
         return ResolvedModel(model if model == EMBEDDED else folder.resolve().name, _weights_hash(folder), folder)
     _check_id(model)
     if revision is not None:
         _check_revision(model, revision)
-    # An import of half a second that a local model does without.
+    # Imported here because it takes half a second, which a local model does not need.
     from captioner.hub.pull import pull
 
     snapshot = pull(model, revision)
@@ -56,12 +58,12 @@ def find(model: str, revision: str | None = None) -> ResolvedModel:
 
 
 def latest_commit(model: str, branch: str) -> str:
-    """The commit that a branch of a Hub id is now, by one small request; nothing is downloaded.
+    """Return the commit that a branch of a Hub id points to, by one small request; download nothing.
 
     Raises ModelMissing, AccessDenied or HubUnreachable.
     """
     if folder := local_folder(model):
-        raise ModelMissing(f"{model!r} is {folder.resolve()} on this disk, which has no branches")
+        raise ModelMissing(f"{model!r} is {folder.resolve()} on this disk; a folder does not have branches")
     _check_id(model)
     _check_revision(model, branch)
     from captioner.hub import api
@@ -70,37 +72,37 @@ def latest_commit(model: str, branch: str) -> str:
 
 
 def local_folder(model: str) -> Path | None:
-    """Where a model that needs no Hub lies."""
+    """Return the folder of a model that is not on the Hub, or None."""
     folder = EMBEDDED_FOLDER if model == EMBEDDED else Path(model)
     try:
         return folder if model and folder.is_dir() else None
-    except OSError:  # longer than any path
+    except OSError:  # the text is longer than any path
         return None
 
 
 def _check_id(model: str) -> None:
-    """ModelMissing for what the Hub would not take for a name."""
+    """Raise ModelMissing for a text that is not a valid Hub id."""
     try:
         from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, if not marked so
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not exported
     except ImportError as error:
         raise StartupRefused(f"the Hub needs huggingface_hub ({error}); pip install 'captioner[export]'") from error
     try:
         validate_repo_id(model)
     except HFValidationError as error:
-        raise ModelMissing(f"{model!r} is no folder here and no Hugging Face id: {error}") from error
+        raise ModelMissing(f"{model!r} is neither a folder here nor a Hugging Face id: {error}") from error
 
 
 def _check_revision(model: str, revision: str) -> None:
-    """ModelMissing for what git would not take for a branch or tag."""
+    """Raise ModelMissing for a text that git does not accept as a branch or tag."""
     if not (
         revision.isprintable()
-        and len(revision.encode()) <= _LONGEST_REVISION
+        and len(revision.encode()) <= _MAX_REVISION
         and not any(character in revision for character in " ~^:?*[\\")
         and not any(pair in revision for pair in ("..", "@{"))
         and all(step and step[0] not in ".-" and not step.endswith((".", ".lock")) for step in revision.split("/"))
     ):
-        raise ModelMissing(f"{revision!r} can be no branch, tag or commit of {model!r}")
+        raise ModelMissing(f"{revision!r} is not a valid name of a branch, tag or commit of {model!r}")
 
 
 def _weights_hash(folder: Path) -> str:
@@ -112,6 +114,6 @@ def _weights_hash(folder: Path) -> str:
 
 
 def _check_safetensors(folder: Path) -> None:
-    """Other formats of weights are pickles, which run what they hold."""
+    """Raise ModelUnsupported without safetensors: weights in other formats are pickles, which can run code."""
     if not any(folder.glob("*.safetensors")):
-        raise ModelUnsupported(f"{folder} holds no .safetensors file")
+        raise ModelUnsupported(f"{folder} has no .safetensors file")

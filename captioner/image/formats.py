@@ -1,4 +1,4 @@
-"""The image formats that are read: one table of suffixes, magic bytes and MIME types, and the size limits.
+"""The supported image formats: one table of MIME types, suffixes and magic bytes.
 
 The decoder, the client, bulk jobs and (as JSON) the page use the same table. This module does not import Pillow.
 """
@@ -10,13 +10,10 @@ import binascii
 import math
 from dataclasses import dataclass
 
-from captioner.errors import ImageFormatUnknown, ImageMissing, ImageTooLarge
-from captioner.wire import MAX_IMAGE_BYTES
+from captioner.errors import ImageFormatUnknown, ImageMissing
+from captioner.image.limits import check_file_size
 
-MIN_SIDE_PX = 8
-MAX_SIDE_PX = 16_384
-MAX_PIXELS = 100_000_000  # 300 MB of RGB while decoding
-_BASE64_BYTES = 4 / 3 * 80 / 76  # most base64 characters for one byte, line ends included
+_BASE64_BYTES = 4 / 3 * 80 / 76  # maximum number of base64 characters per byte, with line ends
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ FORMATS = (
     Format("TIFF", "image/tiff", (".tif", ".tiff"), (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")),
 )
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
-NAMES = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+NAMES = ", ".join(each.name for each in FORMATS)
 _ANY = ord("?")  # in `magic`: any byte
 
 
@@ -53,14 +50,6 @@ def sniff(data: bytes) -> str | None:
         if any(_starts(data, magic) for magic in each.magic):
             return each.name
     return None
-
-
-def check_file_size(size: int) -> None:
-    """Raise ImageMissing for 0 bytes and ImageTooLarge above MAX_IMAGE_BYTES."""
-    if size == 0:
-        raise ImageMissing("the image is empty (0 bytes)")
-    if size > MAX_IMAGE_BYTES:
-        raise ImageTooLarge(f"{size / 2**20:.1f} MiB; the limit is {MAX_IMAGE_BYTES >> 20} MiB")
 
 
 def unwrap(data: bytes) -> bytes:

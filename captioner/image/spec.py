@@ -1,4 +1,4 @@
-"""The pixels that a model expects. It needs no Pillow, so a manifest can be read anywhere."""
+"""The pixels that a model expects. This module does not import Pillow, so a manifest can be read anywhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class ImageSpec:
     crop: bool = False  # resize the shorter side, then crop the center
 
     @property
-    def most_tiles(self) -> int:
+    def max_tiles(self) -> int:
         """Maximum number of tiles along the longest side; 0 when images are not tiled."""
         return 0 if self.longest_px is None else math.ceil(self.longest_px / min(self.height, self.width))

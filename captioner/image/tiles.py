@@ -1,6 +1,6 @@
-"""A large image cut into tiles, for models that look at it part by part and as a whole.
+"""Split a large image into tiles, for models that encode the tiles and the whole image.
 
-The sizes are those the models were trained with, rounding included: to the longest edge, up to whole tiles, then cut.
+The sizes match the models' training, rounding included: resize to the longest edge, round up to whole tiles, split.
 It knows neither files nor models.
 """
 
@@ -16,9 +16,10 @@ from PIL import Image
 def cut(
     image: Image.Image, tile_px: int, longest_px: int, resample: Image.Resampling
 ) -> tuple[NDArray[np.uint8], int, int]:
-    """RGB pixels ((rows × columns + 1) × tile, tile, 3), the tiles row by row and the whole last; rows; columns.
+    """Return RGB pixels ((rows × columns + 1) × tile, tile, 3) uint8, the number of rows and of columns.
 
-    An image that fits one tile is only the whole, with 0 rows and 0 columns.
+    The tiles come row by row, then the whole image, resized to one tile. An image that fits in one tile is not split:
+    it has 0 rows and 0 columns.
     """
     image = image.resize(resized(*image.size, longest_px), resample)
     image = image.resize(whole_tiles(*image.size, tile_px), resample)
@@ -32,14 +33,14 @@ def cut(
 
 
 def resized(width: int, height: int, longest_px: int) -> tuple[int, int]:
-    """(width, height) with `longest_px` as the longest edge and the other made even."""
+    """Return (width, height) in px with `longest_px` as the longer edge and an even shorter edge."""
     if width >= height:
         return longest_px, _even(int(longest_px / (width / height)))
     return _even(int(longest_px * (width / height))), longest_px
 
 
 def whole_tiles(width: int, height: int, tile_px: int) -> tuple[int, int]:
-    """(width, height) rounded up to whole tiles, the longer edge first and the other in its proportion."""
+    """Return (width, height) rounded up to whole tiles: the longer edge first, then the shorter in proportion to it."""
     aspect = width / height
     if width >= height:
         width = _tiles(width, tile_px)

@@ -1,8 +1,8 @@
-"""A small process between a launcher and a server: when the launcher is gone, nothing is left.
+"""The reaper: a small process between launcher and server that stops the server when the launcher is gone.
 
-Run as a script with the standard library only. Its stdin is a pipe that the launcher holds open: at its end
-(the launcher closed it, crashed, or was killed) the server gets SIGTERM and time to drain; a byte means
-SIGKILL at once. Whatever the server leaves (stubs, shared memory, the runtime folder) is then removed.
+It runs as a script and imports only the standard library. Its stdin is a pipe that the launcher keeps open. At end of
+file (the launcher closed the pipe, crashed, or was killed) the server gets SIGTERM and time to drain; the byte KILL
+means SIGKILL. Then the reaper removes what the server left: stub processes, shared memory, the runtime folder.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main() -> int:
-    """Runs the command until it ends or the launcher asks; its exit code, or 128 + n for signal n."""
+    """Run the command until it ends or the launcher stops it; return its exit code, or 128 + n for signal n."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shm-prefix", required=True, help="files of this prefix in /dev/shm are removed")
-    parser.add_argument("--runtime", required=True, help="folder that is removed at the end")
-    parser.add_argument("--drain-seconds", type=float, required=True, help="from SIGTERM to SIGKILL")
+    parser.add_argument("--shm-prefix", required=True, help="remove files with this prefix in /dev/shm at the end")
+    parser.add_argument("--runtime", required=True, help="remove this folder at the end")
+    parser.add_argument("--drain-seconds", type=float, required=True, help="time from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the pipe alone decides, or a terminal's Ctrl-C would not drain
+        signal.signal(number, signal.SIG_IGN)  # only the pipe decides: a terminal's Ctrl-C must let requests drain
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # stubs that outlive the server become ours to reap
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)  # stubs that outlive the server become children of this process
 
-    def in_the_server() -> None:
+    def before_exec() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # should this guard itself be killed
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # in case the reaper itself is killed
 
-    server = subprocess.Popen(options.command, stdin=subprocess.DEVNULL, preexec_fn=in_the_server)  # noqa: PLW1509
+    server = subprocess.Popen(options.command, stdin=subprocess.DEVNULL, preexec_fn=before_exec)  # noqa: PLW1509
     try:
         _wait(server, options.drain_seconds)
     finally:
@@ -66,12 +66,12 @@ def _end_all(server: subprocess.Popen[bytes]) -> None:
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
     with contextlib.suppress(ChildProcessError):
-        while True:  # the stubs have become our children; each is reaped, so that none stays a zombie
+        while True:  # the stubs are children of this process now; wait for each, so that none stays a zombie
             os.waitpid(-1, 0)
 
 
 def remove_files(shm_prefix: str, runtime: Path) -> None:
-    """Removes the shared memory and the runtime folder of a server that has ended."""
+    """Remove the shared memory and the runtime folder of a server that has ended."""
     for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(runtime, ignore_errors=True)

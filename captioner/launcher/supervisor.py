@@ -1,4 +1,4 @@
-"""The embedded tritonserver: start, supervise, restart, stop. `captioner up` and the tests use the same."""
+"""The embedded tritonserver: start, supervise, restart, stop. `captioner up`, tests and benchmarks use it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from captioner import wire
 from captioner.errors import StartupRefused
 from captioner.launcher.triton_process import ServerOptions, TritonProcess, reachable
 
-_WATCH_SECONDS = 0.5
-_PROBE_FAILURES = 2  # in a row
+_CHECK_SECONDS = 0.5
+_MAX_PROBE_FAILURES = 2  # consecutive
 _MAX_RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300
 
 
-def _quiet(*_: object) -> None:
-    pass
+def _no_callback(*_: object) -> None:
+    """Do nothing."""
 
 
 class TritonServer:
-    """tritonserver on a model repository: ready inside the `with` block, gone without a trace after it.
+    """tritonserver on a model repository, as a context manager: ready inside the block, removed completely after it.
 
-    A server that ends, a model whose process dies, or two failed probes in a row lead to a restart, at most 5
-    in 5 minutes; then `wait` raises. Port 0 takes a free one. All addresses are `host:port`.
+    The server is restarted when it ends, when a model's process dies, or after two failed probes in a row: at most 5
+    times in 5 minutes, then `wait` raises. Port 0 picks a free port. All addresses are `host:port`.
     """
 
     def __init__(
@@ -47,21 +47,22 @@ class TritonServer:
         admin_key: str | None = None,
         start_seconds: float = 300,
         drain_seconds: int = 10,
-        progress: Callable[[list[str], float], None] = _quiet,
-        on_restart: Callable[[str], None] = _quiet,
-        on_ready: Callable[[], None] = _quiet,
+        progress: Callable[[list[str], float], None] = _no_callback,
+        on_restart: Callable[[str], None] = _no_callback,
+        on_ready: Callable[[], None] = _no_callback,
         probe: Callable[[], bool] | None = None,
         probe_seconds: float = 30,
     ) -> None:
-        """`progress` gets the models that still load and the seconds so far; `on_restart` gets the reason, before the
-        new server starts; `on_ready` is called after each start and must not block.
+        """`models`: by default Captioner's own. `admin_key`: by default random; opens model control and shared memory.
 
-        `models` None takes Captioner's own. `probe`, called every `probe_seconds` while the server is ready,
-        says whether it works; it bounds its own time. `admin_key` opens model control and
-        shared memory to its holder; None draws one.
+        Callbacks: `progress` gets the models that are loading and the seconds so far. `on_restart` gets the reason
+        before the new server starts. `on_ready` is called after each start and must not block. `probe` is called every
+        `probe_seconds` while the server is ready and returns whether it works; it must limit its own time.
+
+        Raises StartupRefused if the repository has none of the models or a port is in use.
         """
         repository = repository.resolve()
-        ports = take_ports(host, {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port})
+        ports = choose_ports(host, {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port})
         http_port, grpc_port, metrics_port = ports.values()
         self.log_path = log_path or default_log_path(http_port)
         self.http_address = f"{reachable(host)}:{http_port}"
@@ -71,7 +72,7 @@ class TritonServer:
         self.restarts = 0
         self._options = ServerOptions(
             repository=repository,
-            models=_held(repository, tuple(wire.MODELS) if models is None else models),
+            models=_models_in(repository, tuple(wire.MODELS) if models is None else models),
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
@@ -96,13 +97,13 @@ class TritonServer:
         self._supervisor = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
 
     def start(self) -> None:
-        """Returns when every model is ready; raises StartupRefused with the reason and the log's path."""
+        """Start and return when every model is ready. Raises StartupRefused with the reason and the log's path."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         if self.log_path.exists():
             self.log_path.replace(self.log_path.with_suffix(".previous.log"))
         try:
             self._launch()
-        except BaseException:  # Ctrl-C while models load must leave nothing either
+        except BaseException:  # also Ctrl-C while models load
             self._stopping.set()
             if self._process is not None:
                 self._process.kill()
@@ -110,7 +111,7 @@ class TritonServer:
         self._supervisor.start()
 
     def stop(self) -> None:
-        """Lets requests in flight end within `drain_seconds`; leaves no process and no shared memory."""
+        """Let requests in flight finish within `drain_seconds`, then remove every process and all shared memory."""
         self._stopping.set()
         if self._supervisor.is_alive():
             self._supervisor.join()
@@ -118,14 +119,14 @@ class TritonServer:
             self._process.stop()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Returns after `stop` or `timeout` seconds; raises StartupRefused when restarts no longer help."""
+        """Return after `stop` or after `timeout` seconds. Raises StartupRefused once the server was given up."""
         self._ended.wait(timeout)
         if self._failure is not None:
             raise self._failure
 
     @property
     def pid(self) -> int | None:
-        """The process id of tritonserver, None while there is none."""
+        """The process id of tritonserver; None while it does not run."""
         return self._process.pid if self._process else None
 
     def _launch(self) -> None:
@@ -137,19 +138,21 @@ class TritonServer:
 
     def _supervise(self) -> None:
         try:
-            while not self._stopping.wait(_WATCH_SECONDS):
+            while not self._stopping.wait(_CHECK_SECONDS):
                 fault = self._fault()
                 while fault is not None and not self._stopping.is_set():
                     fault = self._restart(fault)
         except StartupRefused as failure:
             self._failure = failure
-        except Exception as error:  # of a callback, or a full disk: unwatched is as bad as dead
-            self._failure = StartupRefused(f"the server is no longer watched: {error!r}; its log: {self.log_path}")
+        except Exception as error:  # of a callback, or a full disk: an unsupervised server counts as failed
+            self._failure = StartupRefused(
+                f"the server is no longer supervised: {error!r}; the server's log: {self.log_path}"
+            )
         finally:
             self._ended.set()
 
     def _restart(self, reason: str) -> str | None:
-        """None if the new server is ready, otherwise why it is not; raises StartupRefused at the limit."""
+        """Restart; return None, or why the new server is not ready. Raises StartupRefused above _MAX_RESTARTS."""
         now = time.monotonic()
         while self._restart_times and now - self._restart_times[0] > _RESTART_WINDOW_SECONDS:
             self._restart_times.popleft()
@@ -158,7 +161,7 @@ class TritonServer:
         if len(self._restart_times) == _MAX_RESTARTS:
             raise StartupRefused(
                 f"the server was restarted {_MAX_RESTARTS} times in {_RESTART_WINDOW_SECONDS // 60} minutes "
-                f"and failed again: {reason}; its log: {self.log_path}"
+                f"and failed again: {reason}; the server's log: {self.log_path}"
             )
         self._restart_times.append(now)
         self.restarts += 1
@@ -170,13 +173,14 @@ class TritonServer:
         return None
 
     def _fault(self) -> str | None:
+        """Return why the server must be restarted, or None."""
         assert self._process is not None
         fault = self._process.fault()
         if fault is None and self._probe is not None and time.monotonic() >= self._next_probe:
             self._probe_failures = 0 if self._probe() else self._probe_failures + 1
             self._next_probe = time.monotonic() + self._probe_seconds
-            if self._probe_failures == _PROBE_FAILURES:
-                fault = f"the probe failed {_PROBE_FAILURES} times in a row"
+            if self._probe_failures == _MAX_PROBE_FAILURES:
+                fault = f"the probe failed {_MAX_PROBE_FAILURES} times in a row"
         return fault
 
     def __enter__(self) -> TritonServer:
@@ -190,35 +194,36 @@ class TritonServer:
 
 
 def default_log_path(http_port: int) -> Path:
-    """Where a server writes that was given no log: the user's state folder, one file for each HTTP port."""
+    """Return the default log path: in the user's state folder, one file per HTTP port."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "captioner" / f"server-{http_port}.log"
 
 
-def _held(repository: Path, models: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `models` that `repository` holds."""
+def _models_in(repository: Path, models: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of `models` that are in `repository`. Raises StartupRefused if there are none."""
     if not repository.is_dir():
         raise StartupRefused(f"the model repository {repository} does not exist")
-    held = tuple(model for model in models if (repository / model / "config.pbtxt").is_file())
-    if not held:
-        raise StartupRefused(f"the model repository {repository} holds none of {', '.join(models)}")
-    return held
+    found = tuple(model for model in models if (repository / model / "config.pbtxt").is_file())
+    if not found:
+        raise StartupRefused(f"the model repository {repository} has none of {', '.join(models)}")
+    return found
 
 
-def take_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
-    """`ports` by name, with a free one in place of each 0; raises StartupRefused naming one that is taken."""
+def choose_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
+    """Return `ports` by name, with a free port in place of each 0. Raises StartupRefused for a port in use."""
     chosen = {}
-    with contextlib.ExitStack() as held:  # each is held until all are chosen, so that they differ
+    with contextlib.ExitStack() as sockets:  # all stay open until the end, so that the free ports differ
         for name, port in ports.items():
             option = f"--{name.lower()}-port"
-            probe = held.enter_context(socket.socket())
+            probe = sockets.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OverflowError:
                 raise StartupRefused(f"{option} is {port}; it must be from 0 to 65535") from None
             except OSError as error:
-                why = "is taken" if error.errno == errno.EADDRINUSE else f"on {host} cannot be used: {error.strerror}"
+                is_used = error.errno == errno.EADDRINUSE
+                why = "is in use" if is_used else f"cannot be opened on {host}: {error.strerror}"
                 raise StartupRefused(f"port {port} ({name}) {why}; choose another with {option}") from None
             chosen[name] = probe.getsockname()[1]
     return chosen

@@ -1,4 +1,4 @@
-"""What tritonserver's log tells: which models load, and why one cannot."""
+"""Read tritonserver's log: which models are loading, and why one failed to load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _LOADING = re.compile(r'"loading: ([^:"]+):')
 _LOADED = re.compile(r"\"successfully loaded '([^']+)'")
-# Each error says what failed, then why, then perhaps where: only the why is for people.
+# Each error has the model, the reason and sometimes the place in the source; users get the model and the reason.
 _FAILURES = (
     re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: [A-Z][\w ]*: (?P<why>.+)"),
     re.compile(r"\"failed to load model '(?P<model>[^']+)': (?P<why>.+)"),
@@ -20,20 +20,20 @@ _ENDS = ' "'
 
 
 class ServerLog:
-    """The part of a log that one run of the server writes: from `path`'s end at the time of construction."""
+    """The part of a log that one run of the server writes: everything after the end of `path` at construction."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._start = path.stat().st_size if path.exists() else 0
 
     def loading(self) -> list[str]:
-        """The models that the server has begun to load and not finished."""
+        """Return the models that are loading."""
         text = self._text()
         loaded = set(_LOADED.findall(text))
         return [model for model in dict.fromkeys(_LOADING.findall(text)) if model not in loaded]
 
     def failure(self) -> str | None:
-        """One sentence on the first model that failed to load or the port that is taken, or None."""
+        """Return one sentence about the first model that failed to load or the port that is in use, or None."""
         text = self._text()
         matches = [match for pattern in _FAILURES if (match := pattern.search(text))]
         if not matches:

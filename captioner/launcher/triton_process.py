@@ -1,4 +1,4 @@
-"""One run of tritonserver: its command line, its readiness, its stubs, its end. Nothing is restarted here."""
+"""One run of tritonserver: command line, readiness, stub processes, shutdown. It never restarts a server."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from captioner.launcher import reaper, triton_wheel
 from captioner.launcher.triton_log import ServerLog
 from captioner.wire import ADMIN_HEADER
 
-RESTRICTED = "shared-memory,model-repository,trace,logging"
+RESTRICTED = "shared-memory,model-repository,trace,logging"  # Triton's endpoints that need the admin key
 _POLL_SECONDS = 0.1
 _ZOMBIE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server is started with; a restart uses the same again."""
+    """How a server is started. A restart uses the same options."""
 
     repository: Path
     models: tuple[str, ...]
@@ -32,18 +32,18 @@ class ServerOptions:
     grpc_port: int
     metrics_port: int
     log_path: Path
-    admin_key: str  # visible to this machine's users in the process list: it keeps clients out, not neighbours
-    start_seconds: float  # from start to ready
-    drain_seconds: int  # from SIGTERM to the end of requests in flight
+    admin_key: str  # other users of this machine see it in the process list; it only keeps network clients out
+    start_seconds: float  # time limit from start to ready
+    drain_seconds: int  # time limit for requests in flight after SIGTERM
 
 
 class TritonProcess:
-    """A started server under its guard (`captioner.launcher.reaper`), which cleans up whatever happens to us."""
+    """A running server and its reaper (`captioner.launcher.reaper`), which cleans up even if this process is killed."""
 
     def __init__(self, options: ServerOptions) -> None:
-        """Starts the server and returns at once; raises StartupRefused where this machine cannot run it."""
+        """Start the server without waiting for it. Raises StartupRefused if this machine cannot run it."""
         self._options = options
-        self._instances: dict[int, str] = {}  # stub's process id → the instance it runs
+        self._instances: dict[int, str] = {}  # process id of a stub → model instance
         self._zombies: set[int] = set()
         self._log = ServerLog(options.log_path)
         environment = triton_wheel.environment()
@@ -54,37 +54,38 @@ class TritonProcess:
         command += [f"--runtime={self._runtime}", f"--drain-seconds={options.drain_seconds + 5}", "--"]
         command += [str(server), *_arguments(options, backends, self._runtime.name)]
         with options.log_path.open("ab") as log:
-            self._guard = subprocess.Popen(
+            self._reaper = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # a terminal's Ctrl-C is for the launcher, which then drains
+                start_new_session=True,  # a terminal's Ctrl-C must reach only the launcher, which lets requests drain
             )
 
     @property
     def pid(self) -> int | None:
-        """The server's process id, None before it has begun and after it has ended."""
-        return next(iter(_children(self._guard.pid)), None)
+        """The server's process id; None before it starts and after it has ended."""
+        return next(iter(_children(self._reaper.pid)), None)
 
     @property
     def exit_code(self) -> int | None:
-        """None while the server runs; −n if signal n ended it."""
-        code = self._guard.poll()
+        """The server's exit code; None while it runs, −n if signal n ended it."""
+        code = self._reaper.poll()
         return code if code is None or code <= 128 else 128 - code
 
     def wait_ready(self, progress: Callable[[list[str], float], None], stopping: Callable[[], bool]) -> None:
-        """Waits until every model is loaded; `progress` gets those that still load and the seconds so far.
+        """Wait until every model is loaded; `progress` gets the models that are loading and the seconds so far.
 
-        Raises StartupRefused with the server's own reason if it ends or takes longer than `start_seconds`.
+        Returns early once `stopping()`. Raises StartupRefused with the server's own reason if the server ends or is not
+        ready after `start_seconds`.
         """
-        begin = next_look = time.monotonic()
+        begin = next_check = time.monotonic()
         while not stopping():
             now = time.monotonic()
-            why = self._log.failure()  # the server itself takes some seconds more to give up
-            if why is None and now >= next_look:
-                next_look = now + _ZOMBIE_SECONDS  # a model whose process ends while it loads may hang the server
+            why = self._log.failure()  # the server itself exits some seconds later
+            if why is None and now >= next_check:
+                next_check = now + _ZOMBIE_SECONDS  # the server may hang if the process of a loading model dies
                 why = self.fault()
             loading = self._log.loading()
             if why is None and now - begin > self._options.start_seconds:
@@ -97,9 +98,9 @@ class TritonProcess:
             time.sleep(_POLL_SECONDS)
 
     def is_ready(self) -> bool:
-        """Whether every model is loaded and every port answers; metrics is the last that Triton opens.
+        """Return whether every model is loaded and every port answers. Triton opens the metrics port last.
 
-        Metrics are asked for, not only the port: another's may be open there.
+        It requests /metrics, because an open port may be another program's.
         """
         try:
             status, _ = self.request("GET", "/v2/health/ready")
@@ -112,7 +113,7 @@ class TritonProcess:
     def request(
         self, method: str, path: str, body: str = "", timeout: float = 10, port: int | None = None
     ) -> tuple[int, bytes]:
-        """One HTTP request with the admin key; the status and the body. Raises OSError if nothing answers."""
+        """Send one HTTP request with the admin key; return status and body. Raises OSError without an answer."""
         address = reachable(self._options.host), port or self._options.http_port
         connection = http.client.HTTPConnection(*address, timeout=timeout)
         try:
@@ -125,10 +126,10 @@ class TritonProcess:
             connection.close()
 
     def fault(self) -> str | None:
-        """Why this run is no longer whole: the server has ended, or the stub of a model has died.
+        """Return why the server must be restarted: it has ended, or a model's stub process died. None if it is healthy.
 
-        tritonserver 2.51 does not notice a dead stub and keeps it as a zombie. One that is unloaded in order
-        is a zombie for a moment only, so it takes two calls, some tenths of a second apart.
+        tritonserver 2.51 does not notice a dead stub, which stays a zombie. The stub of a model that is unloaded is a
+        zombie only for a moment, so a stub counts as dead when two calls, some tenths of a second apart, see it.
         """
         if self.exit_code is not None:
             return f"tritonserver ended with exit code {self.exit_code}"
@@ -142,24 +143,24 @@ class TritonProcess:
         return f"the process of {self._instances.get(dead.pop(), 'a model')} died" if dead else None
 
     def stop(self) -> None:
-        """Lets requests in flight end within `drain_seconds`, then ends everything."""
+        """Let requests in flight finish within `drain_seconds`, then end all processes."""
         self._end(b"")
 
     def kill(self) -> None:
-        """Ends everything at once: after a stub's death nothing can be drained."""
+        """End all processes immediately: after a stub has died, requests cannot drain."""
         self._end(reaper.KILL)
 
-    def _end(self, word: bytes) -> None:
+    def _end(self, command: bytes) -> None:
         try:
-            self._guard.communicate(word, timeout=self._options.drain_seconds + 30)
+            self._reaper.communicate(command, timeout=self._options.drain_seconds + 30)
         except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
-        reaper.remove_files(self._runtime.name, self._runtime)  # if the guard itself was killed
+            self._reaper.kill()
+            self._reaper.wait()
+        reaper.remove_files(self._runtime.name, self._runtime)  # in case the reaper itself was killed
 
 
 def reachable(host: str) -> str:
-    """The address at which a server bound to `host` answers on this machine."""
+    """Return the address at which a server bound to `host` answers on this machine."""
     return "127.0.0.1" if host == "0.0.0.0" else host
 
 
@@ -170,7 +171,7 @@ def _arguments(options: ServerOptions, backends: Path, shm_prefix: str) -> list[
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in options.models),
         "--exit-on-error=true",
-        "--disable-auto-complete-config",  # completing costs each model a second stub and import of torch
+        "--disable-auto-complete-config",  # it would start a second stub per model, which imports torch again
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--cache-directory={triton_wheel.triton_root() / 'caches'}",
@@ -181,7 +182,7 @@ def _arguments(options: ServerOptions, backends: Path, shm_prefix: str) -> list[
         f"--grpc-address={options.host}",
         f"--grpc-port={options.grpc_port}",
         f"--grpc-restricted-protocol={restricted}",
-        "--grpc-header-forward-pattern=^user-agent$",  # HTTP forwards none: a model can tell them apart
+        "--grpc-header-forward-pattern=^user-agent$",  # only gRPC: a model can tell it from HTTP
         f"--metrics-address={options.host}",
         f"--metrics-port={options.metrics_port}",
         f"--exit-timeout-secs={options.drain_seconds}",
@@ -189,12 +190,12 @@ def _arguments(options: ServerOptions, backends: Path, shm_prefix: str) -> list[
 
 
 def _children(parent: int) -> dict[int, str]:
-    """The child processes of `parent`, each with its state's letter."""
+    """Return the child processes of `parent`: process id → state letter, as in /proc."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, _, rest = stat.read_text().partition(" ")
-        except OSError:  # it ended while we looked
+        except OSError:  # the process has just ended
             continue
         state, ppid = rest.rpartition(")")[2].split()[:2]
         if int(ppid) == parent:
@@ -203,7 +204,7 @@ def _children(parent: int) -> dict[int, str]:
 
 
 def _instance(stub: int) -> str:
-    """The name of the model instance that a stub runs; the last but one of its arguments."""
+    """Return the name of the model instance that a stub runs: its last but one argument."""
     try:
         return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3]
     except (OSError, IndexError):

@@ -1,6 +1,6 @@
-"""The tritonserver inside the wheel `nvidia-pytriton`: where its parts are and what it needs around it.
+"""The tritonserver inside the wheel `nvidia-pytriton`: its files, and the environment it needs.
 
-It knows files and environment variables; it starts nothing.
+It knows files and environment variables, not processes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from captioner.machine import usable_cores
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 _STUB = "triton_python_backend_stub"
-_OURS = Path(__file__).parent / "backends"
+_BACKENDS = Path(__file__).parent / "backends"
 
 
 def triton_root() -> Path:
-    """The wheel's folder with `bin`, `backends` and one stub for each Python version.
+    """Return the wheel's folder with `bin`, `backends` and one stub executable per Python version.
 
-    Raises StartupRefused where the wheel or this Python's stub is missing.
+    Raises StartupRefused if the wheel or the stub of this Python version is missing.
     """
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         raise StartupRefused(f"this is Python {_python()}; Captioner needs Python 3.10, 3.11 or 3.12")
@@ -31,7 +31,7 @@ def triton_root() -> Path:
     if package is None or not package.submodule_search_locations:
         raise StartupRefused(
             "the package nvidia-pytriton, which brings tritonserver, is not installed in "
-            f"{sys.prefix}; run: {sys.executable} -m pip install 'captioner[server,embedded]'"
+            f"{sys.prefix}; run: {sys.executable} -m pip install 'captioner[server]'"
         )
     root = Path(package.submodule_search_locations[0]) / "tritonserver"
     if not (root / "python_backend_stubs" / _python() / _STUB).is_file():
@@ -40,9 +40,9 @@ def triton_root() -> Path:
 
 
 def build(folder: Path) -> Path:
-    """Fills `folder` with the `python` backend of this Python's version and our `onnxruntime` stand-in.
+    """Copy the `python` backend for this Python version and our `onnxruntime` backend into `folder`; return it.
 
-    Files are copied: tritonserver refuses a symlinked backend library as escaping its folder.
+    They are copies because tritonserver refuses a symbolic link to a backend library outside the folder.
     """
     root = triton_root()
     python = folder / "python"
@@ -50,14 +50,14 @@ def build(folder: Path) -> Path:
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy2(root / "backends" / "python" / name, python)
     shutil.copy2(root / "python_backend_stubs" / _python() / _STUB, python)
-    shutil.copytree(_OURS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_BACKENDS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def environment() -> dict[str, str]:
-    """The environment in which the server and its stubs find this Python, its packages and its libraries.
+    """Return the environment in which the server and its stubs find this Python, its packages and its libraries.
 
-    Raises StartupRefused where no shared libpython is found.
+    Raises StartupRefused if there is no shared libpython.
     """
     from find_libpython import find_libpython
 
@@ -70,13 +70,14 @@ def environment() -> dict[str, str]:
         )
     wheel_libraries = triton_root().parents[1] / "nvidia_pytriton.libs"
     return {
-        # From Python 3.11 on the stub ignores PYTHONPATH and takes its prefix from the first python3 on PATH.
+        # From Python 3.11 on, the stub ignores PYTHONPATH and takes its prefix from the first python3 on PATH.
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join([str(wheel_libraries), str(Path(libpython).parent)]),
-        # Torch counts the host's cores, not the container's share of them, and then waits for itself.
+        # Torch counts the host's cores, not the container's share of them: too many threads make it slow.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores())),
-        **({} if _has("onnxruntime-gpu") else {"CUDA_VISIBLE_DEVICES": ""}),  # KIND_AUTO would take a GPU it cannot use
+        # With a GPU in sight, KIND_AUTO would use it, which a CPU build of ONNX Runtime cannot.
+        **({} if _has("onnxruntime-gpu") else {"CUDA_VISIBLE_DEVICES": ""}),
     }
 
 

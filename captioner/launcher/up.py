@@ -1,4 +1,4 @@
-"""`captioner up`: the model published, the server ready, the page open, and all of it gone after Ctrl-C."""
+"""`captioner up`: publish the model, start the server and the page, and stop everything on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from captioner.artifacts.version_store import VersionStore
-from captioner.client.probe import probe as caption_something
+from captioner.client.probe import probe
 from captioner.errors import CaptionerError, StartupRefused
-from captioner.launcher.supervisor import TritonServer, take_ports
+from captioner.launcher.supervisor import TritonServer, choose_ports
 from captioner.publish.model_control import admin_key
-from captioner.publish.warm_standby import load_previous_when_ready
+from captioner.publish.warm_standby import Log, load_previous_when_ready
 
 PR_SET_PDEATHSIG = 1
 PAGE_START_SECONDS = 60.0
 PROBE_STALL_SECONDS = 20.0
-PUBLISH_ENDS_SECONDS = 60.0
+PUBLISH_LOCK_SECONDS = 60.0  # how long to wait for a publish that is running
 
 
 def up(
@@ -35,43 +34,46 @@ def up(
     page_port: int,
     model: str | None = None,
 ) -> int:
-    """Runs until a signal and returns the exit code. Raises StartupRefused with one sentence."""
+    """Run until SIGINT or SIGTERM; return the exit code. Raises StartupRefused with one sentence.
+
+    Creates `repository` if it does not exist. `model` is published first; by default, what is live or else the
+    embedded model.
+    """
     started = time.monotonic()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"[{time.monotonic() - started:6.1f} s] {text}", flush=True)
 
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    take_ports("127.0.0.1", {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port, "page": page_port})
+    choose_ports("127.0.0.1", {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port, "page": page_port})
     export = [sys.executable, "-m", "export", "--repository", str(repository)]
-    _run_export(export + ([model] if model else []), say, stopping)
+    _run_export(export + ([model] if model else []), log, stopping)
     if stopping.is_set():
         return 130
+    repository, address = repository.resolve(), f"127.0.0.1:{grpc_port}"
 
-    def probe() -> bool:
+    def is_alive() -> bool:
         try:
-            caption_something(f"127.0.0.1:{grpc_port}", PROBE_STALL_SECONDS)
+            probe(address, PROBE_STALL_SECONDS)
         except CaptionerError as error:
-            return error.code == "SERVER_BUSY"  # a server that refuses in words is alive
+            return error.code == "SERVER_BUSY"  # an overloaded server is alive
         return True
 
-    repository = repository.resolve()
+    def on_restart(reason: str) -> None:
+        log(f"restarting the server: {reason}")
+        recover(repository, log)
 
-    def restarting(reason: str) -> None:
-        say(f"restarting: {reason}")
-        recover(repository, say)
+    def on_ready() -> None:
+        arguments = repository, address, log, PUBLISH_LOCK_SECONDS
+        threading.Thread(target=load_previous_when_ready, args=arguments, name="warm-standby", daemon=True).start()
 
-    def standing_by() -> None:
-        arguments = repository, f"127.0.0.1:{grpc_port}", say, PUBLISH_ENDS_SECONDS
-        threading.Thread(target=load_previous_when_ready, args=arguments, name="stand-by", daemon=True).start()
-
-    say("starting Triton and the page")
+    log("starting the server and the page")
     page = subprocess.Popen(
-        [sys.executable, "-m", "frontend", "--server", f"127.0.0.1:{grpc_port}", "--port", str(page_port)],
-        start_new_session=True,  # the terminal's Ctrl-C is ours alone; we end it
-        preexec_fn=_end_with_us,  # noqa: PLW1509 - one system call, no lock
+        [sys.executable, "-m", "frontend", "--server", address, "--port", str(page_port)],
+        start_new_session=True,  # a terminal's Ctrl-C must reach only this process, which stops the page
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
     )
     try:
         with TritonServer(
@@ -79,20 +81,20 @@ def up(
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            progress=_Progress(say, stopping),
+            progress=_LoadProgress(log, stopping),
             admin_key=admin_key(repository),
-            on_restart=restarting,
-            on_ready=standing_by,
-            probe=probe,
+            on_restart=on_restart,
+            on_ready=on_ready,
+            probe=is_alive,
         ) as server:
             _wait_for_page(page, page_port, stopping)
             if not stopping.is_set():
-                say(f"ready: http://127.0.0.1:{page_port}  (Ctrl-C stops everything)")
+                log(f"ready: http://127.0.0.1:{page_port}  (Ctrl-C stops everything)")
             while not stopping.wait(0.2):
                 server.wait(0)
                 if page.poll() is not None:
                     raise StartupRefused(f"the page ended with exit code {page.returncode}")
-            say("stopping")
+            log("stopping")
     finally:
         page.terminate()
         try:
@@ -102,74 +104,80 @@ def up(
     return 0
 
 
-def recover(path: Path, say: Callable[[str], None]) -> None:
-    """Before a start, so that it serves what was confirmed: what a publish left that died, or that the server took."""
+def recover(path: Path, log: Log) -> None:
+    """Quarantine the version of a publish that died, so that the restarted server serves a confirmed version."""
     try:
-        with VersionStore(path).lock(PUBLISH_ENDS_SECONDS) as repository:
-            for version in repository.recover():
-                say(f"version {version} was left unfinished; it is set aside")
-    except CaptionerError as error:  # a publish that still runs, and that will find the server gone
-        say(error.wire())
+        with VersionStore(path).lock(PUBLISH_LOCK_SECONDS) as store:
+            for version in store.recover():
+                log(f"version {version} was left unfinished; it is quarantined")
+    except CaptionerError as error:  # a publish is running; it will notice that the server is gone
+        log(error.wire())
 
 
-def _end_with_us() -> None:
-    """In a child before it begins: the kernel ends it when this process is gone, however it went."""
+def _die_with_parent() -> None:
+    """Before a child's exec: let the kernel send it SIGTERM when this process ends, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _run_export(command: list[str], say: Callable[[str], None], stopping: threading.Event) -> None:
-    """Runs the exporter, passing on what it says; its own process, so that torch leaves memory with it."""
+def _run_export(command: list[str], log: Log, stopping: threading.Event) -> None:
+    """Run the exporter and log its output. It is a process of its own, so that torch's memory is freed with it.
+
+    Returns early once `stopping`. Raises StartupRefused with the exporter's last line on stderr.
+    """
     with (
-        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryFile("w+") as stderr,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=stderr,
             text=True,
             start_new_session=True,
-            preexec_fn=_end_with_us,  # noqa: PLW1509 - one system call, no lock
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
         ) as process,
     ):
         ended = threading.Event()
 
-        def stop_with_us() -> None:
+        def terminate_when_stopping() -> None:
             while not ended.wait(0.2):
                 if stopping.is_set():
                     process.terminate()
 
-        watcher = threading.Thread(target=stop_with_us)
+        watcher = threading.Thread(target=terminate_when_stopping)
         watcher.start()
         assert process.stdout is not None
-        for line in process.stdout:
-            say(line.strip())
-        code = process.wait()
-        ended.set()
-        watcher.join()
-        errors.seek(0)
-        said = errors.read().strip().splitlines()
+        try:
+            for line in process.stdout:
+                log(line.strip())
+            code = process.wait()
+        finally:
+            ended.set()
+            watcher.join()
+        stderr.seek(0)
+        errors = stderr.read().strip().splitlines()
     if code and not stopping.is_set():
-        last = said[-1] if said else f"exit code {code}"
+        last = errors[-1] if errors else f"exit code {code}"
         raise StartupRefused(f"the model cannot be exported: {last}")
 
 
-class _Progress:
-    """Says which model is being loaded, once each; ends the start when we are to stop."""
+class _LoadProgress:
+    """Logs each model once while it loads. Raises KeyboardInterrupt to end the start once `stopping`."""
 
-    def __init__(self, say: Callable[[str], None], stopping: threading.Event) -> None:
-        self._say = say
+    def __init__(self, log: Log, stopping: threading.Event) -> None:
+        self._log = log
         self._stopping = stopping
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, loading: list[str], seconds: float) -> None:
         if self._stopping.is_set():
             raise KeyboardInterrupt
-        new = [model for model in loading if model not in self._said]
+        new = [model for model in loading if model not in self._logged]
         if new:
-            self._said.update(new)
-            self._say(f"loading {', '.join(new)}")
+            self._logged.update(new)
+            self._log(f"loading {', '.join(new)}")
 
 
 def _wait_for_page(page: subprocess.Popen[bytes], port: int, stopping: threading.Event) -> None:
+    """Return once the page answers, or once `stopping`. Raises StartupRefused if it ends or takes too long."""
     deadline = time.monotonic() + PAGE_START_SECONDS
     while not stopping.wait(0.1):
         if page.poll() is not None:

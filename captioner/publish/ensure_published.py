@@ -15,13 +15,13 @@ from captioner.publish.warm_standby import Log
 def ensure_published(model: str | None, path: Path, log: Log) -> None:
     """Publish `model` (a folder or MODEL[@REVISION]) into the repository at `path` unless it is live already.
 
-    Without a model, whatever is live stays; an empty repository gets the embedded model, and an embedded model of an
-    older release is replaced. No server is asked. Raises what resolving, exporting or publishing raises.
+    Without a model, a live model stays; only an empty repository, or one with the embedded model of an older release,
+    gets the embedded model. No server is contacted. Raises what resolving, exporting or publishing raises.
     """
     for name in repository_templates.install(path):
-        log(f"{path / name} was edited and is kept; this release brings another")
+        log(f"{path / name} was edited, so it is kept; this release has a newer one")
     store = VersionStore(path)
-    if os.access(store.path, os.W_OK):  # a read-only repository serves what it holds
+    if os.access(store.path, os.W_OK):  # a read-only repository cannot be recovered, only served
         with store.lock(wait_s=60):
             store.recover()
     versions = store.versions()
@@ -34,7 +34,7 @@ def ensure_published(model: str | None, path: Path, log: Log) -> None:
         log(f"{found} is published as version {newest}")
         return
     rejected = store.quarantined_revision(found.name, found.revision)
-    if model is None and newest and rejected:  # nobody asked for it again
+    if model is None and newest and rejected:  # do not publish a rejected model again unless it is named
         log(f"{found} was {rejected.state} as version {rejected.version}; version {newest} stays live")
         return
     from captioner.publish.publish import export_and_publish  # imports torch and transformers

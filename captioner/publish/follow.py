@@ -1,7 +1,8 @@
-"""A branch on the Hub, followed: each new commit is pulled, exported and published by `captioner publish`.
+"""Follow a branch on the Hub: publish each new commit with `captioner publish`.
 
-That runs as a process of its own, so that its memory leaves with it. What a Hub or a server that is away prevents is
-tried again, ever later; a commit that was set aside or that cannot be exported waits for a newer one.
+The publish runs in a process of its own, so that its memory is freed when it ends. When the Hub or a server cannot be
+reached, the follower tries again with growing waits. A commit that is quarantined or cannot be exported is skipped
+until a newer one appears.
 """
 
 from __future__ import annotations
@@ -10,87 +11,90 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captioner.artifacts.version_store import VersionStore
 from captioner.errors import CaptionerError
 from captioner.hub import resolve
+from captioner.publish.warm_standby import Log
 
-LEAST_WAIT_S, LONGEST_WAIT_S = 1.0, 3600.0
-FINAL = "MODEL_UNSUPPORTED"  # no later try ends otherwise
-
-Say = Callable[[str], None]
+MIN_INTERVAL_S, MAX_WAIT_S = 1.0, 3600.0
+PERMANENT = "MODEL_UNSUPPORTED"  # the code of an error that a retry cannot change
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at the branch found: a commit to publish, or why there is none."""
+class Poll:
+    """The branch's newest commit, and why it is not to be published; empty if it is."""
 
     commit: str
-    why_not: str = ""
+    skip_reason: str = ""
 
 
 class Follower:
-    """Follows `branch` of `model` into `repository`; `publish` are the further arguments of `captioner publish`."""
+    """Publishes new commits of `branch` of `model` into `store`.
 
-    def __init__(self, model: str, branch: str, repository: VersionStore, publish: Sequence[str], say: Say) -> None:
+    `options` are passed on to `captioner publish`.
+    """
+
+    def __init__(self, model: str, branch: str, store: VersionStore, options: Sequence[str], log: Log) -> None:
         self._model = model
         self._branch = branch
-        self._repository = repository
-        self._publish = list(publish)
-        self._say = say
-        self._failed: dict[str, str] = {}  # commit → what its publish said
-        self._said = ""
+        self._store = store
+        self._options = list(options)
+        self._log = log
+        self._failed: dict[str, str] = {}  # commit → the last line of its publish
+        self._last_message = ""
 
-    def look(self) -> Look:
-        """Asks the Hub. Raises HubUnreachable and its like."""
+    def poll(self) -> Poll:
+        """Ask the Hub for the newest commit. Raises HubUnreachable, ModelMissing or AccessDenied."""
         commit = resolve.latest_commit(self._model, self._branch)
-        versions = self._repository.versions()
+        versions = self._store.versions()
         if versions and (live := versions[max(versions)]).model == self._model and live.revision == commit:
-            return Look(commit, f"{self._model}@{commit[:12]} is live")
+            return Poll(commit, f"{self._model}@{commit[:12]} is live")
         if commit in self._failed:
-            return Look(commit, f"{commit[:12]} failed: {self._failed[commit]}")
-        if aside := self._repository.quarantined_revision(self._model, commit):
-            return Look(commit, f"{commit[:12]} was {aside.state} as version {aside.version}: {aside.reason}")
-        return Look(commit)
+            return Poll(commit, f"{commit[:12]} failed: {self._failed[commit]}")
+        if entry := self._store.quarantined_revision(self._model, commit):
+            return Poll(commit, f"{commit[:12]} was {entry.state} as version {entry.version}: {entry.reason}")
+        return Poll(commit)
 
     def step(self) -> bool:
-        """One look, and a publish if there is something new. False where it is worth trying again later."""
+        """Poll once and publish a new commit; return False if the same should be tried again later."""
         try:
-            look = self.look()
+            poll = self.poll()
         except CaptionerError as error:
-            self._say_once(error.wire())
+            self._log_once(error.wire())
             return False
-        if look.why_not:
-            self._say_once(f"{look.why_not}; waiting for a newer commit on {self._branch}")
+        if poll.skip_reason:
+            self._log_once(f"{poll.skip_reason}; waiting for a newer commit on {self._branch}")
             return True
-        self._say(f"publishing {self._model}@{look.commit}")
-        command = [sys.executable, "-m", "captioner.cli", "publish", f"{self._model}@{look.commit}", *self._publish]
+        self._log(f"publishing {self._model}@{poll.commit}")
+        command = [sys.executable, "-m", "captioner.cli", "publish", f"{self._model}@{poll.commit}", *self._options]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
-                said = [line for line in process.stderr.read().splitlines() if line.strip()]
-            except BaseException:  # Ctrl-C or SIGTERM: it takes back what it has begun
+                lines = [line for line in process.stderr.read().splitlines() if line.strip()]
+            except BaseException:  # on Ctrl-C or SIGTERM the publish aborts what it has begun
                 process.terminate()
                 raise
         if process.returncode == 0:
             return True
-        last = said[-1] if said else f"exit code {process.returncode}"
-        self._say(last)
-        if last.startswith(FINAL):
-            self._failed[look.commit] = last
-        return last.startswith(FINAL)
+        last = lines[-1] if lines else f"exit code {process.returncode}"
+        self._log(last)
+        if last.startswith(PERMANENT):
+            self._failed[poll.commit] = last
+        return last.startswith(PERMANENT)
 
-    def run(self, every_s: float, wake: threading.Event) -> None:
-        """Looks every `every_s` seconds, later after failures, at once when `wake` is set; for ever."""
-        wait_s = every_s
+    def run(self, interval_s: float, wake: threading.Event) -> None:
+        """Step every `interval_s` seconds, later after failures, immediately when `wake` is set; never return."""
+        wait_s = interval_s
         while True:
-            wait_s = every_s if self.step() else min(wait_s * 2, max(LONGEST_WAIT_S, every_s))
-            wake.wait(wait_s * random.uniform(0.9, 1.1))  # many followers do not ask at one moment
+            wait_s = interval_s if self.step() else min(wait_s * 2, max(MAX_WAIT_S, interval_s))
+            wake.wait(wait_s * random.uniform(0.9, 1.1))  # spread the requests of many followers
             wake.clear()
 
-    def _say_once(self, text: str) -> None:
-        if text != self._said:
-            self._say(text)
-        self._said = text
+    def _log_once(self, message: str) -> None:
+        """Log a message unless it repeats the previous one."""
+        if message != self._last_message:
+            self._log(message)
+        self._last_message = message

@@ -1,4 +1,4 @@
-"""Triton's explicit model control, for whoever holds the repository's key: which versions of a model are loaded."""
+"""Triton's explicit model control: which versions of a model are loaded. It needs the repository's admin key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from captioner.errors import AccessDenied, ServerUnreachable, from_wire
 from captioner.wire import ADMIN_HEADER, CAPTIONER, Tensor
 
-KEY_FILE = ".admin-key"  # in the repository: who may write there decides anyway what is served
+KEY_FILE = ".admin-key"  # in the repository: who can write there decides anyway what is served
 KEY_VARIABLE = "CAPTIONER_ADMIN_KEY"
 LOAD_SECONDS = 600.0
 CALL_SECONDS = 30.0
@@ -28,27 +28,32 @@ _POLL_SECONDS = 0.05
 
 
 def admin_key(repository: Path) -> str:
-    """The key of the servers on this repository: from the environment, from its file, or drawn and kept there.
+    """Return the admin key of all servers on this repository: $CAPTIONER_ADMIN_KEY, or the content of KEY_FILE.
 
-    In a repository that cannot be written nobody publishes, and a key that was drawn is told to nobody.
+    The first call generates KEY_FILE. In a read-only repository nobody can publish, so each call returns a new key that
+    is stored nowhere.
     """
     if key := os.environ.get(KEY_VARIABLE):
         return key
-    path, drawn = repository / KEY_FILE, secrets.token_hex(16)
+    path, generated = repository / KEY_FILE, secrets.token_hex(16)
     with suppress(OSError):
         if not path.exists():
             with tempfile.NamedTemporaryFile("w", dir=repository) as file:  # mode 0600
-                file.write(drawn)
+                file.write(generated)
                 file.flush()
-                os.link(file.name, path)  # whole, and only one of several servers that start at once
+                os.link(file.name, path)  # atomic: one of several servers that start together wins
     try:
         return path.read_text("ascii").strip()
     except OSError:
-        return drawn
+        return generated
 
 
 class ModelControl:
-    """One server's models. Every method raises CaptionerError with Triton's own reason; ServerUnreachable for none."""
+    """The models of one server.
+
+    Every method raises CaptionerError with Triton's own reason, ServerUnreachable when no server answers, and
+    AccessDenied for a wrong key.
+    """
 
     def __init__(self, address: str, key: str) -> None:
         self.address = address
@@ -56,9 +61,10 @@ class ModelControl:
         self._client = grpc.InferenceServerClient(address)
 
     def is_ready(self) -> bool:
-        """Whether the server is there and serves captions; False where there is none.
+        """Return whether the server answers and serves captions.
 
-        The server's own readiness is not asked: Triton denies it as long as it runs once any version failed to load.
+        This asks for the captioner's readiness, not the server's: after one version failed to load, Triton reports the
+        server as not ready until it restarts.
         """
         try:
             return bool(self._client.is_model_ready(CAPTIONER, client_timeout=CALL_SECONDS))
@@ -66,26 +72,27 @@ class ModelControl:
             return False
 
     def load(self, repository: Path, model: str, versions: Collection[int]) -> None:
-        """Loads exactly these versions of `model`, as `repository` has it; returns when all of them are ready.
+        """Load exactly these versions of `model` from `repository`; return when all of them are ready.
 
-        A version that is loaded already goes on undisturbed, and so do requests in flight in one that is left out.
+        A version that is loaded already is not reloaded. A version that is left out is unloaded after its requests in
+        flight.
         """
         config = model_config_pb2.ModelConfig()
         text_format.Parse((repository / model / "config.pbtxt").read_text("utf-8"), config)
         config.version_policy.specific.versions[:] = sorted(versions)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)
-        with _typed(self.address):
+        with _typed_errors(self.address):
             self._client.load_model(model, headers=self._headers, config=text, client_timeout=LOAD_SECONDS)
 
     def loaded(self, model: str) -> set[int]:
-        """The versions of `model` that are ready, or still end what they began."""
-        with _typed(self.address):
+        """Return the versions of `model` that are ready or still drain."""
+        with _typed_errors(self.address):
             index = self._client.get_model_repository_index(headers=self._headers, client_timeout=CALL_SECONDS)
-        gone = {"UNAVAILABLE", ""}
-        return {int(each.version) for each in index.models if each.name == model and each.state not in gone}
+        unloaded = {"UNAVAILABLE", ""}
+        return {int(each.version) for each in index.models if each.name == model and each.state not in unloaded}
 
     def wait_unloaded(self, model: str, version: int, seconds: float) -> bool:
-        """Whether that version ended all that it had begun, within `seconds`."""
+        """Wait up to `seconds` until that version is unloaded; return whether it is."""
         end = time.monotonic() + seconds
         while version in self.loaded(model):
             if time.monotonic() >= end:
@@ -96,25 +103,25 @@ class ModelControl:
     def infer(
         self, model: str, version: int, tensor: Tensor, value: NDArray[np.generic], output: Tensor
     ) -> NDArray[np.generic]:
-        """One output of one version of a model that answers once."""
+        """Run one version of a model that has one input and is not decoupled; return one of its outputs."""
         entry = grpc.InferInput(tensor.name, list(value.shape), np_to_triton_dtype(value.dtype))
         entry.set_data_from_numpy(value)
-        with _typed(self.address):
+        with _typed_errors(self.address):
             answer = self._client.infer(
                 model, [entry], str(version), [grpc.InferRequestedOutput(output.name)], client_timeout=LOAD_SECONDS
             )
-        found: NDArray[np.generic] = answer.as_numpy(output.name)
-        return found
+        result: NDArray[np.generic] = answer.as_numpy(output.name)
+        return result
 
 
 @contextmanager
-def _typed(address: str) -> Iterator[None]:
+def _typed_errors(address: str) -> Iterator[None]:
     try:
         yield
     except InferenceServerException as error:
-        said = error.message() or str(error)
-        if "restricted" in said:
-            raise AccessDenied(f"{address} keeps model control to whoever has its key, see {KEY_FILE}") from None
+        message = error.message() or str(error)
+        if "restricted" in message:
+            raise AccessDenied(f"model control of {address} needs the admin key, see {KEY_FILE}") from None
         if error.status() == "StatusCode.UNAVAILABLE":
-            raise ServerUnreachable(f"no answer from {address}: {said}") from None
-        raise from_wire(said) from None
+            raise ServerUnreachable(f"no answer from {address}: {message}") from None
+        raise from_wire(message) from None

@@ -1,4 +1,4 @@
-"""Rollback: the previous version answers first, then the rejected one drains and is unloaded.
+"""Rollback: traffic moves to the previous version first, then the rejected version drains and is unloaded.
 
 A publish that fails aborts through the same steps. This module does not import torch.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from captioner.artifacts.version_store import Leaving, VersionStore
+from captioner.artifacts.version_store import QuarantineState, VersionStore
 from captioner.errors import ArtefactBroken, CaptionerError
 from captioner.publish.model_control import ModelControl
 from captioner.publish.warm_standby import DRAIN_SECONDS, ENCODER, Log, load_previous_version, newest
@@ -21,12 +21,12 @@ def rollback(store: VersionStore, controls: Sequence[ModelControl], log: Log) ->
     version.
     """
     with store.lock():
-        dead = store.recover()
+        unfinished = store.recover()
         *_, previous, live = [0, 0, *store.versions()]
-        if dead:
+        if unfinished:
             for control in controls:
                 load_previous_version(store, control)
-            log(f"version {live} is live; the unfinished version {dead[-1]} is quarantined")
+            log(f"version {live} is live; the unfinished version {unfinished[-1]} is quarantined")
             return live
         if not previous:
             raise ArtefactBroken(f"there is no version before the live one in {store.path}")
@@ -41,11 +41,11 @@ def abort(
     store: VersionStore,
     controls: Sequence[ModelControl],
     version: int,
-    state: Leaving,
+    state: QuarantineState,
     reason: str,
     on_moved: Callable[[], None] = lambda: None,
 ) -> list[CaptionerError]:
-    """Quarantine a version at whatever step its publish has reached; call `on_moved` once traffic has left it.
+    """Quarantine a version, whichever step its publish has reached; call `on_moved` once traffic has left it.
 
     Returns the errors of servers that could not follow. The repository is consistent either way, so the next start
     serves the right version.
@@ -65,7 +65,7 @@ def abort(
         on_moved()
     for model in reversed(ENCODER):
         store.quarantine(model, version)
-    store.explain(version, state, reason)
+    store.record_reason(version, state, reason)
     for control in controls:
         try:
             control.wait_unloaded(CAPTIONER, version, DRAIN_SECONDS)  # its requests in flight still call its encoder

@@ -1,4 +1,4 @@
-"""Every version that a repository has or had, as people ask for it: which is live, what it is, why one is not."""
+"""The rows of `captioner versions`: each version that a repository holds or has quarantined, with state and reason."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.artifacts.manifest import NAME, Manifest
-from captioner.artifacts.version_store import QUARANTINE, VERSIONED, Leaving, VersionStore
+from captioner.artifacts.version_store import QUARANTINE, VERSIONED, QuarantineState, VersionStore
 from captioner.errors import ArtefactBroken
 from captioner.wire import CAPTIONER
 
 
 @dataclass(frozen=True)
 class Version:
-    """One row. `when` it was published or set aside, in seconds since 1970; `size` in bytes."""
+    """One row. `when`: seconds since 1970 of the publish or of the quarantine; `size` in bytes.
+
+    A rollback makes the version in state "before" live.
+    """
 
     number: int
-    state: Literal["live", "before", "kept"] | Leaving
+    state: Literal["live", "before", "kept"] | QuarantineState
     manifest: Manifest
     size: int
     when: float
     reason: str = ""
 
 
-def versions(repository: VersionStore) -> list[Version]:
-    """The newest first. A version of another manifest format is left out; `captioner doctor` names it."""
-    placed = repository.versions()
+def versions(store: VersionStore) -> list[Version]:
+    """Return all versions, newest first.
+
+    Versions of another manifest format are left out; `captioner doctor` names them.
+    """
+    published = store.versions()
     newest: tuple[Literal["live", "before"], ...] = ("live", "before")
-    states = dict(zip(reversed(placed), newest, strict=False))
+    states = dict(zip(reversed(published), newest, strict=False))
     rows = []
-    for number, manifest in placed.items():
-        folders = [repository.folder(model, number) for model in VERSIONED]
-        when = (repository.folder(CAPTIONER, number) / NAME).stat().st_mtime
+    for number, manifest in published.items():
+        folders = [store.folder(model, number) for model in VERSIONED]
+        when = (store.folder(CAPTIONER, number) / NAME).stat().st_mtime
         rows.append(Version(number, states.get(number, "kept"), manifest, _size(folders), when))
-    for number, aside in repository.quarantined().items():
-        folder = repository.path / QUARANTINE / str(number)
+    for number, entry in store.quarantined().items():
+        folder = store.path / QUARANTINE / str(number)
         try:
             manifest = Manifest.load(folder / CAPTIONER)
         except ArtefactBroken:
             continue
-        rows.append(Version(number, aside.state, manifest, _size([folder]), aside.when, aside.reason))
+        rows.append(Version(number, entry.state, manifest, _size([folder]), entry.when, entry.reason))
     return sorted(rows, key=lambda row: -row.number)
 
 

@@ -1,9 +1,9 @@
-"""Which versions a server has loaded: the live one and the one before it, so that a rollback only moves traffic.
+"""Which versions a server has loaded: the live one and those before it, so that a rollback only moves traffic.
 
     python -m captioner.publish.warm_standby REPOSITORY ADDRESS
 
 Triton starts with the live version alone, so that no other version can keep it from starting. Once it is ready, this
-module loads the previous version too.
+module loads the previous versions too; `KEEP_LOADED` says how many versions are loaded in all.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captioner.artifacts.version_store import VersionStore
 from captioner.errors import CaptionerError
-from captioner.publish import KEEP_LOADED
-from captioner.publish.model_control import ModelControl, admin_key
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 
+if TYPE_CHECKING:
+    from captioner.publish.model_control import ModelControl  # imports tritonclient: `captioner --help` stays fast
+
+# Versions in memory: the live one and those before it, so that a rollback only moves traffic. At least 2.
+KEEP_LOADED = 2
+KEEP = 4  # default number of versions on disk; at least KEEP_LOADED
 ENCODER = (VISION_ENCODER, PREPROCESS)
 DRAIN_SECONDS = 60.0  # for the requests in flight of a version that is unloaded
 _POLL_SECONDS = 1.0
@@ -26,9 +31,12 @@ _POLL_SECONDS = 1.0
 Log = Callable[[str], None]
 
 
-def newest(store: VersionStore) -> list[int]:
-    """Return the versions that should be loaded, ascending: the live one and those before it."""
-    return list(store.versions())[-KEEP_LOADED:]
+def newest(store: VersionStore, spare: int = 0) -> list[int]:
+    """Return the versions that should be loaded, ascending: the live one and those before it.
+
+    `spare` leaves room in memory for that many versions that are about to be loaded.
+    """
+    return list(store.versions())[spare - KEEP_LOADED :]
 
 
 def load_previous_version(store: VersionStore, control: ModelControl) -> None:
@@ -38,22 +46,24 @@ def load_previous_version(store: VersionStore, control: ModelControl) -> None:
             control.load(store.path, model, versions)
 
 
-def unload_others(store: VersionStore, control: ModelControl, live: Sequence[int]) -> None:
-    """Unload every version but `live`: each captioner before the encoder it calls."""
-    others = control.loaded(CAPTIONER).difference(live)
-    if live and others:
-        control.load(store.path, CAPTIONER, live)
+def unload_others(store: VersionStore, control: ModelControl, kept: Sequence[int]) -> None:
+    """Unload every version but `kept`: each captioner before the encoder it calls."""
+    others = control.loaded(CAPTIONER).difference(kept)
+    if kept and others:
+        control.load(store.path, CAPTIONER, kept)
         for version in others:
             control.wait_unloaded(CAPTIONER, version, DRAIN_SECONDS)
         for model in ENCODER:
-            control.load(store.path, model, live)
+            control.load(store.path, model, kept)
 
 
 def load_previous_when_ready(path: Path, address: str, log: Log, seconds: float) -> None:
-    """Wait up to `seconds` for the server, then load the previous version. Failures are logged, not raised.
+    """Wait up to `seconds` for the server, then load the previous versions. Failures are logged, not raised.
 
     A publish that runs at the same time holds the lock and loads what it needs itself.
     """
+    from captioner.publish.model_control import ModelControl, admin_key
+
     end = time.monotonic() + seconds
     try:
         control = ModelControl(address, admin_key(path))

@@ -1,4 +1,4 @@
-"""The Hub's webhook: whoever knows its secret wakes the follower, which then looks for itself."""
+"""The Hub's webhook: a POST with the secret wakes the follower, which then asks the Hub itself."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ SECRET_HEADER = "X-Webhook-Secret"
 
 @contextmanager
 def listening(host: str, port: int, secret: str, wake: threading.Event) -> Iterator[int]:
-    """Takes POSTs with the secret on `port` and sets `wake`; nothing in them is believed. Gives the port."""
+    """Listen on `port` (0 takes a free one), yield the port, and set `wake` for each POST that carries the secret.
+
+    The body of a request is ignored.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
         def do_POST(self) -> None:
-            known = hmac.compare_digest(self.headers.get(SECRET_HEADER, "").encode(), secret.encode())
-            if known:
+            authorized = hmac.compare_digest(self.headers.get(SECRET_HEADER, "").encode(), secret.encode())
+            if authorized:
                 wake.set()
-            self.send_response(204 if known else 401)
+            self.send_response(204 if authorized else 401)
             self.send_header("Content-Length", "0")
             self.end_headers()
             self.close_connection = True
 
         def log_message(self, *_: object) -> None:
-            """Nothing is written of who asks."""
+            """Keep requests out of the log."""
 
     server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True

@@ -1,107 +1,99 @@
-"""Token ids to text, as they come. Knows the tokenizer and where the text ends; not who listens."""
+"""Token ids to text, and the only rule for where a caption's text ends. It knows the tokenizer, not the client."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from tokenizers import Tokenizer
 
-_INCOMPLETE = "�"  # what a byte-level tokenizer shows for the first bytes of a character
+_INCOMPLETE = "�"  # a byte-level tokenizer shows this for the first bytes of a character
 _SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s)""")
-_WORD_END = re.compile(r"[^\w\s]*\s+")  # with the comma that only a next word makes good
-_BYTE = "<0x"  # how the byte tokens of byte fallback are written: <0x00> to <0xFF>
+_WORD_END = re.compile(r"[^\w\s]*\s+")  # starts before trailing punctuation: a comma is kept only before a next word
+_BYTE_TOKEN = "<0x"  # byte fallback spells its byte tokens <0x00> to <0xFF>
 
 
 class Detokenizer:
-    """Grows with each id; `text` never ends inside a character and never changes what it has said.
+    """The text of one caption while its ids arrive. It never ends inside a character, and text once returned stays.
 
-    That needs a tokenizer whose text of some ids begins the text of more ids, but for a character that is not whole
-    yet. Byte-level BPE is one, and so is WordPiece: its clean-up of "a ." or "do n't" looks at one token at a time.
-    With byte fallback, one bad byte spoils all bytes in a row, so these wait for the next token that is none.
+    Text and `finish_reason` depend on the ids only, not on how they are grouped into calls of `push`. Two instances of
+    the same request therefore agree: the decode thread asks one after each token, the sender's thread reads the other.
+
+    Requires prefix stability: decode(ids[:n]) is a prefix of decode(ids[:n+1]), except for an incomplete character.
+    Byte-level BPE has it, and so has WordPiece, whose clean-up of "a ." or "do n't" looks at one token at a time. With
+    byte fallback, one invalid byte changes the text of all adjacent byte tokens, so byte tokens wait for the next
+    ordinary token.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), max_characters: int | None = None
     ) -> None:
-        """`ids` stand before the caption and are part of it, as the words of a prompt that it continues.
+        """`ids` precede the generated ones and are part of the text, as the words of a prompt that is continued.
 
-        The text ends before the `stop` string that is whole first after those words, however the ids are grouped.
-        None may be empty. One longer than `max_characters` ends at the last sentence that fits; if the first does not,
-        at the last word that does.
+        The text ends before the first complete `stop` text, searched after `ids`; no stop text may be empty. A text
+        longer than `max_characters` ends at the last sentence that fits, or else at the last word that fits.
         """
+        self.finish_reason: Literal["stop", "length"] | None = None  # set once a stop text or the limit ended the text
         self._tokenizer = tokenizer
         self._ids = list(ids)
         self._stop = stop
         self._max_characters = max_characters
-        self._said = 0
-        self._stopped = False
-        self._before = len(self._decode())
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was met; nothing is said from then on."""
-        return self._stopped
+        self._returned = 0  # characters
+        self._start = len(self._decode())  # of the generated text
 
     def push(self, ids: list[int], final: bool = False) -> str:
-        """The text that `ids` add; with `final` also what was held back, as it might have begun a stop string."""
-        if self._stopped:
+        """Return the text that `ids` add; with `final`, also the text held back because it might begin a stop text.
+
+        Returns "" for everything after the end of the text.
+        """
+        if self.finish_reason is not None:
             return ""
         self._ids += ids
         text = self._decode()
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop, self._before)) >= 0]
-        if found:
-            self._stopped = True
-            text = text[: min(found)[1]]
-        elif not final:
-            if text.endswith(_INCOMPLETE) or self._ends_in_byte():
-                return ""
-            text = text[: len(text) - self._held(text)]
-        text = self._fitting(text, whole=final or self._stopped)
-        new = text[self._said :]
-        self._said = len(text)
+        if not final and (text.endswith(_INCOMPLETE) or self._ends_in_byte_token()):
+            return ""
+        text = self._until_end(text)
+        if self.finish_reason is None and not final:
+            text = self._settled(text)
+        new = text[self._returned :]
+        self._returned += len(new)
         return new
 
-    def _fitting(self, text: str, whole: bool) -> str:
-        """`text` within the limit; if it is not `whole` yet, what of it stays however it goes on."""
+    def is_stop(self, token_ids: list[int]) -> bool:
+        """Push the last of the generated `token_ids`; return whether the text has ended. The engine asks after each."""
+        self.push(token_ids[-1:])
+        return self.finish_reason is not None
+
+    def _until_end(self, text: str) -> str:
+        """Return `text` up to its end and set `finish_reason`; whichever of stop text and limit comes first decides."""
         limit = self._max_characters
-        if limit is None or (whole and len(text) <= limit):
-            return text
+        if limit is not None:
+            text = text[: limit + 1]  # what follows must not change the cut
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop, self._start)) >= 0]
+        if found:
+            self.finish_reason = "stop"
+            return text[: min(found)[1]]
+        if limit is not None and len(text) > limit:
+            self.finish_reason = "length"
+            return text[: self._fitting(text, limit) or limit]
+        return text
+
+    def _settled(self, text: str) -> str:
+        """Return the beginning of `text` that stays, whatever ids follow."""
+        generated = text[self._start :]
+        begun = (size for stop in self._stop for size in range(1, len(stop)) if generated.endswith(stop[:size]))
+        text = text[: len(text) - max(begun, default=0)]
+        return text if self._max_characters is None else text[: self._fitting(text, self._max_characters)]
+
+    def _fitting(self, text: str, limit: int) -> int:
+        """Return the end of the last sentence within `limit` characters, or else of the last word, or else 0."""
         ends = [found.end() for found in _SENTENCE_END.finditer(text) if found.end() <= limit]
         ends = ends or [found.start() for found in _WORD_END.finditer(text) if 0 < found.start() <= limit]
-        end = ends[-1] if ends else limit if len(text) > limit else 0
-        return text[: max(end, self._said)]
+        return ends[-1] if ends else 0
 
     def _decode(self) -> str:
         text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return text.lstrip()
 
-    def _ends_in_byte(self) -> bool:
-        """Whether the last token is one byte of a tokenizer with byte fallback."""
-        return bool(self._ids) and (self._tokenizer.id_to_token(self._ids[-1]) or "").startswith(_BYTE)
-
-    def _held(self, text: str) -> int:
-        """How many of the last characters could begin a stop string."""
-        generated = text[self._before :]
-        return max(
-            (size for stop in self._stop for size in range(1, len(stop)) if generated.endswith(stop[:size])), default=0
-        )
-
-
-def stop_met(tokenizer: Tokenizer, token_ids: list[int], stop: tuple[str, ...]) -> bool:
-    """Whether the last of the caption's ids brought one of the `stop` strings to its end, if asked after each id.
-
-    Decodes only as many ids as the longest string can have: one a byte, and one for a token's space before it.
-    """
-    if not stop:
-        return False
-    tail = token_ids[-1 - max(len(text.encode()) for text in stop) :]
-    text = tokenizer.decode(tail, skip_special_tokens=True)
-    return any(found in text for found in stop)
-
-
-def too_long(tokenizer: Tokenizer, echoed_prompt_ids: list[int], max_characters: int | None) -> bool:
-    """Whether the text of these ids is over its limit of characters, if it has one."""
-    return (
-        max_characters is not None
-        and len(tokenizer.decode(echoed_prompt_ids, skip_special_tokens=True).lstrip()) > max_characters
-    )
+    def _ends_in_byte_token(self) -> bool:
+        return bool(self._ids) and (self._tokenizer.id_to_token(self._ids[-1]) or "").startswith(_BYTE_TOKEN)

@@ -1,4 +1,4 @@
-"""Image features by the image's own bytes: equal images are encoded once, also while they are in flight."""
+"""Image features by the sha256 of the image file: equal images are encoded once, also while they are in flight."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from captioner.wire import ImageInfo
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder answered: features (image tokens, width) and what the image was."""
+    """The encoder's answer: features (image tokens, width) and facts about the image."""
 
     features: NDArray[np.float32]
     info: ImageInfo
 
 
 class FeatureCache:
-    """At most `limit_bytes` of features, the longest unused leaving first; 0 keeps nothing but what is in flight."""
+    """An LRU cache of at most `limit_bytes` of features. With 0 it only shares encodings that are in flight."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._kept: OrderedDict[bytes, Encoded] = OrderedDict()
+        self._cached: OrderedDict[bytes, Encoded] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._in_flight: dict[bytes, Future[Encoded]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: bytes, encode: Callable[[], Encoded]) -> tuple[Encoded, bool]:
-        """The features under `key` and whether they were known. Blocks while they are made, here or elsewhere.
+        """Return the features of `key` and whether this was a cache hit. Blocks while any thread encodes them.
 
-        What `encode` raises is raised for everyone who waited for it, and is not kept.
+        An exception of `encode` is raised in every thread that waits for it, and is not cached.
         """
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key], True
-            waited_for = self._in_flight.get(key)
-            if waited_for is None:
+            if key in self._cached:
+                self._cached.move_to_end(key)
+                return self._cached[key], True
+            pending = self._in_flight.get(key)
+            if pending is None:
                 future: Future[Encoded] = Future()
                 self._in_flight[key] = future
-        if waited_for is not None:
-            return waited_for.result(), True
+        if pending is not None:
+            return pending.result(), True
         try:
             encoded = encode()
         except BaseException as error:
@@ -56,15 +56,15 @@ class FeatureCache:
             raise
         with self._lock:
             del self._in_flight[key]
-            self._keep(key, encoded)
+            self._add(key, encoded)
         future.set_result(encoded)
         return encoded, False
 
-    def _keep(self, key: bytes, encoded: Encoded) -> None:
+    def _add(self, key: bytes, encoded: Encoded) -> None:
         size = encoded.features.nbytes
         if size > self._limit_bytes:
             return
-        self._kept[key] = encoded
+        self._cached[key] = encoded
         self._bytes += size
         while self._bytes > self._limit_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].features.nbytes
+            self._bytes -= self._cached.popitem(last=False)[1].features.nbytes

@@ -1,7 +1,7 @@
 """A published model in this process, without Triton: image bytes in, captions out.
 
-It is what `model_repository/` does in four models: the image's pixels, the vision encoder by ONNX Runtime, then the
-decoder's own service, which batches whatever is asked at once.
+It does what the three models of `model_repository/` do: decode the image, run the vision encoder with ONNX Runtime,
+then batch the captions in a CaptionService.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from captioner.wire import Caption
 
 
 class InProcessModel:
-    """The newest version of `repository`; on a GPU where torch sees one. Raises ArtefactBroken or StartupRefused.
+    """The live version of `repository`, on a GPU if torch sees one. Raises ArtefactBroken or StartupRefused.
 
-    `in_flight` captions may be asked for at once, `threads` are the encoder's.
+    `in_flight`: how many captions may be requested at the same time. `threads`: the encoder's, 0 for one a core.
     """
 
     def __init__(self, repository: Path, in_flight: int, threads: int = 0) -> None:
@@ -46,20 +46,20 @@ class InProcessModel:
         self._service = load_service(folder, version, gpu, settings, self._encode, lambda _: None)
 
     def submit(self, image: bytes, parameters: Mapping[str, object]) -> Future[Caption]:
-        """The caption to come; `parameters` are those of Client.caption. It raises what a server would refuse."""
-        values = wire.sent(parameters) | {"stream": False}
+        """Return a caption's future; `parameters` are those of Client.caption. The future raises a server's errors."""
+        values = wire.encode_parameters(parameters) | {"stream": False}
         prompt = values.pop("prompt", None)
-        reply = _Reply()
+        writer = _FutureWriter()
         request = CaptionRequest(image, None if prompt is None else str(prompt).encode(), values, streaming=False)
-        self._service.handle(request, reply)
-        return reply.caption
+        self._service.handle(request, writer)
+        return writer.caption
 
     def caption(self, image: bytes, parameters: Mapping[str, object]) -> Caption:
-        """The caption, waited for."""
+        """Return the caption; blocks."""
         return self.submit(image, parameters).result()
 
     def close(self) -> None:
-        """Ends once everything asked for is answered."""
+        """Answer every request, then stop."""
         self._service.close()
 
     def _encode(self, image: bytes) -> Encoded:
@@ -68,14 +68,15 @@ class InProcessModel:
         return Encoded(features[0], info)
 
 
-class _Reply:
-    """captioner.serving.response_sender.Reply into a future."""
+class _FutureWriter:
+    """A captioner.serving.response_sender.ResponseWriter that sets a future."""
 
     def __init__(self) -> None:
         self.caption: Future[Caption] = Future()
+        self.caption.set_running_or_notify_cancel()  # it can no longer be cancelled, so `send` and `fail` never raise
 
     def send(self, caption: str, details: str, final: bool) -> None:
-        if final:  # what is not streamed comes whole
+        if final:  # without streaming it is the only response
             self.caption.set_result(Caption(caption, wire.Details.from_json(details)))
 
     def fail(self, error: CaptionerError) -> None:
@@ -86,7 +87,7 @@ class _Reply:
 
 
 def _settings(config: Path, in_flight: int) -> Settings:
-    """The operator's, as Triton hands them to the captioner, with a place for every request."""
+    """Return the operator's settings, with a queue long enough for `in_flight` requests."""
     texts = {}
     if config.is_file():
         parsed = text_format.Parse(config.read_text("utf-8"), model_config_pb2.ModelConfig())

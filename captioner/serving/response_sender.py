@@ -1,7 +1,7 @@
-"""Answers leave through one thread, so that no decode step ever waits for a client.
+"""Responses leave through one thread, so that no decode step waits for a client.
 
-Telling Triton anything is a blocking round trip between processes (0.1 to 3 ms). The decode thread only drops token
-ids into a request's outbox; what piles up there meanwhile leaves as one piece.
+Each call to Triton is a blocking round trip between processes (0.1 to 3 ms). The decode thread only appends token ids
+to a request's response queue; ids that gather while a client is slow are sent as one piece of text.
 """
 
 from __future__ import annotations
@@ -18,142 +18,143 @@ from captioner.errors import CaptionerError
 from captioner.serving.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
-_FIRST, _NEXT, _END = range(3)  # what is sent before what
+_FIRST_TOKEN, _LATER, _CLOSE = range(3)  # priorities, in sending order
 
 
 class ResponseWriter(Protocol):
-    """The way back to one client; every call may block, and none is made after the final one."""
+    """Writes responses to one client. Every call may block; none is made after the final response."""
 
     def send(self, caption: str, details: str, final: bool) -> None:
-        """Sends new text; `details` is empty but in the final response."""
+        """Send new text. `details` is empty except in the final response."""
 
     def fail(self, error: CaptionerError) -> None:
-        """Sends an error as the final response."""
+        """Send an error as the final response."""
 
     def is_cancelled(self) -> bool:
-        """Whether the client has left."""
+        """Return whether the client has cancelled."""
 
 
-Close = Callable[[ResponseWriter, str], None]
+FinalResponse = Callable[[ResponseWriter, str], None]  # gets the text not sent yet
 
 
 class ResponseQueue:
-    """What one client is still to be told. Closed once, by `finish` or `fail`; what comes later is dropped."""
+    """What is still to be sent to one client. `finish` or `fail` closes it once; later calls are ignored."""
 
-    def __init__(self, reply: ResponseWriter, post: Callable[[ResponseQueue], None]) -> None:
-        self._reply: ResponseWriter | None = reply
-        self._post = post
+    def __init__(self, writer: ResponseWriter, schedule: Callable[[ResponseQueue], None]) -> None:
+        self._writer: ResponseWriter | None = writer
+        self._schedule = schedule
         self._lock = threading.Lock()
-        self._talking = threading.Lock()
-        self._posted = False
+        self._writing = threading.Lock()  # held while the writer is called
+        self._scheduled = False
         self._token_ids: list[int] = []
-        self._close: Close | None = None
-        self.sent = False  # a first token has gone
-        self._text: Detokenizer | None = None
+        self._final: FinalResponse | None = None
+        self.first_token_sent = False
+        self._detokenizer: Detokenizer | None = None
         self._streaming = False
         self._unsent = ""
 
-    def open(self, text: Detokenizer, streaming: bool) -> None:
-        """Says how ids become text, before the first `put`."""
-        self._text, self._streaming = text, streaming
+    def open(self, detokenizer: Detokenizer, streaming: bool) -> None:
+        """Set how ids become text. Call it before the first `put`."""
+        self._detokenizer, self._streaming = detokenizer, streaming
 
     def put(self, token_id: int) -> None:
-        """One more token of the caption."""
+        """Append one token of the caption."""
         with self._lock:
             self._token_ids.append(token_id)
             self._wake()
 
     def finish(self, details: Callable[[], str]) -> None:
-        """The caption is whole; `details` is asked for at the last moment."""
-        self._close_with(lambda reply, text: reply.send(text, details(), True))
+        """Close with the caption; `details` is called when the final response is written."""
+        self._close(lambda writer, text: writer.send(text, details(), True))
 
     def fail(self, error: CaptionerError) -> None:
-        """There will be no (more) caption."""
-        self._close_with(lambda reply, _: reply.fail(error))
+        """Close with an error."""
+        self._close(lambda writer, _: writer.fail(error))
 
     def is_cancelled(self) -> bool:
-        """Whether the client has left; never asked after the final response, when Triton has freed the request."""
-        with self._talking:
-            return self._reply is not None and self._reply.is_cancelled()
+        """Return whether the client has cancelled. False after the final response: Triton has freed the request."""
+        with self._writing:
+            return self._writer is not None and self._writer.is_cancelled()
 
-    def _close_with(self, close: Close) -> None:
+    def _close(self, final: FinalResponse) -> None:
         with self._lock:
-            if self._close is None:
-                self._close = close
+            if self._final is None:
+                self._final = final
                 self._wake()
 
     def _wake(self) -> None:
-        if not self._posted:
-            self._posted = True
-            self._post(self)
+        if not self._scheduled:
+            self._scheduled = True
+            self._schedule(self)
 
     def flush(self) -> None:
-        """Tells the client everything that has gathered; runs on the sender thread."""
+        """Send everything that has gathered. Runs on the sender's thread."""
         with self._lock:
-            # The first token goes alone: it is what the client waits for.
-            count = len(self._token_ids) if self.sent else 1
+            # The first token is sent alone: it is what the client waits for.
+            count = len(self._token_ids) if self.first_token_sent else 1
             ids, self._token_ids = self._token_ids[:count], self._token_ids[count:]
             more = bool(self._token_ids)
-            close = None if more else self._close
-            self._posted = more
-            self.sent = self.sent or bool(ids)
+            final = None if more else self._final
+            self._scheduled = more
+            self.first_token_sent = self.first_token_sent or bool(ids)
             if more:
-                self._post(self)
-        with self._talking:
-            if self._reply is not None and self._tell(self._reply, ids, close):
-                self._reply = None  # not left to the collector: at the interpreter's end Triton's part waits for ever
-            if self._reply is None:
-                self._close = None  # an error's traceback knows the reply as well
+                self._schedule(self)
+        with self._writing:
+            if self._writer is not None and self._write(self._writer, ids, final):
+                # Release the writer now: collected while the interpreter exits, Triton's part of it blocks for ever.
+                self._writer = None
+            if self._writer is None:
+                self._final = None  # the traceback of an error refers to the writer as well
 
-    def _tell(self, reply: ResponseWriter, ids: list[int], close: Close | None) -> bool:
-        """Whether that was the last."""
+    def _write(self, writer: ResponseWriter, ids: list[int], final: FinalResponse | None) -> bool:
+        """Return whether the final response was sent."""
         try:
-            if self._text is not None:
-                self._unsent += self._text.push(ids, final=close is not None)
-            if close is not None:
-                close(reply, self._unsent)
+            if self._detokenizer is not None:
+                self._unsent += self._detokenizer.push(ids, final=final is not None)
+            if final is not None:
+                final(writer, self._unsent)
             elif self._streaming and self._unsent:
-                reply.send(self._unsent, "", False)
+                writer.send(self._unsent, "", False)
                 self._unsent = ""
-        except Exception as error:  # whatever failed, the client must hear of an end
-            log.exception("an answer could not be sent")
+        except Exception as error:  # whatever failed, the client must get a final response
+            log.exception("a response could not be sent")
             with suppress(Exception):
-                reply.fail(CaptionerError(f"{type(error).__name__}: {error}"))
+                writer.fail(CaptionerError(f"{type(error).__name__}: {error}"))
             return True
-        return close is not None
+        return final is not None
 
 
 class ResponseSender:
-    """The thread that flushes outboxes: first tokens before all others, then in the order in which things happened.
+    """The thread that flushes response queues: first tokens before all others, then in order of arrival.
 
-    A step gives every running caption a token at once, and each takes its time to send: whoever waits for a first one
-    must not wait behind all the others' next.
+    A step gives every running caption a token at the same time, and each takes its time to send. A client that waits
+    for its first token must not wait behind the later tokens of all others.
     """
 
     def __init__(self) -> None:
         self._ready: PriorityQueue[tuple[int, int, ResponseQueue | None]] = PriorityQueue()
-        self._posts = count()
+        self._order = count()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
-    def outbox(self, reply: ResponseWriter) -> ResponseQueue:
-        """A new request's way back."""
-        return ResponseQueue(reply, self._post)
+    def queue(self, writer: ResponseWriter) -> ResponseQueue:
+        """Return the response queue of a new request."""
+        return ResponseQueue(writer, self._schedule)
 
     def close(self) -> None:
-        """Sends everything that waits, also what is posted meanwhile, then returns."""
-        self._ready.put((_END, next(self._posts), None))
+        """Send everything that is queued, also what is queued meanwhile, then return."""
+        self._ready.put((_CLOSE, next(self._order), None))
         self._thread.join()
 
-    def _post(self, outbox: ResponseQueue) -> None:
-        self._ready.put((_NEXT if outbox.sent else _FIRST, next(self._posts), outbox))
+    def _schedule(self, queue: ResponseQueue) -> None:
+        self._ready.put((_LATER if queue.first_token_sent else _FIRST_TOKEN, next(self._order), queue))
 
     def _run(self) -> None:
         while True:
-            _, _, outbox = self._ready.get()
-            if outbox is None:
+            _, _, queue = self._ready.get()
+            if queue is None:
                 return
             try:
-                outbox.flush()
-            except Exception:  # one client's broken pipe must not silence the others
-                log.exception("an answer could not be sent")
+                queue.flush()
+            except Exception:  # one client's broken connection must not stop the others
+                log.exception("a response could not be sent")

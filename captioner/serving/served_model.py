@@ -1,6 +1,6 @@
-"""The published model as a request meets it: what is asked for becomes a job, what came out becomes its details.
+"""The published model as a request meets it: resolve what is asked for, and describe how the caption was made.
 
-It knows the manifest and the tokenizer. Threads, places and answers are the service's.
+It knows the manifest and the tokenizer, not threads, slots or responses: those are the service's.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
 from captioner.families import family
-from captioner.serving.detokenizer import Detokenizer, stop_met, too_long
+from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.response_sender import ResponseQueue
-from captioner.wire import CaptionParameters, Details, Ending, ModelCard, Timings
+from captioner.wire import CaptionParameters, Details, FinishReason, ModelCard, Timings
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """One request as it came through the door; nothing in it is trusted."""
+    """One request as the endpoint received it; nothing in it has been validated."""
 
     image: bytes | None
     prompt: bytes | None
     parameters: Mapping[str, object]
-    streaming: bool  # the door's default for the parameter `stream`
+    streaming: bool  # the endpoint's default for the parameter `stream`
 
 
 @dataclass(eq=False)
 class InFlightRequest:
-    """One request on its way. Times are of time.monotonic(), in s."""
+    """One request being answered. Times are of time.monotonic(), in s."""
 
-    outbox: ResponseQueue
+    queue: ResponseQueue
     sequence: Sequence
+    text_limits: Detokenizer | None  # on the decode thread; None without stop texts and max_characters
     prompt: str
     num_beams: int
     max_characters: int | None
@@ -65,7 +66,7 @@ class ServedModel:
         self._family = family(manifest.family)
 
     def card(self) -> ModelCard:
-        """What a client may ask for."""
+        """Return what a client may ask for."""
         prompts = self.manifest.prompts
         return ModelCard(
             model=self.manifest.model,
@@ -87,16 +88,16 @@ class ServedModel:
             prompts=prompts.styles,
         )
 
-    def job(self, request: CaptionRequest, parameters: CaptionParameters, outbox: ResponseQueue) -> InFlightRequest:
-        """Everything the request asks for, resolved; raises a child of ParameterRefused."""
+    def prepare(self, request: CaptionRequest, parameters: CaptionParameters, queue: ResponseQueue) -> InFlightRequest:
+        """Resolve everything the request asks for and open `queue`. Raises a subclass of ParameterRefused."""
         arrived = time.monotonic()
         manifest = self.manifest
         if request.prompt is None:
             prompt = manifest.prompts.render(parameters.style, parameters.length, parameters.extras, parameters.name)
         else:
             prompt = _utf8(request.prompt)
-        # The most tiles an image may have: the room is settled before the image is looked at.
-        tiles = manifest.image.most_tiles
+        # Assume the most tiles an image may have: the prompt must fit before the image is decoded.
+        tiles = manifest.image.max_tiles
         prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, prompt, tiles, tiles)
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
@@ -105,27 +106,23 @@ class ServedModel:
             raise ParameterInvalid(
                 f"max_tokens is {parameters.max_tokens}; this model has room for {room} after the prompt"
             )
-        max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
-        sampling = self._sampling(parameters)
-        echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
-        most = parameters.max_characters
-        outbox.open(
-            Detokenizer(self._tokenizer, echoed_prompt_ids, parameters.stop, most),
-            request.streaming if parameters.stream is None else parameters.stream,
-        )
         sequence = Sequence(
             prompt_ids=prompt_ids,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            is_stop=lambda token_ids: (
-                stop_met(self._tokenizer, token_ids, parameters.stop)
-                or too_long(self._tokenizer, echoed_prompt_ids + token_ids, most)
-            ),
+            sampling=self._sampling(parameters),
+            max_tokens=parameters.max_tokens or min(manifest.generation.max_tokens, room),
             repetition_guard=parameters.repetition_guard,
             deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
             priority_level=parameters.priority_level,
         )
-        return InFlightRequest(outbox, sequence, prompt, self._num_beams(parameters), most, arrived)
+        num_beams = self._num_beams(parameters)
+        echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
+        text = self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters
+        queue.open(Detokenizer(*text), request.streaming if parameters.stream is None else parameters.stream)
+        text_limits = None
+        if parameters.stop or parameters.max_characters is not None:
+            text_limits = Detokenizer(*text)  # the queue's runs behind, on the sender's thread
+            sequence.is_stop = text_limits.is_stop
+        return InFlightRequest(queue, sequence, text_limits, prompt, num_beams, parameters.max_characters, arrived)
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -138,38 +135,37 @@ class ServedModel:
         )
 
     def _num_beams(self, parameters: CaptionParameters) -> int:
-        """As asked for, or the model's default where nothing is to be drawn."""
+        """Return the beams asked for, or the model's default; 1 by default when sampling."""
         beams, temperature, slots = parameters.num_beams, parameters.temperature, self._slots
         if beams is None:
             return 1 if temperature else self.manifest.generation.num_beams
         if beams > 1 and temperature:
             raise ParameterInvalid(
-                f"num_beams is {beams} and temperature {temperature:g}; beams take the likeliest text, so one of the "
-                "two must go"
+                f"num_beams is {beams} and temperature {temperature:g}; beam search does not sample: use one of the two"
             )
         if beams > slots:
             raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
         return beams
 
-    def set_features(self, job: InFlightRequest, encoded: Encoded) -> None:
-        """Gives the sequence what depends on the image; ArtefactBroken for features that are not the model's."""
-        manifest, sequence, info = self.manifest, job.sequence, encoded.info
+    def set_features(self, request: InFlightRequest, encoded: Encoded) -> None:
+        """Give the sequence what depends on the image. Raises ArtefactBroken for features of another shape or NaN."""
+        manifest, sequence, info = self.manifest, request.sequence, encoded.info
         tokens = manifest.feature_tokens * (info.tile_rows * info.tile_columns + 1)
         expected = (tokens, manifest.feature_width)
         if encoded.features.shape != expected:
             raise ArtefactBroken(f"the image encoder gave features {encoded.features.shape}; expected {expected}")
         sequence.features = torch.from_numpy(encoded.features)
-        if not sequence.features.isfinite().all():  # one row of NaN would fail every caption drawn beside it
+        if not sequence.features.isfinite().all():  # one row of NaN would fail every caption of the same step
             raise ArtefactBroken("the image encoder gave features that are not finite numbers")
-        if manifest.image.most_tiles:
+        if manifest.image.max_tiles:
             sequence.prompt_ids = self._family.prompt_ids(
-                self._tokenizer, manifest, job.prompt, info.tile_rows, info.tile_columns
+                self._tokenizer, manifest, request.prompt, info.tile_rows, info.tile_columns
             )
-        if job.num_beams > 1:
+        if request.num_beams > 1:
             generation = manifest.generation
             sequence.beams = BeamSearch(
                 sequence.prompt_ids,
-                width=job.num_beams,
+                width=request.num_beams,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
                 length_penalty=generation.length_penalty,
@@ -177,29 +173,32 @@ class ServedModel:
                 repetition_penalty=sequence.sampling.repetition_penalty,
             )
 
-    def details(self, job: InFlightRequest, reason: Ending, encoded: Encoded, hit: bool) -> Details:
-        """How an ended caption came to be."""
-        sequence, now = job.sequence, time.monotonic()
-        encode_s = job.encode_ended - job.encode_started
-        queue_s = job.encode_started - job.arrived + sequence.started - job.encode_ended
+    def details(self, request: InFlightRequest, reason: FinishReason, encoded: Encoded, hit: bool) -> Details:
+        """Return how a finished caption was made; `reason` is why the engine ended it, `hit` a feature cache hit."""
+        sequence, now = request.sequence, time.monotonic()
+        encode_s = request.encode_ended - request.encode_started
+        queue_s = request.encode_started - request.arrived + sequence.started - request.encode_ended
         mean_logprob = sequence.logprob_sum / max(sequence.num_sampled_tokens, 1)
         calibration = self.manifest.calibration
         confidence = None if calibration is None else round(calibration.confidence(mean_logprob), 4)
-        first_token = job.first_token or now  # a caption may end at its first token
+        first_token = request.first_token or now  # a caption may end at its first token
+        if request.text_limits is not None:
+            request.text_limits.push([], final=True)  # text held back so far may still exceed a limit
+            reason = request.text_limits.finish_reason or reason
         return Details(
             model=self.manifest.model,
             revision=self.manifest.revision,
             version=self._version,
-            prompt=job.prompt,
+            prompt=request.prompt,
             seed=sequence.sampling.seed,
             max_tokens=sequence.max_tokens,
-            max_characters=job.max_characters,
+            max_characters=request.max_characters,
             temperature=sequence.sampling.temperature,
             top_p=sequence.sampling.top_p,
             top_k=sequence.sampling.top_k,
             repetition_penalty=sequence.sampling.repetition_penalty,
-            num_beams=job.num_beams,
-            finish_reason="length" if self._too_long(job) else reason,
+            num_beams=request.num_beams,
+            finish_reason=reason,
             tokens=len(sequence.token_ids),
             prompt_tokens=len(sequence.prompt_ids),
             confidence=confidence,
@@ -207,19 +206,14 @@ class ServedModel:
             mean_logprob=round(mean_logprob, 4),
             image=encoded.info,
             timings_ms=Timings(
-                *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - job.arrived, now - job.arrived))
+                *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - request.arrived, now - request.arrived))
             ),
             cache_hit=hit,
         )
-
-    def _too_long(self, job: InFlightRequest) -> bool:
-        sequence = job.sequence
-        echoed_prompt_ids = sequence.prompt_ids if self.manifest.continues_prompt else []
-        return too_long(self._tokenizer, echoed_prompt_ids + sequence.token_ids, job.max_characters)
 
 
 def _utf8(prompt: bytes) -> str:
     try:
         return prompt.decode()
     except UnicodeDecodeError as error:
-        raise ParameterInvalid(f"prompt is no UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
+        raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None

@@ -1,6 +1,6 @@
-"""The entry's whole behaviour without Triton: a request is checked, admitted, encoded, decoded and answered once.
+"""The captioner model's whole behaviour without Triton: check, admit, encode, decode and answer a request exactly once.
 
-`model.py` gives it two things: `encode`, the hop to the image encoder, and a `Reply` for each request.
+`model.py` gives it two things: `encode`, the call to the image encoder, and a `ResponseWriter` for each request.
 """
 
 from __future__ import annotations
@@ -33,126 +33,125 @@ log = logging.getLogger(__name__)
 
 
 class CaptionService:
-    """Captions for one published model. `show` is told every metric's value several times a second."""
+    """Captions for one published model. `report` gets the value of every metric several times a second."""
 
     def __init__(
         self,
         model: ServedModel,
         engine: Engine,
         encode: Callable[[bytes], Encoded],
-        show: Callable[[dict[str, float]], None],
+        report: Callable[[dict[str, float]], None],
         settings: Settings,
     ) -> None:
         self._model = model
         self._engine = engine
         self._encode = encode
-        self._show = show
+        self._report = report
         self._features = FeatureCache(settings.feature_cache_mib * 2**20)
-        tiles = model.manifest.image.most_tiles**2 + 1
+        tiles = model.manifest.image.max_tiles**2 + 1
         self._workers = ThreadPoolExecutor(max(1, settings.encode_workers // tiles), "encode")
         self._sender = ResponseSender()
         self._counters = metrics.Counters()
-        self._jobs: set[InFlightRequest] = set()
+        self._in_flight: set[InFlightRequest] = set()
         self._closed = threading.Event()
         self._poll_s = settings.cancel_poll_ms / 1000
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._engine.start()
         self._poller.start()
 
-    def handle(self, request: CaptionRequest, reply: ResponseWriter) -> None:
-        """Answers through `reply`, exactly once, now or later; never raises."""
-        outbox = self._sender.outbox(reply)
+    def handle(self, request: CaptionRequest, writer: ResponseWriter) -> None:
+        """Answer through `writer` exactly once, now or later. Never raises."""
+        queue = self._sender.queue(writer)
         try:
             parameters = parse_parameters(request.parameters)
             if parameters.describe:
                 card = to_json(self._model.card())
-                return outbox.finish(lambda: card)
+                return queue.finish(lambda: card)
             if not request.image:
                 raise ImageMissing("the request has no image")
-            job = self._model.job(request, parameters, outbox)
-            self._admit(job, request.image)
+            self._admit(self._model.prepare(request, parameters, queue), request.image)
         except Exception as error:
-            self._refuse(outbox, error)
+            self._refuse(queue, error)
 
     def close(self) -> None:
-        """Lets every admitted request end and be answered, then stops all threads."""
-        self._engine.close()  # waits for the admitted, those on a worker among them
+        """Answer every admitted request, then stop all threads."""
+        self._engine.close()  # also waits for requests that a worker is encoding
         self._workers.shutdown()
         self._sender.close()
         self._closed.set()
         self._poller.join()
 
-    def _admit(self, job: InFlightRequest, image: bytes) -> None:
+    def _admit(self, request: InFlightRequest, image: bytes) -> None:
         self._engine.admit()
-        self._jobs.add(job)
+        self._in_flight.add(request)
         try:
-            self._workers.submit(self._feed, job, image)
-        except RuntimeError:  # shut down between the two
+            self._workers.submit(self._encode_and_submit, request, image)
+        except RuntimeError:  # the pool was shut down after the engine admitted the request
             self._engine.withdraw()
-            self._jobs.discard(job)
+            self._in_flight.discard(request)
             raise ServerStopping("the server is stopping; retry on another replica") from None
 
-    def _feed(self, job: InFlightRequest, image: bytes) -> None:
-        """The image's features, then a place in the engine's queue. Runs on a worker thread."""
-        sequence = job.sequence
+    def _encode_and_submit(self, request: InFlightRequest, image: bytes) -> None:
+        """Get the image's features, then queue the request in the engine. Runs on a worker thread."""
+        sequence = request.sequence
         try:
-            self._check_wanted(sequence)
-            job.encode_started = time.monotonic()
+            self._check_alive(sequence)
+            request.encode_started = time.monotonic()
             encoded, hit = self._features.get(hashlib.sha256(image).digest(), lambda: self._encode(image))
-            job.encode_ended = time.monotonic()
-            self._check_wanted(sequence)
-            self._model.set_features(job, encoded)
+            request.encode_ended = time.monotonic()
+            self._check_alive(sequence)
+            self._model.set_features(request, encoded)
         except BaseException as error:
             self._engine.withdraw()
-            self._jobs.discard(job)
-            self._refuse(job.outbox, error)
+            self._in_flight.discard(request)
+            self._refuse(request.queue, error)
             return
         self._counters.add(metrics.CACHE_HITS, hit)
-        sequence.on_token = lambda token_id: self._on_token(job, token_id)
-        sequence.on_finish = lambda reason: self._on_finish(job, reason, encoded, hit)
+        sequence.on_token = lambda token_id: self._on_token(request, token_id)
+        sequence.on_finish = lambda reason: self._on_finish(request, reason, encoded, hit)
         self._engine.submit(sequence)
 
-    def _check_wanted(self, sequence: Sequence) -> None:
+    def _check_alive(self, sequence: Sequence) -> None:
         if sequence.cancelled:
-            raise RequestCancelled("the client left")
+            raise RequestCancelled("the client cancelled the request")
         if time.monotonic() >= sequence.deadline:
             raise DeadlineExceeded("the deadline passed before the image was encoded")
 
-    def _on_token(self, job: InFlightRequest, token_id: int) -> None:
-        if not job.first_token:
-            job.first_token = time.monotonic()
-            self._counters.add(metrics.TTFT, (job.first_token - job.arrived) * 1000)
-        job.outbox.put(token_id)
+    def _on_token(self, request: InFlightRequest, token_id: int) -> None:
+        if not request.first_token:
+            request.first_token = time.monotonic()
+            self._counters.add(metrics.TTFT, (request.first_token - request.arrived) * 1000)
+        request.queue.put(token_id)
 
-    def _on_finish(self, job: InFlightRequest, reason: FinishReason, encoded: Encoded, hit: bool) -> None:
-        self._jobs.discard(job)
+    def _on_finish(self, request: InFlightRequest, reason: FinishReason, encoded: Encoded, hit: bool) -> None:
+        self._in_flight.discard(request)
         if reason == "cancelled":
-            self._refuse(job.outbox, RequestCancelled("the client left"))
+            self._refuse(request.queue, RequestCancelled("the client cancelled the request"))
         elif reason == "failed":
-            self._refuse(job.outbox, job.sequence.error or CaptionerError("the decoder failed"))
-        elif reason == "deadline" and not job.first_token:
-            self._refuse(job.outbox, DeadlineExceeded("the deadline passed before the first token"))
+            self._refuse(request.queue, request.sequence.error or CaptionerError("the decoder failed"))
+        elif reason == "deadline" and not request.first_token:
+            self._refuse(request.queue, DeadlineExceeded("the deadline passed before the first token"))
         else:
             self._counters.add(metrics.CAPTIONS)
-            details = self._model.details(job, reason, encoded, hit)
-            job.outbox.finish(lambda: to_json(details))
+            details = self._model.details(request, reason, encoded, hit)
+            request.queue.finish(lambda: to_json(details))
 
-    def _refuse(self, outbox: ResponseQueue, error: BaseException) -> None:
+    def _refuse(self, queue: ResponseQueue, error: BaseException) -> None:
         if isinstance(error, RequestCancelled):
             self._counters.add(metrics.CANCELLED)
         else:
             self._counters.add(metrics.REFUSED)
         if not isinstance(error, CaptionerError):
             log.error("a request failed", exc_info=error)
-        outbox.fail(typed(error))
+        queue.fail(typed(error))
 
     def _poll(self) -> None:
-        """Asks for cancels in turn and shows the metrics; both are round trips, so neither is the decoder's work."""
+        """Poll each request for cancellation and report the metrics: round trips, so not on the decode thread."""
         while not self._closed.wait(self._poll_s):
             try:
-                for job in list(self._jobs):
-                    if not job.sequence.cancelled and job.outbox.is_cancelled():
-                        job.sequence.cancelled = True
-                self._show(self._counters.values(self._engine.load()))
-            except Exception:  # a request that ends while it is asked about must not end the asking
+                for request in list(self._in_flight):
+                    if not request.sequence.cancelled and request.queue.is_cancelled():
+                        request.sequence.cancelled = True
+                self._report(self._counters.values(self._engine.load()))
+            except Exception:  # a request that ends while it is polled must not end the polling
                 log.exception("polling failed")

@@ -1,6 +1,6 @@
-"""What an operator may set, with units in the names: `parameters` of model_repository/captioner/config.pbtxt.
+"""An operator's settings, with units in the names: `parameters` of model_repository/captioner/config.pbtxt.
 
-An environment variable of the same name, such as CAPTIONER_PRECISION, goes before the file.
+An environment variable such as CAPTIONER_PRECISION overrides the file.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 class Settings:
     """Limits of one captioner instance."""
 
-    slots: int = 0  # captions (or beams of one) decoded at once; 0 takes as many as the memory holds, see capacity.py
-    kv_cache_mib: int = 0  # for all slots; 0 takes half of the memory that is free beside the weights
+    slots: int = 0  # captions (or beams) decoded at the same time; 0: as many as fit, see engine/capacity.py
+    kv_cache_mib: int = 0  # for all slots; 0: half of the memory that the weights leave free
     max_waiting: int = 64  # requests encoding or waiting beyond the slots
     feature_cache_mib: int = 256  # 0 turns the cache off
-    encode_workers: int = 16  # images, or tiles of them, on their way through the encoder at once
+    encode_workers: int = 16  # images, or tiles of images, that are encoded at the same time
     cancel_poll_ms: int = 50
-    decode_threads: int = 0  # torch's intra-op threads; 0 takes every core, or one for a small decoder
-    precision: str = AUTO  # of the decoder, see families/weights.py; auto is bf16 on CUDA and fp32 on a CPU
+    decode_threads: int = 0  # torch's intra-op threads; 0: every core, or one for a small decoder
+    precision: str = AUTO  # of the decoder, see decoders/load_weights.py; auto is bf16 on CUDA and fp32 on a CPU
 
     def __post_init__(self) -> None:
         for name in ("encode_workers", "cancel_poll_ms"):
@@ -41,20 +41,20 @@ class Settings:
 
     @classmethod
     def of_config(cls, model_config: str, environment: Mapping[str, str]) -> Settings:
-        """From the model's config as Triton hands it over, in JSON."""
+        """Parse the model's config in JSON, as Triton passes it to `initialize`."""
         parameters = json.loads(model_config)["parameters"]
         return cls.parse({name: value["string_value"] for name, value in parameters.items()}, environment)
 
     @classmethod
     def parse(cls, texts: Mapping[str, str], environment: Mapping[str, str] = MappingProxyType({})) -> Settings:
-        """From the strings of a config.pbtxt; StartupRefused names an unknown setting or a bad value."""
+        """Parse the strings of a config.pbtxt. Raises StartupRefused for an unknown setting or a bad value."""
         known = {field.name: field.type for field in fields(cls)}
         variables = {name: VARIABLE + name.upper() for name in known}
-        set_there = {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
+        overrides = {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
         values: dict[str, int | str] = {}
-        for name, text in {**texts, **set_there}.items():
+        for name, text in {**texts, **overrides}.items():
             if name not in known:
-                raise StartupRefused(f"{name!r} is no setting; the settings are {', '.join(known)}")
+                raise StartupRefused(f"{name!r} is not a setting; the settings are {', '.join(known)}")
             if known[name] == "str":
                 values[name] = text
             elif _WHOLE_NUMBER.fullmatch(text):

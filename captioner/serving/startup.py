@@ -1,4 +1,4 @@
-"""From a published version folder to a running CaptionService: verified, loaded, warmed, checked."""
+"""From a published version folder to a running CaptionService: verify, load, warm up, self-test."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from captioner.serving.service import CaptionService
 from captioner.serving.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
-SMALL_BYTES = 64 * 2**20  # of weights: below this, threads wait for one another longer than they share
+SMALL_BYTES = 64 * 2**20  # of weights: a smaller decoder is faster on one thread
 
 
 def load_service(
@@ -34,11 +34,11 @@ def load_service(
     gpu: int | None,
     settings: Settings,
     encode: Callable[[bytes], Encoded],
-    show: Callable[[dict[str, float]], None],
+    report: Callable[[dict[str, float]], None],
 ) -> CaptionService:
-    """The service of `folder/version`, where `folder` is the captioner model inside a model repository.
+    """Return the service of `folder/version`; `folder` is the captioner model inside a model repository.
 
-    gpu: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
+    `gpu`: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.disable_progress_bar()
@@ -68,12 +68,12 @@ def load_service(
     prompt_ids = kind.prompt_ids(tokenizer, manifest, manifest.prompts.render(None, None))
     try:
         runner.warm_up(torch.zeros(manifest.feature_tokens, manifest.feature_width), prompt_ids)
-    except Exception as error:  # a quantised layer of a size that its kernel does not take, say
+    except Exception as error:  # for example, a quantized layer of a size that its kernel does not support
         raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
     check_decoder(runner, manifest, folder / version, exact=precision == "fp32" and device.type == "cpu")
     engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
     model = ServedModel(manifest, version, str(device), precision, tokenizer, room.slots)
-    return CaptionService(model, engine, encode, show, settings)
+    return CaptionService(model, engine, encode, report, settings)
 
 
 def _device(gpu: int | None) -> torch.device:

@@ -1,1 +1,1 @@
-"""The HTTP API, one file for each endpoint."""
+"""The HTTP API: one file for each endpoint; `routes` puts them on one router."""

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and GET /v1/models: what OpenAI's clients speak, answered with a caption."""
+"""POST /v1/chat/completions: a chat request of OpenAI's API with one image; the caption is the assistant's answer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from captioner.client import AsyncClient
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError
-from captioner.wire import Caption, Details, Ending, ModelCard
-from frontend.api.chat_request import WIRE_NAMES, ChatRequest, chat_request, check_model
-from frontend.api.openapi import EXAMPLE_CARD, answers, chat_body
+from captioner.wire import Caption, Details, FinishReason, ModelCard
+from frontend.api.chat_request import WIRE_NAMES, ChatRequest, chat_request
+from frontend.api.openapi import chat_body, responses
 from frontend.api.request_body import read_json
 from frontend.api.responses import MEDIA_TYPES, event, respond
-from frontend.http_errors import refusal_body
+from frontend.http_errors import error_body
 from frontend.model_card_cache import ModelCardCache
 from frontend.remote_images import RemoteImages
 
-FINISH_REASONS: dict[Ending, str] = {
+FINISH_REASONS: dict[FinishReason, str] = {
     "stop": "stop",
     "repetition": "stop",
     "length": "length",
@@ -33,10 +32,10 @@ FINISH_REASONS: dict[Ending, str] = {
 
 
 class Completion:
-    """One answer, whole or in chunks."""
+    """One response, whole or in chunks."""
 
-    def __init__(self, card: ModelCard, asked: ChatRequest) -> None:
-        self._asked = asked
+    def __init__(self, card: ModelCard, chat: ChatRequest) -> None:
+        self._chat = chat
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -45,7 +44,7 @@ class Completion:
         }
 
     def whole(self, caption: Caption) -> dict[str, Any]:
-        """A chat.completion."""
+        """Return a chat.completion."""
         message = {"role": "assistant", "content": caption.text, "refusal": None}
         choice = _choice("message", message, FINISH_REASONS[caption.details.finish_reason])
         return self._head | {
@@ -56,7 +55,7 @@ class Completion:
         }
 
     async def chunks(self, stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:
-        """The chat.completion.chunks, and [DONE]; an error in place of the rest where the writing breaks off."""
+        """Yield chat.completion.chunk events and [DONE]. If the stream breaks, the last event is an error."""
         try:
             yield self._chunk([_choice("delta", {"role": "assistant", "content": first}, None)])
             async for text in stream:
@@ -66,71 +65,55 @@ class Completion:
                 raise CaptionerError("the stream ended without details")
             last = [_choice("delta", {}, FINISH_REASONS[details.finish_reason])]
             yield self._chunk(last, captioner=self._captioner(details))
-            if self._asked.include_usage:
+            if self._chat.include_usage:
                 yield self._chunk([], usage=_usage(details))
             yield b"data: [DONE]\n\n"
         except CaptionerError as error:
-            yield event(refusal_body(error))
+            yield event(error_body(error))
 
     @property
     def headers(self) -> dict[str, str]:
-        """Says before the first word that the messages' text is not used."""
-        return {"x-captioner-unused-text": "true"} if self._asked.unused_text else {}
+        """Response headers. They report before the first token that the model ignores the messages' text."""
+        return {"x-captioner-unused-text": "true"} if self._chat.unused_text else {}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: object) -> bytes:
-        usage = {"usage": None} if self._asked.include_usage else {}
+        usage = {"usage": None} if self._chat.include_usage else {}
         return event(self._head | {"object": "chat.completion.chunk", "choices": choices} | usage | more)
 
     def _captioner(self, details: Details) -> dict[str, Any]:
-        unused = self._asked.unused_text
+        unused = self._chat.unused_text
         return asdict(details) | ({"unused_text": unused} if unused else {})
 
 
-def chat(client: AsyncClient, images: RemoteImages, served: ModelCardCache) -> APIRouter:
-    """The routes."""
-    router = APIRouter()
+def add_chat(router: APIRouter, client: AsyncClient, images: RemoteImages, cards: ModelCardCache) -> None:
+    """Add the endpoint to the API's router."""
 
     @router.post(
         "/v1/chat/completions",
+        name="chat",
         openapi_extra=chat_body(WIRE_NAMES),
-        responses=answers("A completion, or its chunks", *MEDIA_TYPES),
+        responses=responses("A completion, or its chunks", *MEDIA_TYPES),
     )
     async def complete(request: Request) -> Response:
-        """A caption as the answer to a chat with an image."""
+        """Caption the image of a chat."""
         body = await read_json(request)
-        card = await served.get()
-        asked = chat_request(body, card)
-        completion = Completion(card, asked)
-        image = await images.read(asked.image)
+        card = await cards.get()
+        chat = chat_request(body, card)
+        completion = Completion(card, chat)
+        image = await images.read(chat.image)
         return await respond(
             client,
             image,
-            asked.prompt,
-            asked.parameters | {"stream": asked.stream},
+            chat.prompt,
+            chat.parameters | {"stream": chat.stream},
             whole=completion.whole,
             events=completion.chunks,
             headers=completion.headers,
         )
 
-    @router.get("/v1/models", responses=answers("The model", "application/json", example=_models(EXAMPLE_CARD)))
-    async def models() -> JSONResponse:
-        """The one model that is served, with its card."""
-        return JSONResponse(_models(await served.get()))
 
-    @router.get(
-        "/v1/models/{model:path}", responses=answers("The model", "application/json", example=_model(EXAMPLE_CARD))
-    )
-    async def model(model: str) -> JSONResponse:
-        """The served model's card, by its id."""
-        card = await served.get()
-        check_model(model, card)
-        return JSONResponse(_model(card))
-
-    return router
-
-
-def _choice(kind: str, said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, kind: said, "logprobs": None, "finish_reason": finish_reason}
+def _choice(kind: str, message: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, kind: message, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _usage(details: Details) -> dict[str, int]:
@@ -139,14 +122,3 @@ def _usage(details: Details) -> dict[str, int]:
         "completion_tokens": details.tokens,
         "total_tokens": details.prompt_tokens + details.tokens,
     }
-
-
-def _models(card: ModelCard) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(card)]}
-
-
-def _model(card: ModelCard) -> dict[str, Any]:
-    owner, slash, _ = card.model.partition("/")
-    about = {name: value for name, value in asdict(card).items() if name != "model"}
-    # When it was made is not known.
-    return {"id": card.model, "object": "model", "created": 0, "owned_by": owner if slash else "captioner"} | about

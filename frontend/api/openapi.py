@@ -1,4 +1,4 @@
-"""What /openapi.json says of bodies and answers, made from the wire's own table; its examples are valid requests."""
+"""The OpenAPI document, generated from the wire's table of parameters. Its examples are valid requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 import captioner
 from captioner.wire import PARAMETERS, TEXT_LISTS, ModelCard, Parameter
 
-# A white square of 8 × 8 pixels.
+# A white PNG of 8 × 8 px.
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAA"
     "DsdIMmAAAADUlEQVR42mP4z8SADAEPcQEOdvOI0AAAAABJRU5ErkJggg=="
@@ -21,7 +21,7 @@ EXAMPLE_CARD = ModelCard(
     version="3",
     license="apache-2.0",
     base_model="google/vit-base-patch16-224-in21k, openai-community/gpt2",
-    intended_use="Alt texts of everyday photos, to be read by a person before they are published.",
+    intended_use="Alt texts of everyday photos. A person reviews them before they are published.",
     styles={"descriptive": ["short", "medium"]},
     extras={},
     takes_name=False,
@@ -38,14 +38,14 @@ TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 TEXTS = {"type": "array", "items": {"type": "string"}}
 
 Schema = dict[str, Any]
-Answers = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, Any]]
 
 
 def captions_body(names: tuple[str, ...]) -> Schema:
-    """The body of POST /v1/captions."""
-    prompt = {"type": "string", "description": "used as it is, in place of style, length, extras and name"}
+    """Return the schema of the body of POST /v1/captions; `names` are the wire's parameters."""
+    prompt = {"type": "string", "description": "sent to the model unchanged, instead of style, length, extras and name"}
     file = {"type": "string", "format": "binary"}
-    text = {"type": "string", "description": "base64, a data URL, or an https address where the server allows it"}
+    text = {"type": "string", "description": "base64, a data URL, or an image URL of a host that the server allows"}
     others = {"prompt": prompt} | {name: _parameter(PARAMETERS[name]) for name in names}
     example = {"image": EXAMPLE_IMAGE, "length": "short"}
     return _body(
@@ -57,9 +57,9 @@ def captions_body(names: tuple[str, ...]) -> Schema:
 
 
 def chat_body(names: tuple[str, ...]) -> Schema:
-    """The body of POST /v1/chat/completions."""
+    """Return the schema of the body of POST /v1/chat/completions; `names` are the wire's parameters."""
     usage = _object({"include_usage": {"type": "boolean"}})
-    bound = {"type": "integer", "minimum": 1, "description": "the most tokens to write"}
+    bound = {"type": "integer", "minimum": 1, "description": "maximum number of tokens to generate"}
     own = {
         "model": {"type": "string", "description": "the served model's id, or captioner"},
         "messages": {"type": "array", "items": {"type": "object"}},
@@ -76,21 +76,21 @@ def chat_body(names: tuple[str, ...]) -> Schema:
     return _body({"application/json": {"schema": schema, "example": example}})
 
 
-def answers(description: str, *media_types: str, example: object = None) -> Answers:
-    """A door's answers: what was asked for, as in `example`, or a refusal."""
+def responses(description: str, *media_types: str, example: object = None) -> Responses:
+    """Return an endpoint's documented responses: 200 with `example` as its content, and the error format."""
     texts = {name: {"type": "string"} for name in ("code", "message", "type")}
     error = _object(texts | {"param": {"type": ["string", "null"]}}, "code", "message")
     too_large = {"code": "IMAGE_TOO_LARGE", "message": "31.0 MiB; the limit is 20 MiB", "type": "invalid_request_error"}
-    refused = {"schema": _object({"error": error}, "error"), "example": {"error": too_large | {"param": None}}}
-    found = {} if example is None else {"example": example}
+    content = {"schema": _object({"error": error}, "error"), "example": {"error": too_large | {"param": None}}}
+    ok = {} if example is None else {"example": example}
     return {
-        200: {"description": description, "content": dict.fromkeys(media_types, found)},
-        "default": {"description": "A refusal", "content": {"application/json": refused}},
+        200: {"description": description, "content": dict.fromkeys(media_types, ok)},
+        "default": {"description": "An error", "content": {"application/json": content}},
     }
 
 
 def document(router: APIRouter, root_path: str) -> Schema:
-    """The whole of /openapi.json."""
+    """Return the content of /openapi.json."""
     return get_openapi(
         title="Captioner",
         version=captioner.__version__,

@@ -1,6 +1,6 @@
 """A caption as one JSON body, or as server-sent events.
 
-Each event is sent at once; the decoding ends with the response, however that ends.
+Each event is sent immediately. The decoding is cancelled when the response ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from captioner.client import AsyncClient
 from captioner.client.stream import AsyncCaptionStream
 from captioner.wire import Caption
 
-MEDIA_TYPES = ("application/json", "text/event-stream")  # of a caption, whole and as it is written
-# A proxy such as nginx would gather the pieces.
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MEDIA_TYPES = ("application/json", "text/event-stream")  # of a whole caption and of a stream
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies such as nginx must not buffer the events
 
-WriteEvents = Callable[[AsyncCaptionStream, str], AsyncIterator[bytes]]  # of a stream and its first text
+WriteEvents = Callable[[AsyncCaptionStream, str], AsyncIterator[bytes]]  # (stream, its first text) → events
 
 
 async def respond(
@@ -34,7 +33,7 @@ async def respond(
     events: WriteEvents,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Asks for a caption and answers with `whole` of it where `stream` is False, with its `events` otherwise."""
+    """Request a caption and return the response: the JSON of `whole` if `stream` is False, otherwise `events`."""
     if parameters["stream"] is False:
         return JSONResponse(whole(await client.caption(image, prompt=prompt, **parameters)), headers=headers)
     stream = await client.stream(image, prompt=prompt, **parameters)
@@ -42,13 +41,17 @@ async def respond(
 
 
 def event(data: object, name: str | None = None) -> bytes:
-    """One event: JSON on one line."""
+    """Return one event with its data as JSON on one line."""
     head = "" if name is None else f"event: {name}\n"
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 class Events(Response):
-    """`events` made of `stream`. Not a StreamingResponse: one cancelled early would never touch its generator."""
+    """A response of events made from `stream`.
+
+    It is not a StreamingResponse: if that is cancelled before its first event, it never runs its generator, so the
+    stream would not be closed.
+    """
 
     media_type = "text/event-stream"
 
@@ -61,7 +64,7 @@ class Events(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events."""
+        """Send the events, then close the stream."""
         async with self._stream:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for each in self._events:
@@ -70,7 +73,7 @@ class Events(Response):
 
 
 async def _first_text(stream: AsyncCaptionStream) -> str:
-    """The first piece, with which refusals come, so that they can still have a status of their own."""
+    """Return the first piece of text. An error arrives with it, while the response can still have its own status."""
     try:
         return await anext(stream, "")
     except BaseException:

@@ -1,6 +1,7 @@
-"""The HTTP API: two doors to a caption, what an orchestrator asks, and the middlewares around them.
+"""The HTTP API: one router with every endpoint, health checks and metrics beside it, and the middlewares around both.
 
-It knows the client and no model; the page is mounted beside it.
+To add an endpoint, write a function like `add_captions` and call it in `api_router`. The middlewares get the router's
+routes, so the endpoint has the request limits and the metrics at any path. This module knows the client and no model.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import logging
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from captioner.client import AsyncClient
 from captioner.errors import CaptionerError, StreamStalled
 from frontend.api import openapi
-from frontend.api.captions import captions
-from frontend.api.chat import chat
-from frontend.http_errors import MethodRefused, PathUnknown, refusal
+from frontend.api.captions import add_captions
+from frontend.api.chat import add_chat
+from frontend.api.models import add_models
+from frontend.http_errors import MethodRefused, PathUnknown, error_response
+from frontend.middleware.asgi import match_route
 from frontend.middleware.auth import AuthMiddleware
 from frontend.middleware.limits import LimitsMiddleware
 from frontend.middleware.metrics import Metrics, MetricsMiddleware
@@ -27,9 +31,30 @@ from frontend.remote_images import RemoteImages
 
 log = logging.getLogger(__name__)
 
-READY_S = 2.0
-PATHS = {"/v1/captions": "POST", "/v1/chat/completions": "POST", "/v1/models": "GET"}
+READY_S = 2.0  # time limit of a readiness check
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def api_router(client: AsyncClient, images: RemoteImages, cards: ModelCardCache) -> APIRouter:
+    """Return the router with every endpoint of the API. A route's name is its label in the metrics."""
+    router = APIRouter()
+    add_captions(router, client, images)
+    add_chat(router, client, images, cards)
+    add_models(router, cards)
+    endpoints = list(router.routes)
+
+    async def refuse(request: Request, path: str) -> Response:
+        await request.body()
+        route = match_route(endpoints, request.scope)
+        if isinstance(route, APIRoute):
+            allowed = ", ".join(sorted(route.methods or ()))
+            error = MethodRefused(f"{request.method} is not supported here; {allowed} is")
+            return error_response(error, {"Allow": allowed})
+        known = ", ".join(dict.fromkeys(route.path_format for route in endpoints if isinstance(route, APIRoute)))
+        raise PathUnknown(f"/v1/{path[:80]} does not exist; the endpoints are {known}")
+
+    router.add_api_route("/v1/{path:path}", refuse, methods=METHODS, name="none", include_in_schema=False)
+    return router
 
 
 def add_api(
@@ -37,32 +62,29 @@ def add_api(
     client: AsyncClient,
     options: Options,
     images: RemoteImages | None = None,
-    served: ModelCardCache | None = None,
+    cards: ModelCardCache | None = None,
 ) -> None:
-    """Adds the API for the captioner server of `client` to `app`, and guards everything that `app` shows.
+    """Add the API for the captioner servers of `client` to `app`, and authentication for everything that `app` serves.
 
-    To be called before a page is mounted at "/", which would take every path. `images` and `served` are made where
-    nobody shares them.
+    Call it before a page is mounted at "/", because that mount matches every path.
     """
-    gauges = Metrics()
-    images = images or RemoteImages(options.image_hosts)
-    doors = APIRouter()
-    doors.include_router(captions(client, images))
-    doors.include_router(chat(client, images, served or ModelCardCache(client)))
-    document = openapi.document(doors, options.root_path)
-    app.include_router(doors)
-    app.include_router(_watch(client, gauges))
+    metrics = Metrics()
+    router = api_router(client, images or RemoteImages(options.image_hosts), cards or ModelCardCache(client))
+    document = openapi.document(router, options.root_path)
+    app.include_router(router)
+    app.include_router(_operations(client, metrics))
     app.add_api_route("/openapi.json", lambda: JSONResponse(document), include_in_schema=False)
-    app.add_api_route("/v1/{path:path}", _refuse_path, methods=METHODS, include_in_schema=False)
-    app.add_exception_handler(CaptionerError, _refuse)
-    app.add_exception_handler(Exception, _fail)
-    app.add_middleware(LimitsMiddleware, max_in_flight=options.max_in_flight)  # the last one added sees a request first
+    app.add_exception_handler(CaptionerError, _on_error)
+    app.add_exception_handler(Exception, _on_fault)
+    # The middleware that is added last sees a request first.
+    app.add_middleware(LimitsMiddleware, routes=router.routes, max_in_flight=options.max_in_flight)
     if options.api_keys or options.auth:
         app.add_middleware(AuthMiddleware, options=options)
-    app.add_middleware(MetricsMiddleware, gauges=gauges)
+    app.add_middleware(MetricsMiddleware, routes=router.routes, metrics=metrics)
 
 
-def _watch(client: AsyncClient, gauges: Metrics) -> APIRouter:
+def _operations(client: AsyncClient, metrics: Metrics) -> APIRouter:
+    """Return the endpoints for orchestrators. They are outside the API's limits, so they answer under full load."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/healthz")
@@ -80,25 +102,17 @@ def _watch(client: AsyncClient, gauges: Metrics) -> APIRouter:
         return JSONResponse({"status": "ready", "model": card.model, "revision": card.revision})
 
     @router.get("/metrics")
-    async def metrics() -> Response:
-        return Response(gauges.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def show_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 
 
-async def _refuse_path(request: Request, path: str) -> Response:
-    method = PATHS.get(f"/v1/{path}") or ("GET" if path.startswith("models/") else None)
-    await request.body()
-    if method is not None:
-        return refusal(MethodRefused(f"{request.method} is not answered here; {method} is"), {"Allow": method})
-    raise PathUnknown(f"/v1/{path[:80]} is not answered here; {', '.join(PATHS)} are")
-
-
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, CaptionerError)
-    return refusal(error)
+    return error_response(error)
 
 
-async def _fail(request: Request, error: Exception) -> Response:
+async def _on_fault(request: Request, error: Exception) -> Response:
     log.error("%s failed", request.url.path, exc_info=error)
-    return refusal(CaptionerError("this is a fault of the server; its log says why"))
+    return error_response(CaptionerError("the server failed; its log has the cause"))

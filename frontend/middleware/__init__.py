@@ -1,1 +1,1 @@
-"""ASGI middlewares: authentication, limits, metrics."""
+"""ASGI middlewares: authentication, request limits, metrics."""

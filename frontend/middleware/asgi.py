@@ -1,11 +1,21 @@
-"""What the middlewares share. They are plain ASGI: Starlette's BaseHTTPMiddleware holds streams back."""
+"""Helpers of the middlewares, which are plain ASGI because Starlette's BaseHTTPMiddleware buffers streams."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 
 def path_of(scope: Scope) -> str:
-    """The path below the one where a proxy shows the application."""
+    """Return the request path without the path prefix of a proxy."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def match_route(routes: Sequence[BaseRoute], scope: Scope) -> BaseRoute | None:
+    """Return the first route whose path matches the request, whatever its HTTP method, or None."""
+    if scope["type"] != "http":
+        return None
+    return next((route for route in routes if route.matches(scope)[0] is not Match.NONE), None)

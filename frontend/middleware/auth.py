@@ -1,6 +1,6 @@
-"""Who may come in: API keys, and a user's password, for the page and the API alike.
+"""Authentication by API key or by user and password, for the page and the API.
 
-Every request carries its own proof, so it holds whichever replica answers.
+Every request carries its credentials, so any replica can check them: there are no sessions.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import secrets
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from frontend.http_errors import AccessRefused, refusal
+from frontend.http_errors import AccessRefused, error_response
 from frontend.middleware.asgi import path_of
 from frontend.options import Options
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # an orchestrator has no key
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # health checks of an orchestrator carry no key
 CHALLENGE = 'Basic realm="captioner", charset="UTF-8"'
 
 
 class AuthMiddleware:
-    """ASGI middleware: `Authorization: Bearer KEY` or Basic with USER:PASSWORD, or a key as Basic's password."""
+    """Accepts `Authorization: Bearer KEY`, Basic with USER:PASSWORD, or Basic with a key as the password."""
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
         self.app = app
@@ -32,27 +32,27 @@ class AuthMiddleware:
         if scope["type"] == "lifespan" or path_of(scope) in OPEN_PATHS:
             return await self.app(scope, receive, send)
         header = Headers(scope=scope).get("authorization")
-        if header is not None and self._opens(header):
+        if header is not None and self._is_valid(header):
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        what = "send Authorization: Bearer KEY" if self._keys else "send a user and a password"
-        error = AccessRefused(f"{'no key' if header is None else 'this key'} opens nothing here; {what}")
-        return await refusal(error, {"WWW-Authenticate": CHALLENGE})(scope, receive, send)
+        hint = "send Authorization: Bearer KEY" if self._keys else "send a user and a password"
+        error = AccessRefused(f"the request has {'no' if header is None else 'no valid'} key or password; {hint}")
+        return await error_response(error, {"WWW-Authenticate": CHALLENGE})(scope, receive, send)
 
-    def _opens(self, header: str) -> bool:
-        scheme, _, proof = header.partition(" ")
+    def _is_valid(self, header: str) -> bool:
+        scheme, _, credentials = header.partition(" ")
         if scheme.lower() == "bearer":
-            return self._is_key(proof.strip().encode())
+            return self._is_key(credentials.strip().encode())
         if scheme.lower() != "basic":
             return False
         try:
-            pair = base64.b64decode(proof.strip(), validate=True)
+            pair = base64.b64decode(credentials.strip(), validate=True)
         except (binascii.Error, ValueError):
             return False
         is_user = self._auth is not None and secrets.compare_digest(pair, self._auth)
         return self._is_key(pair.partition(b":")[2]) or is_user
 
-    def _is_key(self, proof: bytes) -> bool:
-        # All of them, each to its end, so that the time taken says nothing.
-        return sum(secrets.compare_digest(proof, key) for key in self._keys) > 0
+    def _is_key(self, candidate: bytes) -> bool:
+        # Compare with every key in constant time, so that response times do not reveal a match.
+        return sum(secrets.compare_digest(candidate, key) for key in self._keys) > 0

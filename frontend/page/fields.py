@@ -1,4 +1,4 @@
-"""The advanced fields: one text input for each request parameter; the API reads and checks what is written there."""
+"""The advanced fields: one text input for each request parameter. The API parses and checks their values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "ma
 
 
 def make_fields() -> list[gr.Textbox]:
-    """An input for each of NAMES; left empty, the choice is the model's.
+    """Return an input for each of NAMES. An empty input leaves the parameter to the model.
 
-    Not gr.Number: an empty one shows 0 (Gradio 6.31), and it rounds where the server would refuse.
+    It is not gr.Number: that shows 0 when it is empty (Gradio 6.31), and rounds values that the server would reject.
     """
     return [_field(PARAMETERS[name]) for name in NAMES]
 
@@ -22,7 +22,7 @@ def _field(parameter: Parameter) -> gr.Textbox:
         "",
         label=parameter.name.replace("_", " ").capitalize(),
         info=parameter.doc,
-        placeholder="left to the model" if parameter.default is None else f"{parameter.default:g}",
+        placeholder="model default" if parameter.default is None else f"{parameter.default:g}",
         max_lines=1,
         min_width=200,
         elem_id=parameter.name,

@@ -1,4 +1,4 @@
-"""The page's own pieces of HTML: places for an image, for many, and for what is said of them. `browser/` fills them."""
+"""The page's own HTML: areas for images, results and the model's card. The scripts in `browser/` fill them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 from html import escape
 
 from captioner import examples
+from captioner.image.formats import FORMATS
+
+IMAGE_TYPES = ",".join(each.mime for each in FORMATS)  # file types that a file input offers
 
 
 def _credits() -> str:
     rows = re.findall(r"^\| `.*?` \| (.*?) \| (.*?) \| (.*?) \|$", (examples.FOLDER / "CREDITS.md").read_text(), re.M)
-    return "; ".join(f"{what}, by {who}: {terms}" for what, who, terms in rows)
+    return "; ".join(f"{title}, by {author}: {license_}" for title, author, license_ in rows)
 
 
 def _examples() -> str:
@@ -18,31 +21,31 @@ def _examples() -> str:
         f'<button type="button" data-example="{escape(path.name)}" aria-label="Example {escape(path.stem)}"></button>'
         for path in examples.PHOTOS
     )
-    whose = f"<details><summary>Credits</summary>{escape(_credits())}</details>"
-    return f"<p>Or try one of these</p><div>{buttons}</div>{whose}"
+    credit = f"<details><summary>Photo credits</summary>{escape(_credits())}</details>"
+    return f"<p>Or try an example</p><div>{buttons}</div>{credit}"
 
 
 IMAGE = f"""
 <div class="drop" id="image" role="group" aria-label="Image">
-  <input type="file" id="image-file" accept="image/*" aria-label="Choose an image">
-  <label for="image-file"><b>Drop a photo here</b><span>or click to choose one, or paste it</span></label>
+  <input type="file" id="image-file" accept="{IMAGE_TYPES}" aria-label="Choose an image">
+  <label for="image-file"><b>Choose a photo</b><span>or drop or paste it here</span></label>
   <img alt="" hidden>
-  <p class="unseen" hidden>This browser cannot show this file.</p>
+  <p class="no-preview" hidden>This browser cannot display this file.</p>
 </div>
 <div class="tools">
   <button type="button" id="camera" hidden>Take a photo</button>
   <button type="button" id="remove" hidden>Remove</button>
   <span id="image-name"></span>
 </div>
-<div id="shot" hidden><video autoplay playsinline muted></video><button type="button" id="shutter">Take it</button>
+<div id="shot" hidden><video autoplay playsinline muted></video><button type="button" id="shutter">Take photo</button>
 <button type="button" id="no-shot">Cancel</button></div>
 <div id="examples">{_examples()}</div>
 """
-ANSWER = '<div id="problem" role="alert"></div><div id="details" role="status"></div>'
-FILES = """
+RESULT = '<div id="problem" role="alert"></div><div id="details" role="status"></div>'
+FILES = f"""
 <div class="drop small" id="files" role="group" aria-label="Images">
-  <input type="file" id="files-file" multiple accept="image/*,.zip" aria-label="Choose images or a zip">
-  <label for="files-file"><b>Drop photos, a folder or a zip here</b><span>or click to choose them</span></label>
+  <input type="file" id="files-file" multiple accept="{IMAGE_TYPES},.zip" aria-label="Choose images or a zip file">
+  <label for="files-file"><b>Choose photos or a zip file</b><span>or drop them here, or a folder</span></label>
 </div>
 """
 TABLE = """
@@ -62,6 +65,6 @@ ABOUT = """
 <details id="about" hidden>
   <summary>About this model</summary>
   <dl></dl>
-  <p>Licence, base model and intended use are as the model's own card states them.</p>
+  <p>Licence, base model and intended use are quoted from the model's card.</p>
 </details>
 """

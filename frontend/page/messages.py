@@ -1,4 +1,4 @@
-"""What the page says of refusals, of a caption's end and of the server."""
+"""The page's messages: headings of errors, how a caption ended, the state of the server."""
 
 from __future__ import annotations
 
@@ -21,57 +21,67 @@ from captioner.errors import (
     ServerUnreachable,
     StreamStalled,
 )
-from captioner.wire import Ending, ModelCard
+from captioner.image.formats import SUFFIXES
+from captioner.wire import CSV_COLUMNS, FinishReason, ModelCard
 from frontend.page.fields import NAMES
 
-LOOK_S = 5  # how often a page asks which model is served
+POLL_S = 5  # how often a page checks which model is served
 HEADINGS: dict[type[CaptionerError], str] = {
     ImageMissing: "There is no image to caption.",
     ImageTooLarge: "This image is too large.",
     ImageTooSmall: "This image is too small.",
-    ImageFormatUnknown: "This file is no image that can be read.",
+    ImageFormatUnknown: "This file is not an image in a supported format.",
     ImageBroken: "This image file is damaged.",
     ImageRefused: "This image cannot be captioned.",
     PromptTooLong: "The prompt is too long.",
-    ParameterRefused: "One of the settings does not fit.",
+    ParameterRefused: "A setting is not valid.",
     ServerBusy: "The server is busy.",
     ServerStopping: "The server is stopping.",
     ServerUnreachable: "The server does not answer.",
-    StreamStalled: "The server went silent.",
-    DeadlineExceeded: "The time was up before the first word.",
+    StreamStalled: "The server stopped responding.",
+    DeadlineExceeded: "The deadline passed before the first word.",
     CaptionerError: "The caption failed.",
 }
-FINISHES: dict[Ending, str] = {
+FINISH_REASONS: dict[FinishReason, str] = {
     "stop": "complete",
-    "length": "cut at the limit",
+    "length": "cut at the length limit",
     "repetition": "cut where it began to repeat itself",
     "deadline": "cut at the deadline",
 }
 
 
 def for_the_browser() -> str:
-    """JSON of what `browser/` says and needs: words by the wire's codes, the advanced fields' names, LOOK_S."""
+    """Return the JSON that `browser/messages.js` reads, so that the scripts share the server's tables."""
     headings = {
         code: next(HEADINGS[parent] for parent in kind.__mro__ if parent in HEADINGS)
         for code, kind in CaptionerError.by_code.items()
     }
-    return json.dumps({"headings": headings, "finishes": FINISHES, "fields": NAMES, "look_s": LOOK_S})
+    return json.dumps(
+        {
+            "headings": headings,
+            "finish_reasons": FINISH_REASONS,
+            "fields": NAMES,
+            "image_suffixes": SUFFIXES,
+            "csv_columns": CSV_COLUMNS,
+            "poll_s": POLL_S,
+        }
+    )
 
 
 def server_up(card: ModelCard) -> str:
-    """The model that answers; the browser compares `data-served` with what it hears."""
-    served = " ".join((card.model, card.revision, card.version, card.device, card.precision))
-    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device} {card.precision}", served)
+    """Return the HTML that names the served model. The browser compares `data-version` with the card it polls."""
+    version = " ".join((card.model, card.revision, card.version, card.device, card.precision))
+    return _server("up", f"{card.model} · {card.revision[:7]} · {card.device} {card.precision}", version)
 
 
 def server_down(error: CaptionerError, address: str) -> str:
-    """Nobody answers, and what the page does about it."""
+    """Return the HTML that says why no model is served."""
     if isinstance(error, ServerUnreachable):
         reason = f"No captioner server answers at {address}."
     else:
         reason = f"The captioner server at {address} is not ready: {error}"
-    return _server("down", f"{reason} This page looks again every {LOOK_S} seconds.")
+    return _server("down", f"{reason} This page checks again every {POLL_S} seconds.")
 
 
-def _server(state: str, text: str, served: str = "") -> str:
-    return f'<p class="server {state}" role="status" data-served="{escape(served)}">{escape(text)}</p>'
+def _server(state: str, text: str, version: str = "") -> str:
+    return f'<p class="server {state}" role="status" data-version="{escape(version)}">{escape(text)}</p>'

@@ -1,4 +1,4 @@
-"""How the page looks: fonts and colours for Gradio, and the files it adds to every page."""
+"""The page's theme: fonts and colours for Gradio, and the files that every page loads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CSS = BROWSER / "page.css"
 
 
 def head(root_path: str) -> str:
-    """What every page brings: its words as data, and the script that is its hands."""
-    words_json = messages.for_the_browser().replace("<", "\\u003c")
+    """Return the HTML for <head>: the messages as JSON, and the script."""
+    data = messages.for_the_browser().replace("<", "\\u003c")  # no text may close the script element
     return (
-        f'<script type="application/json" id="captioner-words">{words_json}</script>'
+        f'<script type="application/json" id="captioner-messages">{data}</script>'
         f'<script type="module" src="{root_path}/browser/main.js"></script>'
     )
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the reader's machine, and text of at least 4.5:1 contrast, which Gradio's defaults miss."""
+    """Return a theme with system fonts, and text contrast of at least 4.5:1, which Gradio's defaults miss."""
     base = gr.themes.Base(
         primary_hue="teal",
         neutral_hue="stone",

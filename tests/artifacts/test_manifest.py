@@ -1,4 +1,4 @@
-"""The manifest: written by the exporter, read and checked by the server."""
+"""The manifest: the exporter writes it, the server reads and verifies it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.artifacts.manifest import NAME, Calibration, Card, Generation, GoldenSample, Manifest, sha256
+from captioner.artifacts.confidence import Calibration
+from captioner.artifacts.manifest import NAME, Card, Generation, GoldenSample, Manifest, sha256
 from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ArtefactBroken
 from captioner.image.spec import ImageSpec
@@ -37,32 +38,34 @@ MANIFEST = Manifest(
 )
 
 
-def test_a_manifest_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_manifest_round_trips(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     assert Manifest.load(tmp_path) == MANIFEST
 
 
 def test_a_manifest_is_read_whatever_the_servers_locale(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
-    code = "import sys, pathlib as p; from captioner.artifacts.manifest import Manifest; Manifest.load(p.Path(sys.argv[1]))"
-    # As in Triton's stub: the C locale, and nothing that would turn it into UTF-8.
+    code = (
+        "import sys, pathlib; from captioner.artifacts.manifest import Manifest as M; M.load(pathlib.Path(sys.argv[1]))"
+    )
+    # As in Triton's stub: the C locale, without the settings that make Python use UTF-8.
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(Path.cwd())}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=60)
 
 
-def test_a_folder_without_a_manifest_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_a_manifest_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtefactBroken, match=r"manifest\.json is missing.*make export"):
         Manifest.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "{}", '"x"', "\x00"])
-def test_a_file_that_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
+def test_the_error_for_a_file_that_is_not_a_manifest_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(ArtefactBroken, match=r"manifest\.json"):
         Manifest.load(tmp_path)
 
 
-def test_a_manifest_of_another_format_names_the_keys_that_differ(tmp_path: Path) -> None:
+def test_the_error_for_another_format_names_the_fields_that_differ(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     values = json.loads((tmp_path / NAME).read_text("utf-8"))
     values["colour"] = values.pop("card")
@@ -79,7 +82,9 @@ def test_a_manifest_of_another_format_names_the_keys_that_differ(tmp_path: Path)
         ("stop_ids", 1, "int"),
     ],
 )
-def test_an_inner_part_of_another_format_is_named_too(tmp_path: Path, key: str, value: object, named: str) -> None:
+def test_the_error_for_a_nested_field_of_another_format_names_it(
+    tmp_path: Path, key: str, value: object, named: str
+) -> None:
     MANIFEST.save(tmp_path)
     values = json.loads((tmp_path / NAME).read_text("utf-8")) | {key: value}
     (tmp_path / NAME).write_text(json.dumps(values))
@@ -103,13 +108,13 @@ def published(repository: Path) -> Manifest:
     return replace(MANIFEST, files=files)
 
 
-def test_untouched_files_are_verified(repository: Path) -> None:
+def test_unchanged_files_pass_verification(repository: Path) -> None:
     assert len(published(repository).files) == 2
     published(repository).verify(repository, "3")
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "decoder/model.safetensors"])
-def test_one_altered_byte_is_found_and_its_file_named(repository: Path, file: str) -> None:
+def test_the_error_for_one_altered_byte_names_the_file(repository: Path, file: str) -> None:
     manifest, path = published(repository), repository / "captioner" / "3" / file
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -118,7 +123,7 @@ def test_one_altered_byte_is_found_and_its_file_named(repository: Path, file: st
         manifest.verify(repository, "3")
 
 
-def test_a_missing_file_is_named(repository: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(repository: Path) -> None:
     manifest = published(repository)
     (repository / "captioner" / "3" / "tokenizer.json").unlink()
     with pytest.raises(ArtefactBroken, match=r"tokenizer\.json is missing"):

@@ -1,4 +1,4 @@
-"""Styles, lengths, extras and a name to the exact prompt."""
+"""Styles, lengths, extras and a name are rendered to one exact prompt."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TABLE = PromptTable(
         ("character", "any", ("pose", "camera"), "Ada", "Describe Ada. How does Ada stand? Name the camera."),
     ],
 )
-def test_a_choice_has_one_exact_prompt(
+def test_each_choice_has_one_exact_prompt(
     style: str | None, length: str | None, extras: tuple[str, ...], name: str | None, prompt: str
 ) -> None:
     assert TABLE.render(style, length, extras, name) == prompt
 
 
-def test_a_style_without_the_default_length_takes_its_own_first() -> None:
+def test_a_style_without_the_default_length_uses_its_first_length() -> None:
     assert TABLE.render("character", None, (), "Ada") == "Describe Ada."
 
 
@@ -50,7 +50,7 @@ def test_a_style_without_the_default_length_takes_its_own_first() -> None:
         (None, None, ("camera", "mood"), "extra 'mood'", "camera, pose"),
     ],
 )
-def test_an_unknown_choice_is_refused_with_the_known(
+def test_the_error_for_an_unknown_choice_names_it_and_the_known_choices(
     style: str | None, length: str | None, extras: tuple[str, ...], refused: str, known: str
 ) -> None:
     with pytest.raises(ParameterUnsupported) as caught:
@@ -59,28 +59,28 @@ def test_an_unknown_choice_is_refused_with_the_known(
     assert known in str(caught.value)
 
 
-def test_a_name_without_a_place_for_it_is_refused() -> None:
+def test_a_name_is_refused_if_the_prompt_has_no_field_for_it() -> None:
     with pytest.raises(ParameterUnsupported, match="'Ada'"):
         TABLE.render("descriptive", None, (), "Ada")
 
 
-def test_a_place_for_a_name_without_a_name_is_refused_and_not_sent_as_it_is() -> None:
+def test_a_prompt_with_a_field_for_a_name_is_refused_without_a_name() -> None:
     with pytest.raises(ParameterInvalid, match="name is not given"):
         TABLE.render("character", None)
     assert TABLE.template("character", None) == "Describe {name}."
 
 
-def test_a_model_without_extras_says_so() -> None:
+def test_the_error_of_a_model_without_extras_says_so() -> None:
     with pytest.raises(ParameterUnsupported, match="it knows none"):
         PromptTable({"plain": {"any": ""}}, "plain", "any").render(None, None, ("camera",))
 
 
-def test_a_table_knows_whether_any_of_its_prompts_takes_a_name() -> None:
+def test_takes_name_tells_whether_any_prompt_has_a_field_for_a_name() -> None:
     assert TABLE.takes_name
     assert PromptTable({"plain": {"any": "x"}}, "plain", "any", {"pose": "{name}"}).takes_name
     assert not PromptTable({"plain": {"any": "x"}}, "plain", "any", {"pose": "y"}).takes_name
 
 
 @given(st.text())
-def test_a_name_stands_in_the_prompt_as_it_was_given(name: str) -> None:
+def test_a_name_appears_unchanged_in_the_prompt(name: str) -> None:
     assert TABLE.render("character", None, (), name) == f"Describe {name}."

@@ -1,8 +1,10 @@
-"""The verb `captioner caption` over folders and archives, on a real server: every output, every way to end."""
+"""`captioner caption` over folders and archives, against a real server: every output and every way to end."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import resource
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,32 +28,41 @@ from captioner.bulk.outputs import exif, xmp
 from captioner.cli import main
 from captioner.client import Client
 from captioner.examples import FOLDER
-from tests.support.served import Served
+from tests.support.proxy import Proxy
+from tests.support.served import Served, metric
 
 pytestmark = pytest.mark.triton
 
 GOOD = ("cat.jpg", "far/coffee.jpg", "far/rocket.jpg", "near/astronaut.jpg")
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+
+
+def command(served: Served, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "captioner.cli", *words(served, *arguments)]
 
 
 def words(served: Served, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc, *map(str, arguments)]
+    return ["caption", "--server", served.grpc, *map(str, arguments)]
 
 
 @pytest.fixture
 def run(served: Served) -> Run:
-    """The verb in a process of its own."""
+    """Run the command in this process, and return its exit code and output."""
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = words(served, *arguments)
-        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+    def run(*arguments: object) -> Done:
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words(served, *arguments))
+        out.seek(0)
+        return Done([], code, out.read(), err.getvalue())
 
     return run
 
 
 @pytest.fixture(scope="module")
 def captions(served: Served) -> dict[str, str]:
-    """What the model says of each photo."""
+    """The caption of each photo."""
     with Client(served.grpc) as client:
         return {name: client.caption(FOLDER / Path(name).name).text for name in GOOD}
 
@@ -66,20 +78,22 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bad(photos: Path) -> Path:
-    """The photos with three among them that no server captions."""
+    """The photos, and three files that cannot be captioned."""
     (photos / "broken.jpg").write_bytes((FOLDER / "cat.jpg").read_bytes()[:2000])
     (photos / "far" / "empty.png").touch()
     (photos / "near" / "words.webp").write_text("no image")
     return photos
 
 
-def test_a_folder_goes_to_stdout_a_line_a_photo(run: Run, photos: Path, captions: dict[str, str]) -> None:
+def test_a_folder_is_captioned_to_stdout_one_line_for_each_photo(
+    run: Run, photos: Path, captions: dict[str, str]
+) -> None:
     done = run(photos)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == sorted(f"{photos / name}: {text}" for name, text in captions.items())
 
 
-def test_one_file_is_its_caption_alone_and_json_is_an_object(run: Run, captions: dict[str, str]) -> None:
+def test_one_file_prints_only_its_caption_and_json_prints_an_object(run: Run, captions: dict[str, str]) -> None:
     photo = FOLDER / "cat.jpg"
     assert run(photo, "--trigger", "ohwx", "--suffix", "!").stdout == f"ohwx, {captions['cat.jpg']}!\n"
     line = json.loads(run(photo, "--json").stdout)
@@ -87,7 +101,7 @@ def test_one_file_is_its_caption_alone_and_json_is_an_object(run: Run, captions:
     assert line["details"]["finish_reason"] == "stop"
 
 
-def test_txt_lies_beside_each_photo_or_under_out_with_the_same_folders(
+def test_txt_is_written_beside_each_photo_or_below_out_with_the_same_folders(
     run: Run, photos: Path, tmp_path: Path, captions: dict[str, str]
 ) -> None:
     for out in (None, tmp_path / "out"):
@@ -95,7 +109,7 @@ def test_txt_lies_beside_each_photo_or_under_out_with_the_same_folders(
         assert done.returncode == 0, done.stderr
         written = {str(path.relative_to(out or photos)): path.read_text() for path in (out or photos).rglob("*.txt")}
         assert written == {name.replace(".jpg", ".txt"): f"{text}\n" for name, text in captions.items()}
-    assert not list(tmp_path.rglob(".captioner*")), "a job that is done leaves nothing behind"
+    assert not list(tmp_path.rglob(".captioner*")), "a complete job leaves no temporary file or journal"
 
 
 def test_jsonl_and_csv_hold_every_photo_by_its_key(
@@ -114,7 +128,7 @@ def test_jsonl_and_csv_hold_every_photo_by_its_key(
     assert all(row["revision"] and 0 <= float(row["confidence"]) <= 1 for row in rows)
 
 
-def test_xmp_and_exif_hold_the_caption_and_the_pixels_are_the_same(
+def test_xmp_and_exif_hold_the_caption_and_the_pixels_are_unchanged(
     run: Run, photos: Path, captions: dict[str, str]
 ) -> None:
     before = {name: Image.open(photos / name).tobytes() for name in GOOD}
@@ -125,14 +139,14 @@ def test_xmp_and_exif_hold_the_caption_and_the_pixels_are_the_same(
         assert exif.description((photos / name).read_bytes()) == text
         assert Image.open(photos / name).tobytes() == before[name]
     done = run(photos, "--to", "exif")
-    assert "0 captioned, 4 there already" in done.stderr, "the caption in the image counts as there"
+    assert "0 captioned, 4 skipped" in done.stderr, "a caption in the image's EXIF is an existing caption"
 
 
 @pytest.mark.parametrize("form", ["txt", "xmp", "exif"])
-def test_existing_captions_are_left_replaced_or_joined(
+def test_existing_captions_are_kept_replaced_or_joined(
     run: Run, photos: Path, captions: dict[str, str], form: str
 ) -> None:
-    def there() -> dict[str, str | None]:
+    def written() -> dict[str, str | None]:
         texts: dict[str, str | None] = {}
         for name in GOOD:
             path = photos / name
@@ -152,13 +166,13 @@ def test_existing_captions_are_left_replaced_or_joined(
         ("overwrite", "new {}"),
     ):
         joined = ("--separator", " | ") if existing in ("append", "prepend") else ()
-        fresh = existing != "skip"
-        done = run(photos, "--to", form, "--existing", existing, *joined, *(("--prefix", "new ") if fresh else ()))
+        prefix = ("--prefix", "new ") if existing != "skip" else ()
+        done = run(photos, "--to", form, "--existing", existing, *joined, *prefix)
         assert done.returncode == 0, done.stderr
-        assert there() == {name: expected.replace("{}", text) for name, text in captions.items()}, existing
+        assert written() == {name: expected.replace("{}", text) for name, text in captions.items()}, existing
 
 
-def test_images_that_share_a_stem_get_sidecars_of_their_own_and_it_is_said_once(run: Run, photos: Path) -> None:
+def test_images_that_share_a_stem_get_separate_sidecars_and_one_warning(run: Run, photos: Path) -> None:
     for name in GOOD:
         Image.open(photos / name).resize((90, 60)).save((photos / name).with_suffix(".png"))
     done = run(photos, "--to", "txt")
@@ -168,7 +182,7 @@ def test_images_that_share_a_stem_get_sidecars_of_their_own_and_it_is_said_once(
 
 
 @pytest.mark.parametrize("name", ["shard.tar", "shard.tar.gz", "shard.zip"])
-def test_archives_are_captioned_into_out(
+def test_images_in_archives_are_captioned_to_out(
     run: Run, photos: Path, tmp_path: Path, captions: dict[str, str], name: str
 ) -> None:
     archive = tmp_path / name
@@ -189,7 +203,7 @@ def test_archives_are_captioned_into_out(
         assert exif.description((tmp_path / "exif" / name / photo).read_bytes()) == text
 
 
-def test_bad_files_are_named_one_by_one_and_the_others_are_captioned(
+def test_each_bad_file_is_reported_and_the_others_are_captioned(
     run: Run, bad: Path, tmp_path: Path, captions: dict[str, str]
 ) -> None:
     done = run(bad, "--to", "txt", "--report", tmp_path / "report.jsonl")
@@ -204,10 +218,10 @@ def test_bad_files_are_named_one_by_one_and_the_others_are_captioned(
     for line in report:
         assert f"{bad / line['file']}: {line['code']}: {line['message']}\n" in done.stderr
     again = run(bad, "--to", "txt")
-    assert again.returncode == 1 and "0 captioned, 4 there already, 3 failed" in again.stderr
+    assert again.returncode == 1 and "0 captioned, 4 skipped, 3 failed" in again.stderr
 
 
-def test_what_failed_is_tried_again_alone_by_the_same_command_wherever_the_photos_are(
+def test_the_same_command_retries_only_the_failed_images_also_after_the_folder_was_moved(
     run: Run, bad: Path, captions: dict[str, str]
 ) -> None:
     for name in GOOD:
@@ -216,13 +230,13 @@ def test_what_failed_is_tried_again_alone_by_the_same_command_wherever_the_photo
     moved = bad.rename(bad.parent / "moved")
     shutil.copy(FOLDER / "cat.jpg", moved / "broken.jpg")
     again = run(moved, "--to", "txt", "--existing", "append")
-    assert again.returncode == 1 and "1 captioned, 4 there already, 2 failed" in again.stderr
+    assert again.returncode == 1 and "1 captioned, 4 skipped, 2 failed" in again.stderr
     for name, text in captions.items():
         assert (moved / name).with_suffix(".txt").read_text() == f"old {text}\n"
     assert (moved / "broken.txt").read_text() == f"{captions['cat.jpg']}\n"
 
 
-def test_exif_is_refused_for_a_format_without_it_before_it_is_captioned(run: Run, photos: Path) -> None:
+def test_exif_is_refused_for_other_formats_before_the_image_is_captioned(run: Run, photos: Path) -> None:
     Image.open(photos / "cat.jpg").save(photos / "cat.webp")
     before = (photos / "cat.webp").read_bytes()
     done = run(photos, "--to", "exif")
@@ -230,13 +244,13 @@ def test_exif_is_refused_for_a_format_without_it_before_it_is_captioned(run: Run
     assert (photos / "cat.webp").read_bytes() == before
 
 
-def test_the_exit_code_is_2_where_nothing_could_be_done(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_the_exit_code_is_2_if_nothing_could_be_done(run: Run, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no")
-    for arguments, said in (
+    for arguments, message in (
         ((tmp_path / "nowhere",), "IMAGE_MISSING"),
-        ((tmp_path / "bare",), "no images there"),
+        ((tmp_path / "bare",), "no images found"),
         ((broken, "--to", "txt"), "IMAGE_FORMAT_UNKNOWN"),
         ((broken,), "IMAGE_FORMAT_UNKNOWN"),
         ((photos, "--style", "haiku"), "given up: PARAMETER_UNSUPPORTED"),
@@ -245,7 +259,7 @@ def test_the_exit_code_is_2_where_nothing_could_be_done(run: Run, photos: Path, 
         ((photos, "--report", tmp_path / "no" / "report"), "cannot be written"),
     ):
         done = run(*arguments)
-        assert done.returncode == 2 and said in done.stderr, (arguments, done.stderr)
+        assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
 
 
 def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path) -> None:
@@ -258,28 +272,29 @@ def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--to", "csv", "--out", "x", "--existing", "append"), "--existing append is for sidecars"),
-        (("--to", "csv", "--existing", "overwrite"), "needs an output that is kept"),
-        (("--existing", "overwrite"), "needs an output that is kept"),
+        (("--to", "csv", "--existing", "overwrite"), "needs an output file or folder"),
+        (("--existing", "overwrite"), "needs an output file or folder"),
         (("--out", "x"), "--out needs --to"),
         (("--json", "--to", "txt"), "--json is --to jsonl"),
         (("--to", "txt", "--separator", "x"), "--separator is for"),
         (("--workers", "3"), "--workers is for"),
+        (("--repository", "x"), "--repository is for"),
         (("--retry-for", "-1"), "--retry-for is -1"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(
-    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+def test_contradictory_options_are_refused_by_name(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["caption", str(FOLDER), *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos enough for a job to be stopped in."""
+    """60 photos, enough to stop a job in the middle."""
     folder = tmp_path_factory.mktemp("many")
     for number, photo in enumerate(islice(crops(seed=7), 60)):
         (folder / f"{number:03d}.jpg").write_bytes(photo)
@@ -288,12 +303,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def started(served: Served) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """The verb as a process that the test may end."""
+    """Start the command in a process of its own."""
     processes = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        command = words(served, *arguments)
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        line = command(served, *arguments)
+        processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return processes[-1]
 
     yield start
@@ -305,12 +320,12 @@ def started(served: Served) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def wait_for(path: Path, lines: int) -> None:
     until = time.monotonic() + 60
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
-        assert time.monotonic() < until, "the job does not get on"
+        assert time.monotonic() < until, "the job makes no progress"
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_ctrl_c_keeps_what_runs_and_the_same_command_goes_on(
+def test_the_first_ctrl_c_completes_the_images_in_flight_and_the_same_command_resumes(
     started: Callable[..., subprocess.Popen[str]], run: Run, many: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "captions.jsonl"
@@ -318,58 +333,112 @@ def test_the_first_ctrl_c_keeps_what_runs_and_the_same_command_goes_on(
     process = started(*job)
     wait_for(out, 5)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "once more ends at once" in said and "the same command goes on" in said
+    assert "press Ctrl-C again to stop immediately" in err and "run the same command again to resume" in err
     kept = [json.loads(line)["file"] for line in out.read_text().splitlines()]
-    assert 5 <= len(kept) < 60 and f"{len(kept)} captioned" in said
+    assert 5 <= len(kept) < 60 and f"{len(kept)} captioned" in err
     assert run(*job).returncode == 0
     files = [json.loads(line)["file"] for line in out.read_text().splitlines()]
     assert sorted(files) == [f"{each:03d}.jpg" for each in range(60)] and files[: len(kept)] == kept
 
 
-def test_a_second_ctrl_c_ends_at_once(
-    started: Callable[..., subprocess.Popen[str]], photos: Path, served: Served, tmp_path: Path
+def test_a_second_ctrl_c_ends_the_process_immediately(
+    started: Callable[..., subprocess.Popen[str]], photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    os.mkfifo(tmp_path / "a-tar.tar")  # nobody writes into it: the job waits for its first image
+    os.mkfifo(tmp_path / "a-tar.tar")  # opening it blocks, because it has no writer
     process = started(photos / "cat.jpg", tmp_path / "a-tar.tar", "--to", "jsonl", "--out", out)
-    time.sleep(2)
+    wait_for(out, 1)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
+        process.wait(0.5)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     process.communicate(timeout=10)
     assert process.returncode == 130 and time.monotonic() - began < 2
 
 
-def test_the_bar_counts_to_the_total_and_shows_what_failed(run: Run, bad: Path) -> None:
+def test_the_progress_bar_counts_to_the_total_and_shows_failures(run: Run, bad: Path) -> None:
     done = run(bad, "--to", "txt", "--progress")
     assert "7/7" in done.stderr and "failed=3" in done.stderr and "image/s" in done.stderr
-    assert "image/s" not in run(bad, "--to", "txt").stderr, "no terminal, no bar"
+    assert "image/s" not in run(bad, "--to", "txt").stderr, "there is no bar if stderr is not a terminal"
 
 
-def test_more_in_flight_than_the_server_has_places_loses_nothing(run: Run, tmp_path: Path) -> None:
-    for number, photo in enumerate(islice(crops(seed=8, size_px=64), 150)):
+def test_more_requests_in_flight_than_the_server_admits_lose_no_image(run: Run, served: Served, tmp_path: Path) -> None:
+    for number, photo in enumerate(islice(crops(seed=8, size_px=64), 100)):
         (tmp_path / f"{number}.jpg").write_bytes(photo)
-    done = run(tmp_path, "--to", "csv", "--out", tmp_path / "csv", "--in-flight", 150)
+    refused = metric(served, "captioner_refused_total")
+    done = run(tmp_path, "--to", "csv", "--out", tmp_path / "csv", "--in-flight", 100, "--max-tokens", 8)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "csv").read_text().count("\n") == 151
+    assert (tmp_path / "csv").read_text().count("\n") == 101
+    assert metric(served, "captioner_refused_total") > refused, "the server admitted every request"
 
 
-def test_a_reader_that_has_seen_enough_ends_the_job(served: Served, many: Path) -> None:
-    command = " ".join(words(served, many, "--in-flight", 2)) + " | head -1"
-    done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def proxy(served: Served) -> Iterator[Proxy]:
+    proxy = Proxy(served.grpc)
+    yield proxy
+    proxy.close()
+
+
+@contextlib.contextmanager
+def outage(proxy: Proxy, out: Path, seconds: float) -> Iterator[None]:
+    """Make the server unavailable when `out` has five lines, and available again `seconds` later."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(0.005) and (not out.exists() or out.read_bytes().count(b"\n") < 5):
+            pass
+        proxy.faults.unavailable = True
+        over.wait(seconds)
+        proxy.faults.unavailable = False
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_job_waits_for_a_server_that_is_unavailable_for_a_while(
+    run: Run, proxy: Proxy, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.csv"
+    with outage(proxy, out, 2):
+        done = run(many, "--to", "csv", "--out", out, "--in-flight", 4, "--server", proxy.address)
+    assert (done.returncode, "0 failed" in done.stderr) == (0, True), done.stderr
+    assert out.read_text().count("\n") == 61
+
+
+def test_a_job_gives_up_when_the_server_is_unavailable_for_longer_than_retry_for(
+    run: Run, proxy: Proxy, many: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.csv"
+    with outage(proxy, out, 60):
+        done = run(many, "--to", "csv", "--out", out, "--in-flight", 4, "--retry-for", 1, "--server", proxy.address)
+        assert proxy.faults.unavailable, "the job waited for the end of the outage"
+    assert done.returncode == 1 and "given up: SERVER_UNREACHABLE" in done.stderr
+
+
+def test_a_closed_stdout_ends_the_job(served: Served, many: Path) -> None:
+    line = " ".join(command(served, many, "--in-flight", 2)) + " | head -1"
+    done = subprocess.run(line, check=False, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_a_disk_that_fills_ends_the_job_and_it_goes_on_where_there_is_room(
-    run: Run, photos: Path, tmp_path: Path
+def test_a_full_disk_ends_the_job_and_the_same_command_resumes(
+    run: Run, served: Served, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "captions.jsonl"
-    full = run(
-        photos, "--to", "jsonl", "--out", out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
+    full = subprocess.run(
+        command(served, photos, "--to", "jsonl", "--out", out),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)),
     )
     assert full.returncode in (1, 2) and "nothing more can be written" in full.stderr and "Traceback" not in full.stderr
     assert run(photos, "--to", "jsonl", "--out", out).returncode == 0
@@ -377,10 +446,11 @@ def test_a_disk_that_fills_ends_the_job_and_it_goes_on_where_there_is_room(
 
 
 @pytest.mark.slow
-def test_a_job_on_ray_writes_what_one_here_writes(
-    run: Run, bad: Path, tmp_path: Path, captions: dict[str, str]
+def test_a_job_on_ray_writes_what_a_local_job_writes(
+    served: Served, bad: Path, tmp_path: Path, captions: dict[str, str]
 ) -> None:
-    done = run(bad, "--to", "jsonl", "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
+    ray = command(served, bad, "--to", "jsonl", "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
+    done = subprocess.run(ray, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stderr.count(": IMAGE_") == 3, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert {line["file"]: line["caption"] for line in lines} == captions

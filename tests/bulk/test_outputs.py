@@ -1,13 +1,11 @@
-"""Captions kept: sidecars, EXIF, XMP and tables, with what was there before, and after a torn write."""
+"""Outputs: sidecars, EXIF, XMP and tables, with existing captions, and after a torn write or a kill."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
-import shutil
 import string
 import struct
 import subprocess
@@ -25,13 +23,13 @@ from PIL import Image
 from captioner.bulk.outputs import exif, sidecars, tables, xmp
 from captioner.bulk.outputs.atomic_write import replace
 from captioner.bulk.outputs.base import CaptionedImage
-from captioner.bulk.outputs.caption_edit import Edit
+from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.sources.discover import FoundImage, Sources
 from captioner.bulk.sources.item import Item
 from captioner.errors import OutputRefused
 from captioner.examples import FOLDER
-from captioner.wire import Caption, Details, ImageInfo, Timings
+from captioner.wire import CSV_COLUMNS, Caption, Details, ImageInfo, Timings
 
 ROOT = Path(__file__).parents[2]
 VALUES: dict[str, Any] = {"image": ImageInfo("JPEG", 8, 8, 1, False, False), "timings_ms": Timings(1, 2, 3, 4)}
@@ -43,8 +41,8 @@ DETAILS = Details(
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
-def captioned(found: FoundImage, text: str) -> CaptionedImage:
-    return CaptionedImage(found, Caption(text, DETAILS))
+def captioned(image: FoundImage, text: str) -> CaptionedImage:
+    return CaptionedImage(image, Caption(text, DETAILS))
 
 
 def found(key: str) -> FoundImage:
@@ -55,11 +53,11 @@ def found(key: str) -> FoundImage:
 
 
 def test_a_caption_is_decorated_in_the_order_trigger_prefix_caption_suffix() -> None:
-    assert Edit("skip", "photo of ", "!", "ohwx").text("a cat", None) == "ohwx, photo of a cat!"
+    assert CaptionEdit("skip", "photo of ", "!", "ohwx").merged("a cat", None) == "ohwx, photo of a cat!"
 
 
 @pytest.mark.parametrize(
-    ("existing", "there", "text"),
+    ("existing", "current", "text"),
     [
         ("overwrite", "old", "new"),
         ("append", "old", "old | new"),
@@ -68,15 +66,15 @@ def test_a_caption_is_decorated_in_the_order_trigger_prefix_caption_suffix() -> 
         ("prepend", "", "new"),
     ],
 )
-def test_a_new_caption_meets_what_is_there(existing: Any, there: str | None, text: str) -> None:
-    assert Edit(existing, separator=" | ").text("new", there) == text
+def test_a_new_caption_is_merged_with_the_existing_one(existing: Any, current: str | None, text: str) -> None:
+    assert CaptionEdit(existing, separator=" | ").merged("new", current) == text
 
 
 # EXIF
 
 
 def jpeg_with_exif() -> bytes:
-    """A photo with what cameras write: sub-directories, a maker note, a thumbnail's directory, XMP, ICC."""
+    """A photo with the metadata of a camera: sub-directories, a maker note, a thumbnail's directory, XMP, ICC."""
     block = Image.Exif()
     block[0x010F] = "Maker"
     block[0x0112] = 6
@@ -96,7 +94,7 @@ def png(**options: Any) -> bytes:
 
 
 def scan(data: bytes) -> bytes:
-    """Everything of a file that holds its pixels, byte for byte, and the other segments or chunks."""
+    """The file's bytes without its EXIF segment or chunk."""
     if data.startswith(b"\xff\xd8"):
         parts = [data[start:end] for _, start, end in exif._segments(data) if data[start + 4 : start + 8] != b"Exif"]
         return b"".join(parts) + data[max(end for _, _, end in exif._segments(data)) :]
@@ -114,10 +112,10 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 @settings(deadline=None, max_examples=30)
 @given(text=TEXTS.map(str.strip).filter(lambda text: text.strip("\x00 ")), again=TEXTS)
-def test_exif_takes_any_text_and_leaves_every_other_byte(kind: str, text: str, again: str) -> None:
+def test_exif_holds_any_text_and_every_other_byte_is_unchanged(kind: str, text: str, again: str) -> None:
     data = FILES[kind]
     text = text.replace("\x00", "").strip()
-    new = exif.described(exif.described(data, again), text)
+    new = exif.with_description(exif.with_description(data, again), text)
     assert exif.description(new) == (text or None)
     assert scan(new) == scan(data)
     before, after = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(new))
@@ -132,30 +130,30 @@ def test_exif_takes_any_text_and_leaves_every_other_byte(kind: str, text: str, a
         assert dict(tags.get_ifd(directory)) == dict(old.get_ifd(directory))
 
 
-def test_the_old_exif_block_stays_where_maker_notes_and_thumbnails_point_to() -> None:
+def test_the_old_exif_block_keeps_its_offsets_for_maker_notes_and_thumbnails() -> None:
     data = jpeg_with_exif()
     old, _, _ = exif._find(data)
-    new, _, _ = exif._find(exif.described(data, "a cat"))
+    new, _, _ = exif._find(exif.with_description(data, "a cat"))
     assert old is not None and new is not None
-    assert new[8 : len(old)] == old[8:], "only the place of the first directory may change"
+    assert new[8 : len(old)] == old[8:], "only the offset of the first directory may change"
     assert exif._directory(new)[2] == exif._directory(old)[2], "the thumbnail's directory is lost"
 
 
 @pytest.mark.parametrize("file_format", ["WEBP", "GIF", "BMP", "TIFF"])
-def test_exif_is_refused_in_words_for_other_formats(file_format: str) -> None:
+def test_exif_is_refused_for_other_formats(file_format: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (20, 20)).save(file, file_format)
     with pytest.raises(OutputRefused, match="JPEG and PNG"):
-        exif.described(file.getvalue(), "a cat")
+        exif.with_description(file.getvalue(), "a cat")
 
 
-def test_exif_that_has_no_room_or_is_broken_is_refused_in_words() -> None:
-    with pytest.raises(OutputRefused, match="a JPEG holds 65533"):
-        exif.described(FILES["a JPEG without"], "long " * 9000)
+def test_exif_that_is_too_large_or_broken_is_refused() -> None:
+    with pytest.raises(OutputRefused, match="a JPEG segment holds 65533"):
+        exif.with_description(FILES["a JPEG without"], "long " * 9000)
     block = b"Exif\x00\x00MM\x00*" + struct.pack(">I", 4000)
     broken = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(block) + 2) + block + FILES["a JPEG without"][2:]
     with pytest.raises(OutputRefused, match="broken"):
-        exif.described(broken, "a cat")
+        exif.with_description(broken, "a cat")
 
 
 @given(
@@ -164,7 +162,7 @@ def test_exif_that_has_no_room_or_is_broken_is_refused_in_words() -> None:
 )
 def test_exif_of_any_bytes_is_read_or_refused(data: bytes, start: bytes) -> None:
     try:
-        exif.described(start + data, "a cat")
+        exif.with_description(start + data, "a cat")
         exif.description(start + data)
     except OutputRefused:
         pass
@@ -174,7 +172,7 @@ def test_exif_of_any_bytes_is_read_or_refused(data: bytes, start: bytes) -> None
 
 
 def text_in(sidecar: bytes) -> str | None:
-    """As another program finds it: rdf:li of x-default under dc:description."""
+    """Return the caption as another program finds it: rdf:li of x-default under dc:description."""
     names = {"dc": xmp.DC, "rdf": xmp.RDF, "x": xmp.META}
     path = (
         "rdf:RDF/rdf:Description/dc:description/rdf:Alt/rdf:li[@{http://www.w3.org/XML/1998/namespace}lang='x-default']"
@@ -185,9 +183,9 @@ def text_in(sidecar: bytes) -> str | None:
 
 
 @given(TEXTS, TEXTS)
-def test_xmp_takes_any_text_and_gives_it_back(first: str, text: str) -> None:
-    clean = xmp._NO_XML.sub("", text)
-    sidecar = xmp.described(xmp.described(None, first), text)
+def test_xmp_round_trips_any_text(first: str, text: str) -> None:
+    clean = xmp._NOT_XML.sub("", text)
+    sidecar = xmp.with_description(xmp.with_description(None, first), text)
     assert (text_in(sidecar) or "").replace("\r", "\n") == clean.replace("\r\n", "\n").replace("\r", "\n")
     assert xmp.description(sidecar) == (text_in(sidecar) or "").strip() or xmp.description(sidecar) is None
     assert sidecar.count(b"x-default") == 1
@@ -204,18 +202,18 @@ DARKTABLE = f"""<?xml version="1.0" encoding="UTF-8"?>
 </x:xmpmeta>"""
 
 
-def test_what_another_program_wrote_into_a_sidecar_is_kept() -> None:
-    new = xmp.described(DARKTABLE.encode(), "A cat & a <dog>.")
+def test_other_properties_of_an_xmp_sidecar_are_kept() -> None:
+    new = xmp.with_description(DARKTABLE.encode(), "A cat & a <dog>.")
     assert text_in(new) == "A cat & a <dog>."
     for kept in (b'xmp:Rating="4"', b'darktable:history_end="3"', b'darktable:operation="exposure"'):
         assert kept in new
     assert xmp.description(DARKTABLE.encode()) is None
 
 
-def test_a_sidecar_that_is_no_xmp_is_refused_and_left() -> None:
+def test_a_sidecar_that_is_not_xmp_is_refused_and_left_unchanged() -> None:
     for sidecar in (b"not xml", b"<a/>", b""):
-        with pytest.raises(OutputRefused, match="nothing is written"):
-            xmp.described(sidecar, "a cat")
+        with pytest.raises(OutputRefused, match="left unchanged"):
+            xmp.with_description(sidecar, "a cat")
 
 
 # Whole files
@@ -231,28 +229,28 @@ def test_a_replaced_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_file_that_cannot_be_written_is_one_failure(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "in.jpg").write_bytes(b"x")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sub").touch()  # a file where the folder ought to be
-    output = sidecars.Sidecars(sidecars.Txt(), Edit(), tmp_path / "out", None, print)
+    (tmp_path / "out" / "sub").touch()  # a file in place of the folder
+    output = sidecars.Sidecars(sidecars.Txt(), CaptionEdit(), tmp_path / "out", None, print)
     failed = output.write([captioned(found("sub/a.jpg"), "lost"), captioned(found("b.jpg"), "kept")])
     assert [(each.item.key, error.code) for each, error in failed] == [("sub/a.jpg", "OUTPUT_REFUSED")]
     assert (tmp_path / "out" / "b.txt").read_text() == "kept\n"
 
 
-def test_text_of_another_encoding_is_left_or_replaced_but_never_joined(tmp_path: Path) -> None:
+def test_text_in_another_encoding_is_kept_or_replaced_but_never_merged(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     old = "Käse".encode("latin-1")
-    (found,) = Sources([str(tmp_path / "a.jpg")]).find()
+    (image,) = Sources([str(tmp_path / "a.jpg")]).find()
     for existing, kept in (("skip", old), ("append", old), ("overwrite", b"new\n")):
         (tmp_path / "a.txt").write_bytes(old)
         journal = None if existing == "skip" else Journal(tmp_path / ".journal")
-        output = sidecars.Sidecars(sidecars.Txt(), Edit(existing), None, journal, print)  # type: ignore[arg-type]
-        assert output.wants(found) is (existing != "skip")
+        output = sidecars.Sidecars(sidecars.Txt(), CaptionEdit(existing), None, journal, print)  # type: ignore[arg-type]
+        assert output.wants(image) is (existing != "skip")
         if existing != "skip":
-            failed = output.write([captioned(found, "new")])
-            assert [str(error).partition("; ")[2] for _, error in failed] == ["it was left as it is"] * (kept == old)
+            failed = output.write([captioned(image, "new")])
+            assert [str(error).partition("; ")[2] for _, error in failed] == ["it was left unchanged"] * (kept == old)
         output.close(finished=True, failed=False)
         assert (tmp_path / "a.txt").read_bytes() == kept
 
@@ -260,13 +258,13 @@ def test_text_of_another_encoding_is_left_or_replaced_but_never_joined(tmp_path:
 # The journal
 
 
-def job(folder: Path, edit: Edit) -> tuple[sidecars.Sidecars, list[FoundImage]]:
+def job(folder: Path, edit: CaptionEdit) -> tuple[sidecars.Sidecars, list[FoundImage]]:
     journal = Journal(folder / ".journal")
     return sidecars.Sidecars(sidecars.Txt(), edit, None, journal, print), list(Sources([str(folder)]).find())
 
 
-def finish(folder: Path, edit: Edit) -> None:
-    """What a resumed job does."""
+def finish(folder: Path, edit: CaptionEdit) -> None:
+    """Run or resume a job to its end."""
     output, images = job(folder, edit)
     output.write([captioned(each, f"new {each.stem}") for each in images if output.wants(each)])
     output.close(finished=True, failed=False)
@@ -289,64 +287,69 @@ EXPECTED = {"append": "old {0} new {0}\n", "prepend": "new {0} old {0}\n", "over
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), existing=st.sampled_from(list(EXPECTED)))
-def test_a_journal_torn_at_any_byte_neither_loses_nor_doubles(
+def test_a_journal_torn_at_any_byte_neither_loses_nor_duplicates_a_caption(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, existing: Any
 ) -> None:
     folder = photos(tmp_path_factory.mktemp("torn") / "photos")
-    output, images = job(folder, Edit(existing))
+    output, images = job(folder, CaptionEdit(existing))
     output.write([captioned(each, f"new {each.stem}") for each in images if output.wants(each)])
     output.close(finished=False, failed=False)
     journal = (folder / ".journal").read_bytes()
     begun = journal.index(b'{"done"')
     cut = data.draw(st.integers(0, len(journal)))
-    # A file may be new only where its whole text was on disk first, and must be where the journal says so.
+    # A file may be new only after its text was synced to the journal, and must be new if the journal says `done`.
     for number in range(4):
         done = f'"done": "{number}.jpg"}}\n'.encode() in journal[:cut]
         if cut < begun or not (done or data.draw(st.booleans())):
             (folder / f"{number}.txt").write_text(f"old {number}\n")
     (folder / ".journal").write_bytes(journal[:cut])
-    finish(folder, Edit(existing))
+    finish(folder, CaptionEdit(existing))
     assert texts(folder) == [EXPECTED[existing].format(number) for number in range(4)]
     assert not (folder / ".journal").exists()
 
 
+# Forks a job for each number of its writes and lets it die there; the folders are named by that number.
 KILLED = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
-from captioner.bulk.outputs import atomic_write, journal
-left = {at}
-def counted(real):
+from captioner.bulk.outputs import sidecars
+from captioner.bulk.outputs.caption_edit import CaptionEdit
+from tests.bulk.test_outputs import finish, photos
+
+existing, folder, left = sys.argv[1], Path(sys.argv[2]), 0
+
+def counted(write):
     def call(*arguments):
         global left
         left -= 1
         if left == 0:
             os._exit(9)
-        return real(*arguments)
+        return write(*arguments)
     return call
+
 os.fsync, os.replace = counted(os.fsync), counted(os.replace)
-from tests.bulk.test_outputs import finish
-from captioner.bulk.outputs.caption_edit import Edit
-finish(Path({folder!r}), Edit({existing!r}))
+for left in range(1, 100):
+    job = photos(folder / str(left), 2)
+    if not (child := os.fork()):
+        finish(job, CaptionEdit(existing))
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 9:
+        break
 """
 
 
 @pytest.mark.parametrize("existing", ["append", "prepend"])
-def test_a_job_killed_at_any_of_its_writes_goes_on_where_it_was(tmp_path: Path, existing: Any) -> None:
-    folder, kills = tmp_path / "photos", 0
-    for at in itertools.count(1):
-        shutil.rmtree(folder, ignore_errors=True)
-        photos(folder, 2)
-        program = KILLED.format(root=str(ROOT), at=at, folder=str(folder), existing=existing)
-        done = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode in (0, 9), done.stderr
-        kills += done.returncode == 9
-        finish(folder, Edit(existing))
-        if done.returncode == 9:
-            assert texts(folder) == [EXPECTED[existing].format(number) for number in range(2)], f"killed at write {at}"
-        else:
-            break
-    assert kills >= 6, "one journal, two files, two renames and a folder are to be written"
+def test_a_job_killed_at_any_of_its_writes_resumes_without_loss_or_duplicate(tmp_path: Path, existing: Any) -> None:
+    command = [sys.executable, "-c", KILLED, existing, str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=120)
+    *killed, complete = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
+    expected = [EXPECTED[existing].format(number) for number in range(2)]
+    assert texts(complete) == expected and not (complete / ".journal").exists()
+    assert len(killed) >= 6, "a job syncs and renames its journal, two files and a folder"
+    for folder in killed:
+        assert (folder / ".journal").exists()
+        finish(folder, CaptionEdit(existing))
+        assert texts(folder) == expected, f"killed at write {folder.name}"
 
 
 def test_two_jobs_on_one_journal_or_one_table_are_refused(tmp_path: Path) -> None:
@@ -354,9 +357,9 @@ def test_two_jobs_on_one_journal_or_one_table_are_refused(tmp_path: Path) -> Non
     with pytest.raises(OutputRefused, match="another job"):
         Journal(tmp_path / "j")
     journal.close(remove=True)
-    table = tables.Table(tables.Jsonl(), Edit(), tmp_path / "t.jsonl")
+    table = tables.Table(tables.Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
     with pytest.raises(OutputRefused, match="another job"):
-        tables.Table(tables.Jsonl(), Edit(), tmp_path / "t.jsonl")
+        tables.Table(tables.Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
     table.close(finished=True, failed=False)
 
 
@@ -375,8 +378,8 @@ def rows(form: str, path: Path) -> list[tuple[str, str]]:
 
 
 def write_table(form: str, path: Path, existing: Any = "skip") -> int:
-    """What a job writes; how many were not there."""
-    table = tables.Table(tables.FORMS[form](), Edit(existing), path)
+    """Write what a job writes; return how many captions were new."""
+    table = tables.Table(tables.FORMATS[form](), CaptionEdit(existing), path)
     new = [captioned(found(key), text) for key, text in zip(KEYS, CAPTIONS, strict=True) if table.wants(found(key))]
     table.write(new)
     table.close(finished=True, failed=False)
@@ -386,7 +389,7 @@ def write_table(form: str, path: Path, existing: Any = "skip") -> int:
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 @settings(deadline=None)
 @given(data=st.data())
-def test_a_table_torn_at_any_byte_is_continued_without_loss_or_double(
+def test_a_table_torn_at_any_byte_resumes_without_loss_or_duplicate(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("torn") / "t"
@@ -400,11 +403,11 @@ def test_a_table_torn_at_any_byte_is_continued_without_loss_or_double(
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_overwrite_leaves_the_old_table_until_the_new_one_is_whole(tmp_path: Path, form: str) -> None:
+def test_overwrite_keeps_the_old_table_until_the_new_one_is_complete(tmp_path: Path, form: str) -> None:
     path, part = tmp_path / "t", tmp_path / "t.part"
     write_table(form, path)
     old = path.read_bytes()
-    table = tables.Table(tables.FORMS[form](), Edit("overwrite", prefix="now "), path)
+    table = tables.Table(tables.FORMATS[form](), CaptionEdit("overwrite", prefix="now "), path)
     table.write([captioned(found(KEYS[0]), "A dog.")])
     table.close(finished=False, failed=False)
     assert path.read_bytes() == old and rows(form, part) == [(KEYS[0], "now A dog.")]
@@ -418,16 +421,18 @@ def test_overwrite_leaves_the_old_table_until_the_new_one_is_whole(tmp_path: Pat
     "content",
     [b"my notes", b"my notes\n", b"\xff\xd8\xff\xe0JFIF", b'{"name": 1}\n', b"file,label\na.jpg,cat\n", b'{"fi"', b'"'],
 )
-def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(tmp_path: Path, form: str, content: bytes) -> None:
+def test_a_file_that_this_command_did_not_write_is_refused_and_left_unchanged(
+    tmp_path: Path, form: str, content: bytes
+) -> None:
     path = tmp_path / "t"
     path.write_bytes(content)
-    with pytest.raises(OutputRefused, match="no caption of ours"):
+    with pytest.raises(OutputRefused, match="did not write"):
         write_table(form, path)
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path: Path, form: str) -> None:
+def test_a_last_line_that_lacks_only_its_line_end_is_kept(tmp_path: Path, form: str) -> None:
     path = tmp_path / "t"
     write_table(form, path)
     whole = path.read_bytes()
@@ -438,7 +443,9 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path: Path, form: str) 
 
 @given(st.binary(max_size=60), st.sampled_from(["jsonl", "csv"]))
 @settings(deadline=None)
-def test_any_bytes_are_continued_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes, form: str) -> None:
+def test_a_table_of_any_bytes_is_resumed_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, form: str
+) -> None:
     path = tmp_path_factory.mktemp("any") / "t"
     path.write_bytes(data)
     try:
@@ -449,7 +456,8 @@ def test_any_bytes_are_continued_or_refused(tmp_path_factory: pytest.TempPathFac
         assert {key for key, _ in rows(form, path)} == set(KEYS)
 
 
-def test_the_columns_of_csv_are_those_of_the_details() -> None:
+def test_the_columns_of_csv_are_those_of_the_wire() -> None:
     line = tables.Csv().line("a.jpg", "A cat.", DETAILS).decode()
+    assert tables.Csv.header.decode() == ",".join(CSV_COLUMNS) + "\n"
     assert line == "a.jpg,A cat.,x,x,0.5,False,stop\n"
     assert all(character in string.printable for character in line)

@@ -1,4 +1,4 @@
-"""The bulk job on Ray Data: real actors on this machine, a real server behind them."""
+"""The engine on Ray Data: real actors on this machine, against a real server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from benchmarks.images import crops
 from captioner.bulk.engines import ray
 from captioner.bulk.engines.base import BulkEngine, Outcome
 from captioner.bulk.engines.ray_worker import Work
-from captioner.bulk.sources import discover
-from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.item import Item, read
 from captioner.errors import CaptionerError, StartupRefused
 from tests.support.served import Served
 
+# tests/bulk/test_job.py runs a job on Ray in the fast suite.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:::ray"),
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
-    """60 photos, each another."""
+    """60 different photos."""
     folder = tmp_path_factory.mktemp("photos")
     items = []
     for number, file in enumerate(itertools.islice(crops(), 60)):
@@ -47,20 +47,20 @@ async def all_of(engine: BulkEngine, items: list[Item]) -> list[Outcome]:
 
 
 def actors() -> list[int]:
-    """Process ids of Ray's workers that hold one of our actors."""
+    """Return the process ids of Ray workers that run one of our actors."""
     found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             text = line.read_text()
-        except OSError:  # it ended while we looked
+        except OSError:  # the process ended meanwhile
             continue
         if text.startswith("ray::") and "Worker" in text:
             found.append(int(line.parent.name))
     return found
 
 
-def gone() -> bool:
-    """Whether no actor is left; a process takes a moment to end."""
+def actors_end() -> bool:
+    """Return whether every actor ends within 10 s."""
     deadline = time.monotonic() + 10
     while actors() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -71,8 +71,9 @@ def exactly_once(outcomes: list[Outcome], items: list[Item]) -> bool:
     return Counter(outcome.item.key for outcome in outcomes) == Counter(item.key for item in items)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
-def test_a_killed_worker_loses_nothing_and_doubles_nothing(
+def test_a_killed_worker_neither_loses_nor_duplicates_an_outcome(
     served: Served, photos: list[Item], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = ray.engine(server=served.grpc, workers=2, in_flight=8, parameters={"length": "short"})
@@ -91,44 +92,39 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(
     assert killed and exactly_once(outcomes, photos)
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     assert all(outcome.caption and outcome.caption.details.tokens for outcome in outcomes)
-    assert gone()
+    assert actors_end()
     assert capsys.readouterr().out == ""
 
 
-def dies_of_number_3(item: Item) -> bytes:
+def exits_at_number_3(item: Item) -> bytes:
     if item.key == "3.jpg":
         os._exit(1)
-    return discover.read(item)
+    return read(item)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
-def test_an_image_that_ends_its_worker_each_time_is_an_error_and_its_neighbours_are_captioned(
-    served: Served, photos: list[Item]
-) -> None:
+def test_an_image_that_kills_its_worker_in_every_attempt_fails_alone(served: Served, photos: list[Item]) -> None:
     few = photos[:8]
-    work = Work(served.grpc, 1, 4, {"max_tokens": 2}, read=dies_of_number_3)
+    work = Work(served.grpc, 1, 4, {"max_tokens": 2}, read=exits_at_number_3)
     outcomes = asyncio.run(all_of(ray.RayEngine(work), few))
     assert exactly_once(outcomes, few)
     assert [outcome.item.key for outcome in outcomes if outcome.error] == ["3.jpg"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
-def test_what_is_refused_is_an_outcome_with_its_code_and_a_job_that_is_left_ends_its_workers(
+def test_a_refusal_is_an_outcome_with_its_code_and_closing_the_engine_ends_its_workers(
     served: Served, photos: list[Item], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
-    asked: list[Item] = []
-
-    def items() -> Iterator[Item]:
-        for item in [Item("broken.jpg", broken), Item("gone.jpg", tmp_path / "gone.jpg"), *photos]:
-            asked.append(item)
-            yield item
+    items = [Item("broken.jpg", broken), Item("missing.jpg", tmp_path / "missing.jpg"), *photos]
 
     async def first_two_errors() -> list[CaptionerError]:
         engine = ray.engine(server=served.grpc, workers=1, in_flight=2, parameters={"max_tokens": 2})
         errors: list[CaptionerError] = []
-        outcomes = engine(items())
+        outcomes = engine(items)
         async for outcome in outcomes:
             if outcome.error is not None:
                 errors.append(outcome.error)
@@ -138,34 +134,32 @@ def test_what_is_refused_is_an_outcome_with_its_code_and_a_job_that_is_left_ends
         return errors
 
     errors = asyncio.run(first_two_errors())
-    assert "IMAGE_FORMAT_UNKNOWN" in {error.code for error in errors}
-    assert gone()
+    assert {error.code for error in errors} == {"IMAGE_FORMAT_UNKNOWN", "IMAGE_MISSING"}
+    assert actors_end()
 
 
-def test_a_long_job_is_cut_into_chunks_that_grow_with_its_pace(
-    photos: list[Item], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
+@pytest.mark.exhaustive
+def test_a_long_job_runs_in_chunks_that_grow_with_its_rate(photos: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    pulled: list[Item] = []
 
     def items() -> Iterator[Item]:
-        for number, item in enumerate(photos):
-            taken.append(number)
+        for item in photos:
+            pulled.append(item)
             yield item
 
     async def job() -> list[tuple[Outcome, int]]:
-        nobody = "127.0.0.1:9"
-        engine = ray.engine(server=nobody, workers=1, in_flight=2, parameters={}, retry_for_s=0)
-        return [(outcome, len(taken)) async for outcome in engine(items())]
+        engine = ray.engine(server="127.0.0.1:9", workers=1, in_flight=2, parameters={}, retry_for_s=0)
+        return [(outcome, len(pulled)) async for outcome in engine(items())]
 
     monkeypatch.setattr(ray, "FIRST_CHUNK", 2)
     outcomes = asyncio.run(job())
-    assert [pulled for _, pulled in outcomes[:4]] == [4] * 4  # no more is taken than can be worked on
-    assert len({pulled for _, pulled in outcomes}) <= 3
+    assert [count for _, count in outcomes[:4]] == [4] * 4, "the first chunk has FIRST_CHUNK items for each in flight"
+    assert len({count for _, count in outcomes}) <= 3
     assert exactly_once([outcome for outcome, _ in outcomes], photos)
     assert {outcome.error.code for outcome, _ in outcomes if outcome.error} == {"SERVER_UNREACHABLE"}
 
 
-def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StartupRefused, match=r"pip install 'captioner\[ray\]'"):
         ray.engine(server="127.0.0.1:8001", workers=1, in_flight=1, parameters={})

@@ -1,4 +1,4 @@
-"""PATHS → images: which are found, in which order, under which names, and what cannot be read."""
+"""Sources: which images the PATHs give, in which order, under which keys, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.bulk.sources.discover import Sources, read
-from captioner.bulk.sources.item import Item
-from captioner.bulk.sources.sidecar_names import Stems
+from captioner.bulk.sources.discover import Sources
+from captioner.bulk.sources.item import Item, read
+from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.errors import ImageMissing, ImageTooLarge
 from captioner.wire import MAX_IMAGE_BYTES
 
@@ -25,7 +25,7 @@ SHOWN = ["a.PNG", "b.jpg", "later/f.tiff", "sub/c.webp", "sub/deep/d.gif"]
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files whose content is their own path, and the working directory above them."""
+    """Create files whose content is their own path; make their parent the working directory."""
     for name in TREE:
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +35,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keys(*paths: object) -> list[str]:
-    return [found.item.key for found in Sources([str(path) for path in paths]).find()]
+    return [image.item.key for image in Sources([str(path) for path in paths]).find()]
 
 
 def labels(*paths: object) -> list[str]:
-    return [found.label for found in Sources([str(path) for path in paths]).find()]
+    return [image.label for image in Sources([str(path) for path in paths]).find()]
 
 
 def packed(path: Path, members: dict[str, bytes]) -> Path:
@@ -56,15 +56,15 @@ def packed(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_a_folder_gives_its_images_in_one_order_without_what_is_hidden(tree: Path) -> None:
+def test_a_folder_gives_its_images_in_a_repeatable_order_without_hidden_files(tree: Path) -> None:
     assert keys(tree) == SHOWN == keys(tree)
 
 
-def test_a_file_that_is_named_is_tried_whatever_its_name(tree: Path) -> None:
+def test_an_explicitly_named_file_is_tried_whatever_its_suffix(tree: Path) -> None:
     assert keys("photos/notes.md", "photos/.hidden.jpg") == ["notes.md", ".hidden.jpg"]
 
 
-def test_labels_are_spelt_as_the_user_began_them(tree: Path) -> None:
+def test_labels_are_spelt_as_the_user_spelt_the_path(tree: Path) -> None:
     assert labels("photos/sub") == ["photos/sub/c.webp", "photos/sub/deep/d.gif"]
     assert labels("./photos/b.jpg") == ["./photos/b.jpg"]
     assert labels("photos/*.jpg") == ["photos/b.jpg"]
@@ -82,29 +82,29 @@ def test_labels_are_spelt_as_the_user_began_them(tree: Path) -> None:
         ("photos/**/deep/**/*.gif", ["sub/deep/d.gif"]),
     ],
 )
-def test_a_quoted_glob_gives_the_files_it_names(tree: Path, pattern: str, expected: list[str]) -> None:
+def test_a_quoted_glob_gives_the_files_that_match(tree: Path, pattern: str, expected: list[str]) -> None:
     assert keys(pattern) == expected
 
 
 @pytest.mark.parametrize("path", ["nowhere", "photos/nowhere.jpg", "photos/*.heic", "nowhere/**/*.jpg"])
-def test_a_path_that_leads_nowhere_is_refused_before_anything_begins(tree: Path, path: str) -> None:
-    with pytest.raises(ImageMissing, match=r"no such|nothing matches"):
+def test_a_path_that_does_not_exist_is_refused_before_the_job_starts(tree: Path, path: str) -> None:
+    with pytest.raises(ImageMissing, match=r"no such file|no file matches"):
         Sources([str(tree), path])
 
 
-def test_several_paths_have_keys_below_what_they_share(tree: Path) -> None:
+def test_keys_of_several_paths_are_relative_to_their_common_folder(tree: Path) -> None:
     (tree / "later" / "c.webp").write_text("another")
     found = keys("photos/sub", "photos/later")
     assert found == ["sub/c.webp", "sub/deep/d.gif", "later/c.webp", "later/f.tiff"]
 
 
-def test_a_photo_that_several_paths_bring_comes_once(tree: Path) -> None:
+def test_a_photo_that_several_paths_contain_is_found_once(tree: Path) -> None:
     paths = ("photos/b.jpg", "photos", "photos/sub", "photos/*.jpg", "photos/**/*.gif", "photos/b.jpg", "./photos/sub")
     found = keys(*paths)
     assert len(found) == len(set(found)) == len(SHOWN)
 
 
-def test_links_are_followed_and_their_loops_end(tree: Path) -> None:
+def test_symbolic_links_are_followed_and_link_loops_end(tree: Path) -> None:
     (tree / "sub" / "up").symlink_to(tree)
     (tree / "sub" / "self").symlink_to(tree / "sub")
     (tree / "elsewhere").symlink_to(tree.parent / "other")
@@ -114,48 +114,48 @@ def test_links_are_followed_and_their_loops_end(tree: Path) -> None:
     assert set(keys("photos/**/*.gif")) == {"sub/deep/d.gif"}
 
 
-def test_a_folder_that_cannot_be_read_is_a_failure_of_its_own(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_fails_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
-    def scandir(path: Path) -> object:  # root may read everything, so no mode would keep it out
+    def scandir(path: Path) -> object:  # root reads files of any mode, so chmod would not make the folder unreadable
         if Path(path).name == "sub":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = {each.item.key: each.error for each in Sources([str(tree)]).find()}
+    found = {image.item.key: image.error for image in Sources([str(tree)]).find()}
     assert [key for key, error in found.items() if error is None] == ["a.PNG", "b.jpg", "later/f.tiff"]
     assert isinstance(found["sub"], ImageMissing) and "Permission denied" in str(found["sub"])
 
 
 @pytest.mark.parametrize("name", ["some.zip", "some.tar", "some.tar.gz", "some.tgz"])
-def test_an_archive_gives_its_images_and_each_its_own_bytes(tmp_path: Path, name: str) -> None:
+def test_an_archive_gives_its_images_with_their_bytes(tmp_path: Path, name: str) -> None:
     members = {f"shard/{number:04d}.jpg": os.urandom(3000 + number) for number in range(20)}
     extra = {"shard/0000.txt": b"words", "__MACOSX/._0000.jpg": b"no", ".hidden/x.jpg": b"no", "../../up.jpg": b"up"}
     archive = packed(tmp_path / name, members | extra)
     spool = tmp_path / "spool"
     spool.mkdir()
     contents = {}
-    for found in Sources([str(archive)]).find(spool):
-        assert found.error is None
-        contents[found.item.key] = read(pickle.loads(pickle.dumps(found.item)))
+    for image in Sources([str(archive)]).find(spool):
+        assert image.error is None
+        contents[image.item.key] = read(pickle.loads(pickle.dumps(image.item)))
     expected = {f"{name}/{member}": data for member, data in members.items()}
     assert contents == expected | {f"{name}/up.jpg": b"up"}
     assert len(list(Sources([str(archive)]).find())) == 21, "counting needs no spool"
 
 
-def test_a_compressed_tar_is_copied_no_faster_than_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_compressed_tar_is_unpacked_lazily(tmp_path: Path) -> None:
     archive = packed(tmp_path / "many.tgz", {f"{number}.jpg": os.urandom(100) for number in range(50)})
     spool = tmp_path / "spool"
     spool.mkdir()
-    found = Sources([str(archive)]).find(spool)
+    images = Sources([str(archive)]).find(spool)
     for _ in range(3):
-        assert next(found).copied
+        assert next(images).temporary
     assert len(list(spool.iterdir())) == 3
 
 
 @pytest.mark.parametrize("name", ["cut.zip", "cut.tar", "cut.tar.gz"])
-def test_a_broken_archive_is_one_failure_and_the_next_path_is_read(tmp_path: Path, name: str) -> None:
+def test_a_broken_archive_fails_alone_and_the_next_path_is_read(tmp_path: Path, name: str) -> None:
     archive = packed(tmp_path / name, {f"{number}.jpg": os.urandom(5000) for number in range(9)})
     archive.write_bytes(archive.read_bytes()[:20_000])
     (tmp_path / "good.jpg").write_bytes(b"good")
@@ -164,7 +164,7 @@ def test_a_broken_archive_is_one_failure_and_the_next_path_is_read(tmp_path: Pat
     assert found[-1].item.key == "good.jpg" and found[-1].error is None
 
 
-def test_what_cannot_be_read_is_said_by_type(tmp_path: Path) -> None:
+def test_an_unreadable_item_raises_a_typed_error(tmp_path: Path) -> None:
     empty, pipe, large = tmp_path / "empty.jpg", tmp_path / "pipe.jpg", tmp_path / "large.jpg"
     empty.touch()
     os.mkfifo(pipe)
@@ -185,18 +185,18 @@ def test_what_cannot_be_read_is_said_by_type(tmp_path: Path) -> None:
             read(item)
 
 
-def test_a_large_member_of_a_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_too_large_member_of_a_zip_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     archive = packed(tmp_path / "bomb.zip", {"bomb.png": bytes(MAX_IMAGE_BYTES + 1)})
-    (found,) = Sources([str(archive)]).find()
+    (image,) = Sources([str(archive)]).find()
     with pytest.raises(ImageTooLarge):
-        read(found.item)
+        read(image.item)
 
 
 def test_images_that_share_a_stem_keep_their_whole_names(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg", "sub/a.jpg", "C.JPG", "c.png", "d.jpg", "d.jpg.png", "b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    stems = {found.item.key: found.stem for found in Sources([str(tmp_path)]).find()}
+    stems = {image.item.key: image.stem for image in Sources([str(tmp_path)]).find()}
     assert stems == {
         "a.jpg": "a.jpg",
         "a.png": "a.png",
@@ -208,7 +208,7 @@ def test_images_that_share_a_stem_keep_their_whole_names(tmp_path: Path) -> None
         "d.jpg.png": "d.jpg.png",
     }
     alone = Sources([str(tmp_path / "a.jpg")]).find()
-    assert next(alone).stem == "a.jpg", "a name depends on the folder, not on what else was asked for"
+    assert next(alone).stem == "a.jpg", "the stem depends on the folder, not on the other PATHs"
 
 
 NAMES = st.lists(
@@ -222,7 +222,7 @@ NAMES = st.lists(
 
 @given(NAMES)
 def test_no_two_files_of_a_folder_share_a_sidecar(names: list[str]) -> None:
-    stems = Stems(names)
+    sidecar_names = SidecarNames(names)
     tried = [name for name in names if not name.casefold().endswith((".txt", ".xmp"))]
-    sidecars = [stems.of(name).casefold() for name in tried]
+    sidecars = [sidecar_names.stem(name).casefold() for name in tried]
     assert len(set(sidecars)) == len(sidecars)

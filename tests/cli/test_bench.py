@@ -1,21 +1,17 @@
-"""`captioner bench` and the closed loop it shares with benchmarks/load.py."""
+"""`captioner bench`: the closed loop of clients, its summary and its table."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from captioner.cli import main, parser
 from captioner.client import AsyncClient
-from captioner.client.load_test import Round, marked, run_round, summary
+from captioner.client.load_test import Round, run_round, summary, unique_images
 from captioner.examples import PHOTOS
 from captioner.image.decode import decode
 from tests.support.served import Served
@@ -25,7 +21,7 @@ LINES = ("captions_per_s", "first_text_ms_p50", "first_text_ms_p99", "token_ms_p
 
 @pytest.mark.triton
 @pytest.mark.slow
-def test_it_measures_the_users_own_photos_and_prints_a_line_a_concurrency(
+def test_it_measures_the_given_photos_and_prints_one_line_for_each_concurrency(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["bench", str(PHOTOS[0]), "--server", served.grpc, "--concurrency", "1", "4", "--captions", "6"]
@@ -45,11 +41,11 @@ def test_it_measures_the_users_own_photos_and_prints_a_line_a_concurrency(
 
 @pytest.mark.triton
 @pytest.mark.slow
-def test_a_round_keeps_as_many_clients_busy_as_it_says_and_no_answer_is_from_the_cache(served: Served) -> None:
+def test_a_round_keeps_its_clients_busy_without_cache_hits(served: Served) -> None:
     async def rounds() -> tuple[Round, float]:
         async with AsyncClient(served.grpc) as client:
             began = time.perf_counter()
-            found = await run_round(client, marked([PHOTOS[0].read_bytes()]), 3, 9, max_tokens=8)
+            found = await run_round(client, unique_images([PHOTOS[0].read_bytes()]), 3, 9, max_tokens=8)
             return found, time.perf_counter() - began
 
     found, seconds = asyncio.run(rounds())
@@ -58,39 +54,29 @@ def test_a_round_keeps_as_many_clients_busy_as_it_says_and_no_answer_is_from_the
     assert 2 * seconds < sum(found.total_ms) / 1000 <= 3 * seconds
 
 
-@pytest.mark.triton
-@pytest.mark.slow
-def test_the_makefiles_benchmark_runs_on_the_same_loop(served: Served) -> None:
-    command = [sys.executable, "-m", "benchmarks.load", "--server", served.grpc, "--captions", "4", "--rounds", "1"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ, timeout=120, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["concurrency"].keys() == {"1", "16"} and found["captions_a_round"] == 4
-
-
-def test_marked_photos_are_never_the_same_file_and_always_the_same_picture() -> None:
+def test_marked_photos_are_different_files_of_the_same_picture() -> None:
     photo = PHOTOS[0].read_bytes()
-    files = list(itertools.islice(marked([photo]), 3))
+    files = list(itertools.islice(unique_images([photo]), 3))
     assert len({photo, *files}) == 4
     assert all(decode(file)[0].tobytes() == decode(photo)[0].tobytes() for file in files)
 
 
-def test_a_summary_is_of_all_rounds() -> None:
+def test_a_summary_covers_all_rounds() -> None:
     one, two = Round(2.0, 20.0, [10.0] * 99, [30.0], [5.0]), Round(4.0, 40.0, [90.0], [50.0], [7.0])
     found = summary([one, two])
     assert (found["captions_per_s"], found["captions_per_s_low"], found["captions_per_s_high"]) == (3.0, 2.0, 4.0)
     assert (found["first_text_ms_p50"], found["token_ms_p50"], found["tokens_per_s"]) == (10.0, 6.0, 30.0)
 
 
-def test_a_photo_that_cannot_be_read_ends_it_before_anything_is_sent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_photo_ends_the_command_before_any_request(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "/nowhere.jpg", "--server", "127.0.0.1:9"]) == 2
     assert "/nowhere.jpg: No such file" in capsys.readouterr().err
 
 
-def test_a_server_that_is_away_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--server", "127.0.0.1:9"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("SERVER_UNREACHABLE: ") and len(said.splitlines()) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("SERVER_UNREACHABLE: ") and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [["--captions", "0"], ["--concurrency", "-1"], ["--rounds", "x"]])

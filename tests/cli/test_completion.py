@@ -1,4 +1,4 @@
-"""`captioner completion`: what a real bash completes with the script."""
+"""`captioner completion`: a real bash completes with the script."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captioner.cli import VERBS, main
 from captioner.cli.completion import SHELLS
 
 BASH = shutil.which("bash") or "/bin/bash"
-# As bash itself does it at a TAB: the words so far, the function that `complete` has bound, its answers.
+# What bash does at a TAB: set the words so far, call the function that `complete` has bound, print its answers.
 TRY = """
 source "$1"; shift
 function_name=$(complete -p captioner | sed 's/.* -F \\([^ ]*\\) .*/\\1/')
@@ -42,7 +42,7 @@ def completed(bash: Path, *words: str) -> list[str]:
 
 
 def test_bash_accepts_the_script(bash: Path) -> None:
-    done = subprocess.run([BASH, "-n", str(bash)], capture_output=True, text=True, check=False)
+    done = subprocess.run([BASH, "-n", str(bash)], capture_output=True, text=True, check=False, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -53,7 +53,7 @@ def test_bash_completes_verbs_options_and_choices(bash: Path) -> None:
     assert completed(bash, "completion", "") == list(SHELLS)
 
 
-def test_bash_completes_files_where_a_path_is_wanted(bash: Path) -> None:
+def test_bash_completes_file_names_for_path_arguments(bash: Path) -> None:
     for name in ("photo one.jpg", "photo two.jpg", "other.txt"):
         (bash.parent / name).touch()
     assert sorted(completed(bash, "caption", "pho")) == ["photo one.jpg", "photo two.jpg"]
@@ -62,7 +62,7 @@ def test_bash_completes_files_where_a_path_is_wanted(bash: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_shells_script_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_of_every_shell_knows_every_verb(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = script(shell, capsys)
     assert "captioner" in text
     for verb in VERBS:
@@ -73,8 +73,8 @@ def test_the_zsh_script_describes_the_options(capsys: pytest.CaptureFixture[str]
     assert wire.PARAMETERS["top_p"].doc in script("zsh", capsys)
 
 
-def test_another_shell_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_shell_is_refused_with_the_list_of_shells(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["completion", "cmd.exe"])
-    said = capsys.readouterr().err
-    assert all(shell in said for shell in SHELLS)
+    err = capsys.readouterr().err
+    assert all(shell in err for shell in SHELLS)

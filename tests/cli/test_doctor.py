@@ -1,8 +1,7 @@
-"""`captioner doctor`: what it finds, what it calls a problem, and what it never shows."""
+"""`captioner doctor`: the facts it reports, the problems it names, and the secrets it hides."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -10,8 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from captioner import __version__, doctor
+from captioner import __version__, doctor, machine
 from captioner.artifacts.manifest import sha256
 from captioner.cli import main
+from captioner.launcher.supervisor import choose_ports
 from tests.artifacts.test_manifest import MANIFEST
-from tests.launcher.test_up import free_ports
+from tests.support.base_packages import link_base_packages
 from tests.support.served import Served
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +30,7 @@ NOBODY = "127.0.0.1:9"
 
 @pytest.fixture
 def model_repository(tmp_path: Path) -> Path:
-    """Two published versions, of one file each."""
+    """A repository with two published versions of one file each."""
     repository = tmp_path / "model_repository"
     for version in ("1", "2"):
         folder = repository / "captioner" / version
@@ -46,10 +44,10 @@ def model_repository(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Free ones in place of 8000 to 8002 and 7860, which may be taken where the tests run."""
-    found = dict(zip(doctor.PORTS, free_ports(4), strict=True))
-    monkeypatch.setattr(doctor, "PORTS", found)
-    return found
+    """Replace the default ports, which may be in use where the tests run, by free ones."""
+    free = choose_ports("127.0.0.1", dict.fromkeys(doctor.PORTS, 0))
+    monkeypatch.setattr(doctor, "PORTS", free)
+    return free
 
 
 def reported(capsys: pytest.CaptureFixture[str], repository: Path, *words: str) -> tuple[int, dict[str, Any]]:
@@ -72,7 +70,8 @@ def test_a_machine_that_works_is_described_and_nothing_blocks(
     assert facts["system"]["kernel"] == os.uname().release and sys.executable in facts["system"]["python"]
     assert facts["processor"]["cores"] == os.cpu_count() and facts["processor"]["model"]
     assert 0 < facts["memory"]["available GiB"] <= facts["memory"]["total GiB"]
-    assert facts["packages"]["torch"] == importlib.metadata.version("torch")
+    assert f"torch {importlib.metadata.version('torch')}" in facts["packages"]["models"]
+    assert facts["packages"].keys() >= {"base", "models", "embedded", "export", "frontend", "mcp", "ray"}
     assert facts["devices"]["torch threads"] >= 1
     assert "CPUExecutionProvider" in facts["devices"]["onnxruntime providers"]
     assert Path(facts["tritonserver"]["server"], "bin", "tritonserver").is_file()
@@ -81,7 +80,9 @@ def test_a_machine_that_works_is_described_and_nothing_blocks(
     assert facts[f"server at {NOBODY}"]["answer"].startswith("SERVER_UNREACHABLE: ")
 
 
-def test_the_text_says_what_the_json_says(model_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_holds_the_sections_and_problems_of_the_json(
+    model_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (model_repository / "captioner" / "1" / "weights").write_bytes(b"other")
     _, report = reported(capsys, model_repository)
     main(["doctor", "--repository", str(model_repository), "--server", NOBODY])
@@ -91,7 +92,7 @@ def test_the_text_says_what_the_json_says(model_repository: Path, capsys: pytest
     assert f"  version: {__version__}" in text and "files verified" in text
 
 
-def test_the_commit_is_the_checkouts(model_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commit_is_that_of_the_checkout(model_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -99,18 +100,18 @@ def test_the_commit_is_the_checkouts(model_repository: Path, capsys: pytest.Capt
     assert report["facts"]["captioner"]["commit"] == head.stdout.strip()
 
 
-def test_a_taken_port_blocks_and_its_option_is_named(
+def test_a_port_in_use_blocks_and_its_option_is_named(
     model_repository: Path, ports: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", ports["metrics"])):
         code, report = reported(capsys, model_repository)
     assert code == 1
-    assert blocking(report) == [f"port {ports['metrics']} (metrics) is taken; choose another with --metrics-port"]
+    assert blocking(report) == [f"port {ports['metrics']} (metrics) is in use; choose another with --metrics-port"]
     assert report["facts"]["ports"][f"{ports['metrics']} (metrics)"] == "taken"
 
 
 @pytest.mark.parametrize(("version", "expected"), [("1", 0), ("2", 1)])
-def test_an_altered_file_is_named_and_blocks_in_the_version_that_is_served(
+def test_an_altered_file_is_named_and_blocks_only_in_the_live_version(
     version: str, expected: int, model_repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     altered = model_repository / "captioner" / version / "weights"
@@ -122,12 +123,20 @@ def test_an_altered_file_is_named_and_blocks_in_the_version_that_is_served(
     assert "broken" in report["facts"]["model repository"][f"version {version}"]
 
 
-def test_a_folder_that_is_no_repository_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, report = reported(capsys, tmp_path / "nowhere")
+def test_a_folder_that_is_not_a_repository_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").touch()
+    code, report = reported(capsys, tmp_path)
     assert code == 1 and any("--repository" in sentence for sentence in blocking(report))
 
 
-def test_a_repository_as_it_was_cloned_is_no_problem(
+def test_a_repository_that_does_not_exist_yet_is_not_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report = reported(capsys, tmp_path / "new")
+    assert code == 0 and "creates the repository" in report["facts"]["model repository"]["versions"]
+
+
+def test_a_repository_without_a_published_model_is_not_a_problem(
     model_repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for version in ("1", "2"):
@@ -136,7 +145,7 @@ def test_a_repository_as_it_was_cloned_is_no_problem(
     assert code == 0 and "publishes the embedded model" in report["facts"]["model repository"]["versions"]
 
 
-def test_a_setting_that_would_be_refused_blocks(
+def test_an_invalid_setting_blocks(
     model_repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPTIONER_SLOTS", "many")
@@ -165,7 +174,7 @@ def test_no_secret_is_ever_shown(
         assert "HF_TOKEN" in shown and "set, hidden" in shown and "proxy.example" in shown and "mirror.example" in shown
 
 
-def test_models_in_the_hubs_cache_are_listed(
+def test_the_models_in_the_hub_cache_are_listed(
     model_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hub" / "models--Salesforce--blip-image-captioning-base").mkdir(parents=True)
@@ -175,62 +184,97 @@ def test_models_in_the_hubs_cache_are_listed(
     assert report["facts"]["environment"]["models in it"] == ["Salesforce/blip-image-captioning-base"]
 
 
-@contextlib.contextmanager
-def base_packages(folder: Path) -> Iterator[Path]:
-    """The packages that `pip install captioner` brings, and no other of this environment's."""
-    lines = importlib.metadata.requires("captioner") or []
-    waiting = [Requirement(line) for line in lines]
-    names: set[tuple[str, frozenset[str]]] = set()
-    while waiting:
-        wanted = waiting.pop()
-        extras = wanted.extras or {""}
-        key = (wanted.name.lower(), frozenset(extras))
-        if key in names or not (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
-            continue
-        names.add(key)
-        needed = importlib.metadata.requires(wanted.name) or []
-        for line in needed:
-            requirement = Requirement(line)
-            if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
-                requirement.marker = None
-                waiting.append(requirement)
-    site = Path(sysconfig.get_path("purelib"))
-    for name, _ in names:
-        for file in importlib.metadata.files(name) or []:
-            top = file.parts[0]
-            if top not in ("..", "__pycache__") and not (folder / top).exists():
-                (folder / top).symlink_to(site / top)
-    yield folder
+def test_the_requirements_are_those_of_pyproject() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {machine.BASE: project["dependencies"], **project["optional-dependencies"]}
+    found = machine.requirements(doctor.DISTRIBUTION)
+    for requirement in (each for lines in found.values() for each in lines):
+        requirement.marker = None
+    assert {extra: set(map(str, lines)) for extra, lines in found.items()} == {
+        extra: {str(Requirement(line)) for line in lines} for extra, lines in declared.items()
+    }
+
+
+METADATA = """Metadata-Version: 2.1
+Name: pretend
+Version: 1
+Provides-Extra: server
+Provides-Extra: models
+Provides-Extra: embedded
+Provides-Extra: ray
+Provides-Extra: mcp
+Requires-Dist: packaging>=1
+Requires-Dist: pretend[models,embedded]; extra == "server"
+Requires-Dist: packaging>=999; extra == "models"
+Requires-Dist: packaging<1; python_version < "3" and extra == "models"
+Requires-Dist: absent-package; extra == "embedded"
+Requires-Dist: packaging<1; extra == "ray"
+Requires-Dist: absent-package>=2; extra == "mcp"
+"""
+
+
+def test_missing_and_unsuitable_packages_are_named_with_the_command_and_only_those_of_up_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pretend-1.dist-info").mkdir()
+    (tmp_path / "pretend-1.dist-info" / "METADATA").write_text(METADATA)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "DISTRIBUTION", "pretend")
+    problems: list[doctor.Problem] = []
+    facts = doctor.packages(problems)
+    installed = f"packaging {importlib.metadata.version('packaging')}"
+    assert facts == {
+        "base": installed,
+        "models": f"{installed} (must be >=999); run: pip install 'pretend[models]'",
+        "embedded": "absent-package missing; run: pip install 'pretend[embedded]'",
+        "ray": f"{installed} (must be <1); run: pip install 'pretend[ray]'",
+        "mcp": "absent-package missing; run: pip install 'pretend[mcp]'",
+    }
+    assert problems == [
+        doctor.Problem(f"ray: {facts['ray']}", blocks=False),
+        doctor.Problem(
+            f"{installed} (must be >=999), absent-package missing; run: pip install 'pretend[server]'", blocks=True
+        ),
+    ]
+    assert [str(package) for package in machine.packages([Requirement("pretend[mcp]")])] == [
+        "pretend 1",
+        "absent-package missing",
+    ]
 
 
 def test_with_the_base_dependencies_alone_it_says_what_to_install(tmp_path: Path, model_repository: Path) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
-    for ours in (importlib.metadata.distribution("captioner").read_text("top_level.txt") or "").split():
-        (packages / ours).symlink_to(ROOT / ours)
-    with base_packages(packages):
-        assert not (packages / "torch").exists() and (packages / "grpc").exists()
-        words = ["-m", "captioner.cli", "doctor", "--json", "--repository", str(model_repository), "--server", NOBODY]
-        done = subprocess.run(
-            [sys.executable, "-S", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(packages), "PATH": os.environ["PATH"]},
-            timeout=60,
-        )
+    metadata = Path(str(importlib.metadata.distribution("captioner")._path))  # type: ignore[attr-defined]
+    for path in (ROOT / "captioner", ROOT / "export", ROOT / "frontend", metadata.resolve()):
+        (packages / path.name).symlink_to(path)
+    link_base_packages(packages)
+    assert not (packages / "torch").exists() and (packages / "grpc").exists()
+    words = ["-m", "captioner.cli", "doctor", "--json", "--repository", str(model_repository), "--server", NOBODY]
+    done = subprocess.run(
+        [sys.executable, "-S", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(packages), "PATH": os.environ["PATH"]},
+        timeout=60,
+    )
     assert done.returncode == 1 and done.stdout, done.stderr
     report = json.loads(done.stdout)
     assert not any("error" in section for section in report["facts"].values())
-    assert report["facts"]["packages"]["torch"] is None and report["facts"]["packages"]["numpy"]
-    (missing,) = (sentence for sentence in blocking(report) if sentence.startswith("torch, "))
-    assert "onnxruntime missing; run: pip install 'captioner[server,embedded,frontend,export]'" in missing
+    shown = report["facts"]["packages"]
+    assert "numpy 1." in shown["base"] and "missing" not in shown["base"]
+    for extra in ("models", "embedded", "export", "frontend", "ray"):
+        assert "missing" in shown[extra] and f"pip install 'captioner[{extra}]'" in shown[extra]
+    (missing,) = (sentence for sentence in blocking(report) if "torch missing" in sentence)
+    assert "onnxruntime missing" in missing and missing.endswith("; run: pip install 'captioner[server]'")
     assert any("nvidia-pytriton" in sentence and "is not installed" in sentence for sentence in blocking(report))
 
 
 @pytest.mark.triton
 @pytest.mark.slow
-def test_a_server_that_answers_shows_its_card_and_a_caption_and_its_ports_are_its_own(
+def test_a_running_server_is_described_and_its_ports_are_not_a_problem(
     served: Served, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "PORTS", {"gRPC": int(served.grpc.rpartition(":")[2])})

@@ -1,4 +1,4 @@
-"""A client of several replicas: failures of one are another's work, and nothing is said twice."""
+"""A client with several replicas: requests fail over, and text is not repeated. A proxy makes the real server fail."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import ipaddress
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from captioner.client import Client, ImageSource
-from captioner.client.replica import Replica
+from captioner.client import Client, ImageSource, replica
 from captioner.errors import (
     AccessDenied,
     CaptionerError,
@@ -32,14 +32,14 @@ from tests.support.served import Served, assert_soon, metric
 pytestmark = pytest.mark.triton
 
 PHOTO = next(path for path in PHOTOS if path.name == "cat.jpg")
-DEAD = "127.0.0.1:9"  # nobody answers there
+DEAD = "127.0.0.1:9"  # no server listens here
 
 Make = Callable[..., Proxy]
 
 
 @pytest.fixture
 def proxy(served: Served) -> Iterator[Make]:
-    """`proxy()`: one more replica."""
+    """`proxy()`: another replica."""
     made: list[Proxy] = []
 
     def make(tls: tuple[bytes, bytes] | None = None) -> Proxy:
@@ -52,80 +52,92 @@ def proxy(served: Served) -> Iterator[Make]:
 
 
 @pytest.fixture
-def alone(served: Served) -> str:
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients try the replicas in the order of their addresses, not at random."""
+    monkeypatch.setattr(replica, "random", SimpleNamespace(random=lambda: 0.0))
+
+
+@pytest.fixture(scope="module")
+def expected(served: Served) -> str:
+    """The caption of PHOTO, without a proxy."""
     with Client(served.grpc) as client:
         return client.caption(PHOTO).text
 
 
-@pytest.mark.parametrize("fault", ["away", "break_after", "silent_after"])
-def test_a_caption_of_a_failing_replica_is_another_ones(proxy: Make, alone: str, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["unavailable", "break_after", "stall_after"])
+def test_a_request_fails_over_to_another_replica(proxy: Make, expected: str, in_order: None, fault: str) -> None:
     bad, good = proxy(), proxy()
     setattr(bad.faults, fault, 0)
-    bad.faults.away = fault == "away"
-    for addresses in ([bad.address, good.address], f"{good.address}, {bad.address}", [DEAD, good.address]):
-        with Client(addresses, stall_timeout_s=1) as client:
-            assert client.caption(PHOTO).text == alone
-            assert client.describe().model
-    assert good.faults.requests
+    bad.faults.unavailable = fault == "unavailable"
+    with Client([bad.address, good.address], stall_timeout_s=2) as client:
+        assert client.caption(PHOTO).text == expected
+    tried = bad.faults.requests
+    assert tried and good.faults.requests == 1
+    with Client(f"{bad.address}, {good.address}", stall_timeout_s=2) as client:
+        assert client.describe().model
+    assert bad.faults.requests > tried and good.faults.requests == 2
 
 
-@pytest.mark.parametrize("fault", ["break_after", "silent_after"])
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_a_stream_that_breaks_goes_on_elsewhere_and_says_nothing_twice(
-    proxy: Make, fault: str, temperature: float
+def test_a_request_fails_over_from_an_address_without_a_server(proxy: Make, expected: str, in_order: None) -> None:
+    with Client([DEAD, proxy().address]) as client:
+        assert client.caption(PHOTO).text == expected
+
+
+@pytest.mark.parametrize(
+    ("fault", "temperature"),
+    [
+        ("break_after", 1.5),  # a sampled caption: the client draws the seed
+        pytest.param("break_after", 0.0, marks=pytest.mark.exhaustive),
+        pytest.param("stall_after", 0.0, marks=pytest.mark.exhaustive),
+        pytest.param("stall_after", 1.5, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_stream_that_breaks_continues_on_another_replica_without_repeated_text(
+    proxy: Make, in_order: None, fault: str, temperature: float
 ) -> None:
-    """Also of a drawn caption: the client draws the seed."""
     bad, good = proxy(), proxy()
     setattr(bad.faults, fault, 3)
-    went_on = 0
-    with Client([bad.address, good.address], stall_timeout_s=1) as client, Client(good.address) as sure:
-        for _ in range(20):  # which of the two is asked first is chance
-            before = good.faults.requests
-            began = bad.faults.requests
-            with client.stream(PHOTO, length="long", temperature=temperature) as stream:
-                text = "".join(stream)
-            assert stream.details is not None
-            assert text == sure.caption(PHOTO, length="long", temperature=temperature, seed=stream.details.seed).text
-            went_on += bad.faults.requests > began and good.faults.requests > before
-            if went_on:
-                break
-            time.sleep(0.05)
-    assert went_on
+    with Client([bad.address, good.address], stall_timeout_s=2) as client:
+        with client.stream(PHOTO, length="long", temperature=temperature) as stream:
+            text = "".join(stream)
+        assert stream.details is not None
+        assert (bad.faults.requests, good.faults.requests) == (1, 1)
+        assert text == client.caption(PHOTO, length="long", temperature=temperature, seed=stream.details.seed).text
 
 
-def test_another_replicas_other_caption_is_not_sewn_on(proxy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_different_caption_of_another_replica_is_not_appended(
+    proxy: Make, in_order: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bad, good = proxy(), proxy()
     bad.faults.break_after = 3
     seeds = itertools.count()
-    ask = Replica.ask
+    send = replica.Replica.send
 
-    async def ask_differently(self: Replica, inputs: object, parameters: dict[str, object], left: object) -> object:
-        return await ask(self, inputs, {**parameters, "seed": next(seeds)}, left)  # type: ignore[arg-type]
+    async def send_with_another_seed(
+        self: replica.Replica, inputs: object, parameters: dict[str, object], left_s: object
+    ) -> object:
+        return await send(self, inputs, {**parameters, "seed": next(seeds)}, left_s)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Replica, "ask", ask_differently)  # two replicas of two revisions would write two captions
-    with Client([bad.address, good.address]) as client:
-        for _ in range(20):
-            said = ""
-            try:
-                for piece in client.stream(PHOTO, length="long", temperature=2.0):
-                    said += piece
-            except CaptionsDiffer:
-                assert said
-                return
-    pytest.fail("the breaking replica was never asked first")
+    # Replicas that serve different revisions would generate different captions.
+    monkeypatch.setattr(replica.Replica, "send", send_with_another_seed)
+    pieces: list[str] = []
+    with Client([bad.address, good.address]) as client, pytest.raises(CaptionsDiffer):
+        pieces.extend(client.stream(PHOTO, length="long", temperature=2.0))
+    assert pieces
+    assert (bad.faults.requests, good.faults.requests) == (1, 1)
 
 
-def test_a_failed_replica_rests_and_the_working_ones_share_the_work(proxy: Make) -> None:
+def test_a_failed_replica_is_tried_last_and_the_others_share_the_load(proxy: Make) -> None:
     bad, first, second = proxy(), proxy(), proxy()
-    bad.faults.away = True
+    bad.faults.unavailable = True
     with Client([bad.address, first.address, second.address]) as client:
         captions = list(client.caption_many([PHOTO] * 40, in_flight=8))
     assert [captioned.error for captioned in captions if captioned.error] == []
-    assert bad.faults.requests <= 16  # those in flight when it was found out, once each
+    assert bad.faults.requests <= 16  # requests in flight when it failed, once each
     assert min(first.faults.requests, second.faults.requests) >= 10
 
 
-def test_a_refusal_is_not_asked_of_another_replica(proxy: Make) -> None:
+def test_a_refused_request_does_not_fail_over(proxy: Make) -> None:
     one, other = proxy(), proxy()
     with Client([one.address, other.address]) as client:
         with pytest.raises(CaptionerError) as refused:
@@ -136,26 +148,26 @@ def test_a_refusal_is_not_asked_of_another_replica(proxy: Make) -> None:
     assert one.faults.requests + other.faults.requests == 2
 
 
-def test_the_last_replicas_error_is_told_when_all_fail(proxy: Make) -> None:
+def test_the_last_replicas_error_is_raised_when_all_fail(proxy: Make) -> None:
     broken, silent = proxy(), proxy()
-    # Not away: a refusal that comes while the request is written is lost by grpc.aio, and asked for again.
-    broken.faults.break_after, silent.faults.silent_after = 0, 0
+    # Not `unavailable`: grpc.aio loses an error that arrives while it writes, and then the client writes again.
+    broken.faults.break_after, silent.faults.stall_after = 0, 0
     with Client([broken.address, silent.address], stall_timeout_s=0.5) as client:
         with pytest.raises((ServerUnreachable, StreamStalled)):
             client.caption(PHOTO)
         assert broken.faults.requests == silent.faults.requests == 1
 
 
-def test_a_deadline_holds_over_all_replicas_and_ends_a_silent_server(proxy: Make) -> None:
+def test_one_deadline_covers_all_replicas_and_ends_a_silent_stream(proxy: Make) -> None:
     silent, other = proxy(), proxy()
-    silent.faults.silent_after = other.faults.silent_after = 0
+    silent.faults.stall_after = other.faults.stall_after = 0
     began = time.monotonic()
     with Client([silent.address, other.address], stall_timeout_s=60) as client, pytest.raises(DeadlineExceeded):
         client.caption(PHOTO, deadline_ms=500)
     assert time.monotonic() - began < 5
 
 
-def test_many_images_come_each_once_with_its_own_error(served: Served) -> None:
+def test_caption_many_yields_each_image_once_with_its_own_error(served: Served) -> None:
     images: list[ImageSource] = [PHOTO, b"", *PHOTOS, b"no image", PHOTO]
     with Client(served.grpc) as client:
         captioned = list(client.caption_many(iter(images), in_flight=3, length="short"))
@@ -166,7 +178,7 @@ def test_many_images_come_each_once_with_its_own_error(served: Served) -> None:
     assert all(each.caption for each in captioned if each.error is None)
 
 
-def test_leaving_many_images_early_ends_their_decoding(served: Served) -> None:
+def test_leaving_caption_many_early_ends_the_decoding(served: Served) -> None:
     with Client(served.grpc) as client:
         for captioned in client.caption_many(itertools.repeat(PHOTO), length="long", in_flight=4):
             assert captioned.caption
@@ -175,7 +187,7 @@ def test_leaving_many_images_early_ends_their_decoding(served: Served) -> None:
 
 
 def certificate() -> tuple[bytes, bytes]:
-    """A private key and a certificate for 127.0.0.1, signed by itself."""
+    """A private key and a self-signed certificate for 127.0.0.1, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "captioner test")])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -195,16 +207,16 @@ def certificate() -> tuple[bytes, bytes]:
     return private, made.public_bytes(pem)
 
 
-def test_tls_and_a_key_open_a_guarded_door_and_nothing_else_does(proxy: Make, alone: str) -> None:
+def test_an_endpoint_with_tls_and_a_key_needs_both(proxy: Make, expected: str) -> None:
     tls = certificate()
-    guarded = proxy(tls)
-    guarded.faults.key = "Bearer open-sesame"
-    address, headers = f"grpcs://{guarded.address}", {"Authorization": "Bearer open-sesame"}
+    protected = proxy(tls)
+    protected.faults.key = "Bearer open-sesame"
+    address, headers = f"grpcs://{protected.address}", {"Authorization": "Bearer open-sesame"}
     with Client(address, headers=headers, root_certificates=tls[1]) as client:
-        assert client.caption(PHOTO).text == alone
+        assert client.caption(PHOTO).text == expected
     with Client(address, root_certificates=tls[1]) as client, pytest.raises(AccessDenied):
         client.caption(PHOTO)
-    with Client(address, headers=headers) as client, pytest.raises(ServerUnreachable):  # a certificate nobody knows
+    with Client(address, headers=headers) as client, pytest.raises(ServerUnreachable):  # an unknown certificate
         client.caption(PHOTO)
 
 

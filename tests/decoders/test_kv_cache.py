@@ -1,4 +1,4 @@
-"""Cache rows: written each at its own position, moved whole, and clean for the next caption."""
+"""Cache rows: each is written at its own position, copied whole and clean for the next caption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def window() -> Window:
 
 
 def states(rows: int, queries: int, value: float = 1.0) -> torch.Tensor:
-    """(rows, heads, queries, head size), each position its own number."""
+    """Return (rows, heads, queries, head size) with a distinct number at each position."""
     numbers = torch.arange(rows * queries, dtype=torch.float32).view(rows, 1, queries, 1) + value
     return numbers.expand(rows, HEADS, queries, HEAD_SIZE)
 
@@ -35,7 +35,7 @@ def test_each_row_is_written_at_its_own_position(window: Window) -> None:
     assert torch.equal(layer.values[:, 1, :, 2], expected + 9 * (expected > 0))
 
 
-def test_a_prompt_is_written_into_its_row_alone(window: Window) -> None:
+def test_a_prompt_is_written_only_into_its_row(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
     window.rows, window.positions, window.span = slice(2, 3), torch.arange(4)[None], 4
     keys, _ = layer.update(states(1, 4), states(1, 4))
@@ -44,7 +44,7 @@ def test_a_prompt_is_written_into_its_row_alone(window: Window) -> None:
     assert not layer.keys[2, :, 4:].any()
 
 
-def test_a_copy_reaches_as_far_as_is_asked_and_no_further(window: Window) -> None:
+def test_a_copy_stops_at_the_requested_length(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
     layer.keys[:], layer.values[:] = torch.randn(2, SLOTS, HEADS, CONTEXT, HEAD_SIZE)
     before = layer.keys.clone()
@@ -55,7 +55,7 @@ def test_a_copy_reaches_as_far_as_is_asked_and_no_further(window: Window) -> Non
     assert torch.equal(layer.values[1, :, :4], layer.values[3, :, :4])
 
 
-def test_rows_can_change_places_in_one_copy(window: Window) -> None:
+def test_one_copy_can_swap_rows(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
     layer.keys[:], layer.values[:] = torch.randn(2, SLOTS, HEADS, CONTEXT, HEAD_SIZE)
     before = layer.keys.clone()
@@ -84,12 +84,12 @@ def test_the_mask_ends_at_each_querys_own_position() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_what_a_row_held_before_is_never_read(poison: float) -> None:
-    """Whatever the last caption left in a row, the next one's logits are those of a fresh cache, bit for bit."""
+def test_the_previous_content_of_a_row_is_never_read(poison: float) -> None:
+    """Whatever a row held before, the logits equal those of a fresh cache, bit for bit."""
     long_prompt, short_prompt = list(range(2, 14)), [0, 2]
 
     def logits(decoder: CrossAttentionDecoder) -> list[torch.Tensor]:
-        decoder.prefill(0, tiny.features(0), long_prompt)  # the longer neighbour, whose span shows the old positions
+        decoder.prefill(0, tiny.features(0), long_prompt)  # a longer row, so that the span covers old positions
         decoder.prefill(1, tiny.features(1), short_prompt)
         steps = [((5, 7), (11, 1)), ((5, 9), (12, 2)), ((6, 9), (13, 3))]
         return [decoder.decode(torch.tensor(ids), torch.tensor(at), max(at) + 1)[1] for ids, at in steps]
@@ -104,10 +104,10 @@ def test_what_a_row_held_before_is_never_read(poison: float) -> None:
         image_layer._keys.fill_(poison)
         image_layer._values.fill_(poison)
     for step, (expected, found) in enumerate(zip(logits(fresh), logits(used), strict=True)):
-        assert torch.equal(expected, found), f"step {step} read what the last caption left"
+        assert torch.equal(expected, found), f"step {step} read the previous content"
 
 
-def test_the_memory_of_a_slot_is_that_of_its_tensors() -> None:
+def test_slot_bytes_is_the_memory_of_its_tensors() -> None:
     decoder = tiny.decoder()
     decoder.allocate(3)
     tensors = [tensor for layer in decoder.text_layers for tensor in (layer.keys, layer.values)]

@@ -1,4 +1,4 @@
-"""The beam search finds what `generate(num_beams=K)` finds, driven without any cache."""
+"""The beam search, driven without a cache, finds what `generate(num_beams=K)` finds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOICES: dict[str, Any] = {
 
 
 def model(seed: int) -> GPT2LMHeadModel:
-    """Weights as large as these make likely tokens depend on the beam, small enough that scores stay close."""
+    """Return a model with weights so large that tokens depend on the beam, and so small that scores stay close."""
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.3, pad_token_id=0
     )
@@ -66,7 +66,7 @@ def ours(made: Any, prompt: list[int], **choices: Any) -> BeamSearch:
     while (step := search.advance(made(torch.tensor(beams), use_cache=False).logits[:, -1])) is not None:
         beams = [[*beams[parent], token] for parent, token in zip(*step, strict=True)]
         steps += 1
-        assert steps < choices["max_tokens"], "it goes on past its end"
+        assert steps < choices["max_tokens"], "the search does not end"
     return search
 
 
@@ -95,7 +95,7 @@ def test_it_finds_what_generate_finds_with_cross_attention(width: int, early_sto
         image = tiny.features(seed)[None]
 
         class WithImage:
-            """The tiny decoder, looking at one image."""
+            """The tiny decoder with cross-attention to one image."""
 
             def __call__(self, ids: torch.Tensor, **_: Any) -> Any:
                 hidden = image.repeat(len(ids), 1, 1)  # noqa: B023
@@ -119,7 +119,7 @@ def test_it_finds_what_generate_finds_with_cross_attention(width: int, early_sto
 
 @given(st.sampled_from(MODELS), st.fixed_dictionaries({**CHOICES, "width": st.just(1)}))
 @settings(max_examples=30, deadline=None)
-def test_one_beam_is_the_greedy_search(made: GPT2LMHeadModel, choices: dict[str, Any]) -> None:
+def test_one_beam_is_greedy_search(made: GPT2LMHeadModel, choices: dict[str, Any]) -> None:
     choices["repetition_penalty"] = 1.0
     ids = list(choices["prompt"])
     while len(ids) < len(choices["prompt"]) + choices["max_tokens"]:
@@ -139,10 +139,10 @@ def test_one_beam_is_the_greedy_search(made: GPT2LMHeadModel, choices: dict[str,
     st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
-def test_ties_as_half_precision_makes_them_come_out_as_in_generate(
+def test_ties_are_broken_as_in_generate(
     width: int, max_tokens: int, stop_ids: set[int], early_stopping: bool, seed: int
 ) -> None:
-    """A model whose next tokens depend on the last one alone, with logits of a few values only."""
+    """Use logits with few distinct values, as in half precision, that depend only on the last token."""
     table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed)).mul(2).round()
     made: Any = GPT2LMHeadModel(MODELS[0].config).eval()
 
@@ -158,13 +158,13 @@ def test_ties_as_half_precision_makes_them_come_out_as_in_generate(
 
 
 @pytest.mark.parametrize(("width", "max_tokens"), [(0, 3), (2, 0)])
-def test_a_search_of_no_beam_or_no_token_is_refused(width: int, max_tokens: int) -> None:
+def test_a_width_or_max_tokens_of_zero_is_refused(width: int, max_tokens: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         BeamSearch([0], width=width, max_tokens=max_tokens, stop_ids=[1])
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_logits_that_are_no_numbers_end_in_some_caption_and_no_error(width: int) -> None:
+def test_nan_logits_give_a_caption_of_valid_tokens_without_an_error(width: int) -> None:
     search = BeamSearch([0], width=width, max_tokens=3, stop_ids=[1])
     while search.advance(torch.full((width, VOCABULARY), torch.nan)) is not None:
         pass

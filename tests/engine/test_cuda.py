@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: graphs of the step, steps launched ahead, precisions of the device."""
+"""CUDA graphs of the step, async scheduling and precisions on a real CUDA device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support import tiny
     ("smallest", "largest", "expected"),
     [(1, 1, [1]), (1, 16, [1, 2, 4, 8, 16]), (1, 6, [1, 2, 4, 6]), (256, 600, [256, 512, 600]), (48, 48, [48])],
 )
-def test_buckets_double_and_end_in_the_largest(smallest: int, largest: int, expected: list[int]) -> None:
+def test_buckets_double_and_end_with_the_largest(smallest: int, largest: int, expected: list[int]) -> None:
     assert buckets(smallest, largest) == expected
 
 
 def captions(device: str, samplings: list[Sampling], precision: Precision = "fp32") -> list[list[int]]:
-    """What one engine of 6 slots writes on `device`, requests arriving at different steps."""
+    """Return the captions of one engine of 6 slots on `device`; requests arrive at different steps."""
     model = load_weights(GPT2LMHeadModel, tiny.published(), precision, torch.device(device))
     runner = Runner(CrossAttentionDecoder(model, tiny.CONTEXT, tiny.FEATURE_TOKENS), 6)
     runner.warm_up(tiny.features(0), [0])
@@ -48,17 +48,17 @@ def captions(device: str, samplings: list[Sampling], precision: Precision = "fp3
 
 
 @pytest.mark.gpu
-def test_graphs_and_steps_ahead_write_what_the_cpu_writes() -> None:
+def test_cuda_graphs_and_async_scheduling_give_the_captions_of_the_cpu() -> None:
     samplings = [Sampling(repetition_penalty=1.0 + number % 3 / 4) for number in range(24)]
     assert captions("cuda", samplings) == captions("cpu", samplings)
 
 
 @pytest.mark.gpu
-def test_a_seed_draws_the_same_caption_again_on_the_device() -> None:
+def test_a_seed_reproduces_its_captions_on_the_device() -> None:
     samplings = [Sampling(temperature=1.0, top_p=0.9, seed=number) for number in range(24)]
     assert captions("cuda", samplings) == captions("cuda", samplings)
 
 
 @pytest.mark.gpu
-def test_bf16_captions_on_the_device() -> None:
+def test_bf16_gives_captions_on_the_device() -> None:
     assert all(captions("cuda", [Sampling()] * 12, "bf16"))

@@ -1,4 +1,4 @@
-"""Tokens are drawn as `generate()` would draw them, each row of a batch as if it were alone."""
+"""Sampling matches transformers' `generate()`, and each row of a batch matches the same row alone."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ Rows = list[tuple[Sampling, list[int], int, bool]]
 
 
 def of(rows: Rows) -> tuple[torch.Tensor, SamplingBatch]:
-    """Their logits, those of every other row full of ties, as half precision has them."""
+    """Return the logits and parameters of rows; the logits of some rows are full of ties, as in half precision."""
     values = [logits(seed).round() if ties else logits(seed) for _, _, seed, ties in rows]
     return torch.cat(values), batch([row[0] for row in rows], [row[1] for row in rows])
 
 
 @given(ROWS)
 @settings(max_examples=150, deadline=None)
-def test_each_row_of_a_mixed_batch_scores_as_in_transformers_own_generate(rows: Rows) -> None:
+def test_each_row_of_a_mixed_batch_has_the_scores_of_transformers(rows: Rows) -> None:
     logits_NV, made = of(rows)
     penalised_NV = penalise(logits_NV, made.seen, made.penalty)
     warped_NV = warp(penalised_NV, made.temperature, made.top_k, made.top_p)
@@ -87,7 +87,7 @@ def test_each_row_of_a_mixed_batch_scores_as_in_transformers_own_generate(rows: 
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])
-def test_of_tied_tokens_those_are_cut_that_transformers_cuts(top_p: float) -> None:
+def test_top_p_removes_the_same_tied_tokens_as_transformers(top_p: float) -> None:
     values = torch.randn(4, 4096, generator=torch.Generator().manual_seed(2)).bfloat16().float()
     top_k = torch.tensor([0, 50, 700, 2000])
     warped = warp(values, torch.ones(4), top_k, torch.full((4,), top_p, dtype=torch.float64))
@@ -99,7 +99,7 @@ def test_of_tied_tokens_those_are_cut_that_transformers_cuts(top_p: float) -> No
 
 @given(ROWS, st.integers(0, 2**53))
 @settings(max_examples=100, deadline=None)
-def test_each_row_of_a_mixed_batch_gets_bit_for_bit_what_it_gets_alone(rows: Rows, seed: int) -> None:
+def test_each_row_of_a_mixed_batch_is_bit_identical_to_the_row_alone(rows: Rows, seed: int) -> None:
     logits_NV, made = of(rows)
     random = Random(seed)
     uniform = [random.random() for _ in rows]
@@ -111,7 +111,7 @@ def test_each_row_of_a_mixed_batch_gets_bit_for_bit_what_it_gets_alone(rows: Row
 
 @given(ROWS, st.integers(0, 2**53))
 @settings(max_examples=50, deadline=None)
-def test_the_stages_and_rows_that_may_be_left_out_change_nothing(rows: Rows, seed: int) -> None:
+def test_skipping_unneeded_stages_and_rows_changes_nothing(rows: Rows, seed: int) -> None:
     logits_NV, made = of(rows)
     random = Random(seed)
     uniform = [random.random() for _ in rows]
@@ -127,27 +127,27 @@ def test_the_stages_and_rows_that_may_be_left_out_change_nothing(rows: Rows, see
     assert (tokens.tolist(), logprobs.tolist()) == pick(logits_NV, made, uniform)
 
 
-def test_a_penalty_of_one_leaves_a_row_bit_equal() -> None:
+def test_a_penalty_of_one_leaves_a_row_bit_identical() -> None:
     values = torch.cat([logits(6), torch.tensor([[-0.0, 0.0, torch.inf, -torch.inf] * 10])])
     same = penalise(values, torch.ones(2, VOCABULARY, dtype=torch.bool), torch.ones(2))
     assert torch.equal(same.view(torch.int32), values.view(torch.int32))
 
 
-def test_temperature_zero_takes_the_likeliest_token_that_the_penalty_leaves() -> None:
+def test_temperature_zero_takes_the_likeliest_token_after_the_penalty() -> None:
     row = torch.zeros(1, VOCABULARY)
     row[0, 7], row[0, 9] = 2.0, 1.5
     assert pick(row, batch([Sampling()], [[7]]), [0.5])[0] == [7]
     assert pick(row, batch([Sampling(repetition_penalty=2.0)], [[7]]), [0.5])[0] == [9]
 
 
-def test_ids_beyond_the_vocabulary_are_not_penalised_and_a_row_that_begins_anew_forgets_the_old_ones() -> None:
+def test_a_new_row_penalises_only_its_own_ids_below_the_vocabulary_size() -> None:
     made = batch([Sampling()], [[3, VOCABULARY, VOCABULARY + 9]])
     assert made.seen[0].nonzero().flatten().tolist() == [3]
     made.set(0, Sampling(), [4])
     assert made.seen[0].nonzero().flatten().tolist() == [4]
 
 
-def test_rows_are_copied_as_they_were_and_the_first_rows_are_views() -> None:
+def test_copies_read_all_sources_first_and_the_first_rows_are_views() -> None:
     samplings = [Sampling(temperature=float(row), top_k=row, top_p=row / 4) for row in range(4)]
     made = batch(samplings, [[row] for row in range(4)])
     made.copy([0, 1, 1], [1, 0, 3])
@@ -162,7 +162,7 @@ def test_rows_are_copied_as_they_were_and_the_first_rows_are_views() -> None:
     assert first.seen.shape == (2, VOCABULARY)
 
 
-def test_other_seeds_draw_other_tokens() -> None:
+def test_different_seeds_draw_different_tokens() -> None:
     texts = {tuple(draws(Sampling(temperature=1.5, seed=seed), 12, logits(0))) for seed in range(50)}
     assert len(texts) == 50
 
@@ -180,13 +180,13 @@ def test_draws_follow_the_distribution_of_transformers(cut: dict[str, Any]) -> N
     chi_squared = sum((found[token] - float(expected[token])) ** 2 / float(expected[token]) for token in allowed)
     freedom = len(allowed) - 1
     limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson and Hilferty
-    assert chi_squared < limit, "a chance of one in a thousand"
+    assert chi_squared < limit, "by chance this fails once in a thousand seeds"
 
 
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=2.0, top_k=3, seed=1), Sampling(temperature=2.0, top_p=0.2, seed=1)]
 )
-def test_a_token_that_was_cut_off_is_never_drawn(sampling: Sampling) -> None:
+def test_a_token_removed_by_top_k_or_top_p_is_never_drawn(sampling: Sampling) -> None:
     row = logits(2)
     probability, order = row[0].div(sampling.temperature).softmax(-1).sort(descending=True)
     allowed = 3 if sampling.top_k else int((probability.cumsum(0) < sampling.top_p).sum()) + 1
@@ -194,16 +194,14 @@ def test_a_token_that_was_cut_off_is_never_drawn(sampling: Sampling) -> None:
 
 
 @given(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, unique=True), st.integers(0, 99))
-def test_the_ends_of_the_uniform_draw_the_first_and_the_last_token_that_is_possible(
-    possible: list[int], seed: int
-) -> None:
+def test_the_ends_of_the_uniform_range_draw_the_first_and_last_possible_token(possible: list[int], seed: int) -> None:
     scores = torch.full((2, VOCABULARY), -torch.inf)
     scores[:, possible] = logits(seed)[:, possible]
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert draw(scores, ends).tolist() == [min(possible), max(possible)]
 
 
-def test_a_row_of_nan_gives_some_token_and_leaves_its_neighbours_theirs() -> None:
+def test_a_row_of_nan_gives_a_valid_token_and_does_not_change_its_neighbours() -> None:
     rows = torch.cat([torch.full((1, VOCABULARY), torch.nan), logits(8)])
     tokens, _ = pick(rows, batch([Sampling(temperature=1.0, top_k=5, top_p=0.9)] * 2), [0.5, 0.5])
     assert 0 <= tokens[0] < VOCABULARY
@@ -211,7 +209,7 @@ def test_a_row_of_nan_gives_some_token_and_leaves_its_neighbours_theirs() -> Non
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 1e-20, 1e-3])
-def test_the_smallest_temperatures_draw_the_likeliest_and_never_fail_their_neighbours(temperature: float) -> None:
+def test_the_smallest_temperatures_draw_the_likeliest_token(temperature: float) -> None:
     rows = logits(3, 2) * 10
     tokens, _ = pick(rows, batch([Sampling(temperature=temperature, top_p=0.9), Sampling()]), [0.99, 0.0])
     assert tokens == rows.argmax(-1).tolist()
@@ -226,14 +224,14 @@ def test_the_log_probability_is_the_models_own_before_any_processor() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_sampled_in_full(dtype: torch.dtype) -> None:
+def test_half_precision_logits_are_sampled_in_full_precision(dtype: torch.dtype) -> None:
     row, made = logits(5).to(dtype), batch([Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.3)], [[1, 2]])
     for uniform in (0.1, 0.5, 0.9):
         assert pick(row, made, [uniform]) == pick(row.float(), made, [uniform])
 
 
-def test_shapes_hang_on_no_value_so_that_a_graph_can_hold_the_step() -> None:
-    """Traced without values, anything read back to the host would raise."""
+def test_shapes_depend_on_no_value_so_a_cuda_graph_can_hold_the_step() -> None:
+    """On the meta device, reading a value back to the host raises."""
     meta = torch.device("meta")
     made = SamplingBatch.allocate(3, VOCABULARY, meta)
     uniform = torch.empty(3, dtype=torch.float64, device=meta)

@@ -1,4 +1,4 @@
-"""The scheduler's promises, with integers for requests: any order of events, and no torch."""
+"""The invariants of the scheduler under any order of events, with plain requests and no torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Request:
 
 
 class Schedules(RuleBasedStateMachine):
-    """Drives a scheduler and a plain list of what it should do; `rows` is the cache, moved as the scheduler says."""
+    """Drive a scheduler and a simple model of it; `rows` is the cache, copied as the scheduler returns it."""
 
     @initialize(slots=st.integers(1, 4), max_waiting=st.integers(0, 5))
     def begin(self, slots: int, max_waiting: int) -> None:
         self.scheduler: Scheduler[Request] = Scheduler(slots, max_waiting)
         self.encoding = 0
         self.queue: list[Request] = []
-        self.rows: list[tuple[Request, int] | None] = [None] * slots  # whose beam is where
+        self.rows: list[tuple[Request, int] | None] = [None] * slots  # request and beam of each row
         self.arrived = 0
         self.now = 0
 
@@ -71,25 +71,25 @@ class Schedules(RuleBasedStateMachine):
         expected = min(self.queue, key=lambda waiting: (waiting.priority_level, waiting.number), default=None)
         request = self.scheduler.join()
         if expected is None or self.rows.count(None) < expected.width:
-            assert request is None, "there is no room, and nobody overtakes who waits for it"
+            assert request is None, "there is no room, and no request overtakes the one that waits for it"
             return
         assert request is expected, "by priority, then by arrival"
         self.queue.remove(expected)
         assert len(set(expected.rows)) == expected.width
         for beam, row in enumerate(expected.rows):
-            assert self.rows[row] is None, "the row it was given is in use"
+            assert self.rows[row] is None, "its row is in use"
             self.rows[row] = (expected, beam)
 
     @precondition(lambda self: self.scheduler.running)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.scheduler.running))
-        moves = self.scheduler.leave(request)
-        assert len(moves) <= request.width
+        sources, targets = self.scheduler.leave(request)
+        assert len(sources) == len(targets) <= request.width
         held = [None if row is None or row[0] is request else row for row in self.rows]
-        for move in moves:
-            assert held[move.target] is None, "a row in use was overwritten"
-            held[move.target], held[move.source] = held[move.source], None
+        for source, target in zip(sources, targets, strict=True):
+            assert held[target] is None, "a row in use was overwritten"
+            held[target], held[source] = held[source], None
         self.rows = held
         assert request.rows == []
 
@@ -99,16 +99,16 @@ class Schedules(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.queue)).cancelled = True
 
     @rule(later=st.integers(0, 3))
-    def drop(self, later: int) -> None:
+    def drop_expired(self, later: int) -> None:
         self.now += later
         expected = {request for request in self.queue if request.cancelled or self.now >= request.deadline}
-        dropped = self.scheduler.dropped(self.now)
+        dropped = self.scheduler.drop_expired(self.now)
         assert len(dropped) == len(expected)
         assert set(dropped) == expected
         self.queue = [request for request in self.queue if request not in expected]
 
     @invariant()
-    def promises_hold(self) -> None:
+    def invariants_hold(self) -> None:
         if not hasattr(self, "scheduler"):
             return
         running = self.scheduler.running
@@ -117,7 +117,7 @@ class Schedules(RuleBasedStateMachine):
         assert self.held <= self.scheduler.slots + self.scheduler.max_waiting
         assert self.scheduler.waiting == self.encoding + len(self.queue)
         assert self.scheduler.idle == (not running and not self.queue)
-        assert all(row is None for row in self.rows[in_use:]), "the rows in use are the first"
+        assert all(row is None for row in self.rows[in_use:]), "the rows in use are the first ones"
         for request in running:
             assert [self.rows[row] for row in request.rows] == [(request, beam) for beam in range(request.width)]
             assert all(self.scheduler.rows[row] is request for row in request.rows)
@@ -127,15 +127,15 @@ class TestSchedules(Schedules.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
-def test_a_full_scheduler_says_how_full_it_is() -> None:
+def test_a_full_scheduler_names_its_limits() -> None:
     scheduler: Scheduler[Request] = Scheduler(2, 1)
     for _ in range(3):
         scheduler.admit()
-    with pytest.raises(ServerBusy, match="all 2 slots and 1 waiting places are taken; retry in 1000 ms"):
+    with pytest.raises(ServerBusy, match="all 2 slots are taken and the queue of 1 is full; retry in 1000 ms"):
         scheduler.admit()
 
 
-def test_a_place_given_back_can_be_taken_again() -> None:
+def test_a_withdrawn_request_leaves_room_for_another() -> None:
     scheduler: Scheduler[Request] = Scheduler(1, 0)
     for _ in range(100):
         scheduler.admit()

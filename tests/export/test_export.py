@@ -1,4 +1,4 @@
-"""A tiny captioner through the real exporter into a copy of the model repository."""
+"""Export a tiny model with the real exporter, and compare the exported files with the original."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from captioner.hub.resolve import find
 from captioner.image.spec import ImageSpec
 from captioner.machine import has_vnni
 from captioner.publish.publish import export_and_publish, publish
-from export import __main__ as command
 from export import export as exporting
 from export import parity
 from export.onnx_export import onnx_features
 from tests.support import tiny
+from tests.support.publishing import quiet
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
@@ -58,16 +58,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository into which the model was exported once; tests that change it take a copy."""
+    """A repository with the exported model; tests that change it take a copy."""
     repository = empty_repository(tmp_path_factory.mktemp("exported"))
-    said: list[str] = []
-    assert export_into(repository, model, said.append) == 1
-    assert said[-1].startswith("published: version 1, tiny@")
+    log: list[str] = []
+    assert export_into(repository, model, log.append) == 1
+    assert log[-1].startswith("published: version 1, tiny@")
     return repository
 
 
-def export_into(repository: Path, model: Path, say: Callable[[str], None] = lambda _: None) -> int:
-    return export_and_publish(find(str(model)), VersionStore(repository), (), say)
+def export_into(repository: Path, model: Path, log: Callable[[str], None] = quiet) -> int:
+    return export_and_publish(find(str(model)), VersionStore(repository), (), log)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def manifest(exported: Path) -> Manifest:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Iterator[None]:
-    """The graph comes from the first export: tracing it again takes most of an export's time."""
+    """Copy the graph of the first export: tracing it again takes most of an export's time."""
 
     def copy(source: Source, folder: Path, metadata: dict[str, str]) -> Path:
         return Path(shutil.copy2(exported / "vision_encoder" / "1" / "model.onnx", folder))
@@ -91,12 +91,7 @@ def fast(monkeypatch: pytest.MonkeyPatch, exported: Path) -> Iterator[None]:
     return iter(())
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
-    return command.main()
-
-
-def test_the_manifest_says_what_was_exported(manifest: Manifest, model: Path) -> None:
+def test_the_manifest_describes_the_exported_model(manifest: Manifest, model: Path) -> None:
     assert (manifest.family, manifest.model, manifest.card.license) == ("vision-encoder-decoder", "tiny", "mit")
     assert manifest.revision == find(str(model)).revision
     assert manifest.image == ImageSpec(32, 32, "bicubic")
@@ -122,7 +117,7 @@ def test_the_version_folders_keep_their_models_code(exported: Path) -> None:
         assert (exported / name / "1" / "model.py").read_bytes() == (
             ROOT / "model_repository" / name / "1" / "model.py"
         ).read_bytes()
-    assert not [path for path in exported.rglob(".*") if path.is_dir() and any(path.iterdir())], "nothing is left"
+    assert not [path for path in exported.rglob(".*") if path.is_dir() and any(path.iterdir())], "no temporary files"
 
 
 def test_published_files_can_be_read_by_another_user(exported: Path) -> None:
@@ -130,7 +125,7 @@ def test_published_files_can_be_read_by_another_user(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_the_graph_gives_the_originals_features_at_any_batch(exported: Path, model: Path, batch: int) -> None:
+def test_the_graph_reproduces_the_originals_features_at_any_batch_size(exported: Path, model: Path, batch: int) -> None:
     source = family("vision-encoder-decoder").load(model)
     pixels = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
     with torch.inference_mode():
@@ -140,7 +135,7 @@ def test_the_graph_gives_the_originals_features_at_any_batch(exported: Path, mod
     assert float(np.abs(found - expected).max()) <= 1e-5 * float(np.abs(expected).max())
 
 
-def test_the_graph_is_what_the_native_backend_loads(exported: Path, model: Path) -> None:
+def test_the_graph_has_the_tensors_of_the_wire_and_a_version_that_triton_loads(exported: Path, model: Path) -> None:
     graph = onnx.load(exported / "vision_encoder" / "1" / "model.onnx")
     onnx.checker.check_model(graph)
     for value, tensor in ((graph.graph.input[0], wire.PIXELS), (graph.graph.output[0], wire.FEATURES)):
@@ -151,7 +146,7 @@ def test_the_graph_is_what_the_native_backend_loads(exported: Path, model: Path)
     assert {entry.key: entry.value for entry in graph.metadata_props}["revision"] == find(str(model)).revision
 
 
-def test_greedy_tokens_are_those_of_generate(exported: Path, model: Path, manifest: Manifest) -> None:
+def test_greedy_tokens_equal_those_of_generate(exported: Path, model: Path, manifest: Manifest) -> None:
     source = family(manifest.family).load(model)
     decoder = family(manifest.family).decoder(exported / "captioner" / "1", manifest, "fp32", torch.device("cpu"))
     pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -170,7 +165,7 @@ def test_greedy_tokens_are_those_of_generate(exported: Path, model: Path, manife
 
 
 @pytest.mark.parametrize("file", sorted(PUBLISHED))
-def test_an_altered_file_is_refused_by_name(repository: Path, manifest: Manifest, file: str) -> None:
+def test_an_error_names_an_altered_file(repository: Path, manifest: Manifest, file: str) -> None:
     folder, _, name = file.partition("/")
     path = repository / folder / "1" / name
     path.write_bytes(path.read_bytes() + b" ")
@@ -178,31 +173,7 @@ def test_an_altered_file_is_refused_by_name(repository: Path, manifest: Manifest
         manifest.verify(repository, "1")
 
 
-def test_exporting_the_published_model_again_does_nothing(
-    repository: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
-    for arguments in ([model], []):
-        assert run(monkeypatch, *arguments, "--repository", repository) == 0
-        assert "is published as version 1" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
-
-
-@pytest.mark.usefixtures("fast")
-def test_another_model_becomes_the_next_version_and_the_first_stays(
-    repository: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = shutil.copytree(model, tmp_path / "other")
-    (other / "extra.json").write_text("{}")
-    assert run(monkeypatch, other, "--repository", repository) == 0
-    versions = VersionStore(repository).versions()
-    assert {number: found.model for number, found in versions.items()} == {1: "tiny", 2: "other"}
-    for number, found in versions.items():
-        found.verify(repository, str(number))
-    assert (repository / "captioner" / "2" / "model.py").is_file()
-
-
-def test_an_export_that_fails_leaves_the_published_version_alone(
+def test_a_failed_export_leaves_the_published_version_unchanged(
     repository: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -221,12 +192,12 @@ def test_an_export_that_fails_leaves_the_published_version_alone(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_manifest_of_an_older_format_does_not_bar_a_new_export(repository: Path, model: Path) -> None:
+def test_a_manifest_of_an_older_format_does_not_prevent_an_export(repository: Path, model: Path) -> None:
     (repository / "captioner" / "1" / NAME).write_text("{}")
     assert export_into(repository, model) == 2
 
 
-def test_weights_that_differ_are_not_published(exported: Path, model: Path, manifest: Manifest) -> None:
+def test_an_export_that_differs_from_the_original_is_refused(exported: Path, model: Path, manifest: Manifest) -> None:
     source = family("vision-encoder-decoder").load(model)
     folder = exported / "captioner" / "1"
     graph = exported / "vision_encoder" / "1" / "model.onnx"
@@ -244,42 +215,10 @@ def test_weights_that_differ_are_not_published(exported: Path, model: Path, mani
         parity.check_parity(source, graph, folder, manifest)
 
 
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [({"model_type": "none-such"}, "concept-encoder-decoder, "), ({}, "no model_type")],
-)
-def test_a_model_that_no_family_knows_is_one_sentence(
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    config: dict[str, str],
-    named: str,
-) -> None:
-    folder = tmp_path / "unknown"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
-    assert run(monkeypatch, folder, "--repository", repository) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("MODEL_UNSUPPORTED: ")
-    assert named in said
-    assert said.count("\n") == 1
-
-
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelUnsupported, match=r"no \.safetensors"):
         find(str(tmp_path))
-
-
-def test_a_place_that_is_no_repository_is_one_sentence(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "photo.jpg").write_bytes(b"photo")
-    assert run(monkeypatch, model, "--repository", tmp_path) == 2
-    assert "is not a model repository: it holds files" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_other_weights_are_another_revision(model: Path, tmp_path: Path) -> None:
@@ -292,36 +231,38 @@ def test_other_weights_are_another_revision(model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("fast")
-def test_an_encoder_in_fp16_is_exported_and_its_manifest_says_so(model: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    manifest = exporting.export(find(str(model)), tmp_path / "exported", said.append, precision="fp16")
+def test_an_fp16_encoder_is_exported_and_recorded_in_the_manifest(model: Path, tmp_path: Path) -> None:
+    log: list[str] = []
+    manifest = exporting.export(find(str(model)), tmp_path / "exported", log.append, precision="fp16")
     assert manifest.precision == "fp16"
-    assert "lowering the vision encoder to fp16" in said
+    assert "converting the vision encoder to fp16" in log
     Manifest.load(tmp_path / "exported" / "captioner").verify(tmp_path / "exported")
     types = {each.data_type for each in onnx.load(tmp_path / "exported/vision_encoder/model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(has_vnni(), reason="int8 is exact here")
-def test_without_vnni_the_embedded_model_in_int8_is_refused_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactBroken, match=r"in int8 has a cosine of 0\.9.* no VNNI, .* try fp16"):
-        exporting.export(find(EMBEDDED), tmp_path / "exported", lambda _: None, precision="int8")
+def test_without_vnni_the_embedded_model_in_int8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactBroken, match=r"in int8 the .* cosine .* not have VNNI, .* try fp16"):
+        exporting.export(find(EMBEDDED), tmp_path / "exported", quiet, precision="int8")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not has_vnni(), reason="sums of int8 products overflow here")
-def test_the_embedded_model_in_int8_is_a_third_as_large_and_still_sees_a_cat(tmp_path: Path) -> None:
+def test_the_embedded_model_in_int8_is_a_third_as_large_and_still_captions_a_cat(tmp_path: Path) -> None:
     from captioner.serving.in_process import InProcessModel
 
     exported, repository = tmp_path / "exported", empty_repository(tmp_path / "model_repository")
-    manifest = exporting.export(find(EMBEDDED), exported, lambda _: None, precision="int8")
+    manifest = exporting.export(find(EMBEDDED), exported, quiet, precision="int8")
     assert manifest.precision == "int8"
     assert manifest.golden_sample is not None and "cat" in manifest.golden_sample.caption
     weights = sum(path.stat().st_size for path in exported.glob("vision_encoder/model.onnx*"))
     assert weights < 12e6, "33 MB in fp32"
-    publish(exported, VersionStore(repository), (), lambda _: None)
+    publish(exported, VersionStore(repository), (), quiet)
     served = InProcessModel(repository, in_flight=1, threads=1)
     assert "cat" in served.caption((FOLDER / "cat.jpg").read_bytes(), {}).text
     served.close()

@@ -1,4 +1,4 @@
-"""What of a model card travels with the model."""
+"""The facts that are read from a model card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from captioner.artifacts.manifest import Card
 from captioner.embedded import EMBEDDED_FOLDER
-from export.model_card import LONGEST_USE, read_card
+from export.model_card import MAX_USE, read_card
 
 
 def card(folder: Path, text: str) -> Card:
@@ -35,18 +35,18 @@ def test_licence_base_model_and_the_first_paragraph_of_uses_are_read(tmp_path: P
         ("license: mit\nlanguage: 5\nmodel-index: nonsense", Card("mit")),
     ],
 )
-def test_headers_as_the_hub_has_them(tmp_path: Path, header: str, expected: Card) -> None:
+def test_headers_as_on_the_hub(tmp_path: Path, header: str, expected: Card) -> None:
     assert card(tmp_path, f"---\n{header}\n---\nText.\n") == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "Text.", "---\nlicense: mit", "---\n: [\n---\nText", "---\n- a\n---\n", "\ufeff---\n"]
 )
-def test_a_card_without_a_header_that_can_be_read_is_no_error(tmp_path: Path, text: str) -> None:
+def test_a_card_without_a_valid_header_is_not_an_error(tmp_path: Path, text: str) -> None:
     assert card(tmp_path, text).base_model == ""
 
 
-def test_no_card_says_nothing(tmp_path: Path) -> None:
+def test_a_missing_card_gives_empty_facts(tmp_path: Path) -> None:
     assert read_card(tmp_path) == Card()
 
 
@@ -60,17 +60,17 @@ def test_no_card_says_nothing(tmp_path: Path) -> None:
         ("## Uses\n", ""),
     ],
 )
-def test_the_use_is_a_paragraph_of_words(tmp_path: Path, body: str, use: str) -> None:
+def test_the_intended_use_is_a_paragraph_of_prose(tmp_path: Path, body: str, use: str) -> None:
     assert card(tmp_path, body).intended_use == use
 
 
-def test_a_long_use_is_cut_between_words(tmp_path: Path) -> None:
+def test_a_long_use_is_shortened_between_words(tmp_path: Path) -> None:
     found = card(tmp_path, "## Uses\n" + "word " * 1000).intended_use
-    assert len(found) <= LONGEST_USE
+    assert len(found) <= MAX_USE
     assert found.endswith("word…")
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(alphabet=st.sampled_from("-#:[]{}\n abuseluse`<|!()&*'\"\t\x00é"), max_size=200))
 def test_no_card_makes_an_export_fail(tmp_path: Path, text: str) -> None:
     assert isinstance(card(tmp_path, text), Card)

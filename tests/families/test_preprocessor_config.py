@@ -1,4 +1,4 @@
-"""A processor's JSON and the pixels it stands for, held against transformers' own processors."""
+"""preprocessor_config.json gives the same pixels and normalisation as transformers' own processors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from benchmarks.images import png
 from captioner.errors import ModelUnsupported
 from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, check_side, image_spec
-from captioner.image.decode import LONGEST_RATIO, load_pixels
+from captioner.image.decode import MAX_ASPECT_RATIO, load_pixels
 from captioner.image.spec import ImageSpec
-from tests.image.test_decode import file
 
 CROP: dict[str, Any] = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
 
@@ -25,7 +25,7 @@ def noise(height: int, width: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(90, 40), (31, 77), (8, 300), (33, 32), (32, 32)])
 @pytest.mark.parametrize("side_px", [32, 45])
-def test_the_middle_is_cut_out_to_the_pixel_as_clips_processor_does_it(size: tuple[int, int], side_px: int) -> None:
+def test_a_center_crop_equals_clips_processor_to_the_pixel(size: tuple[int, int], side_px: int) -> None:
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": side_px},
         crop_size={"height": side_px, "width": side_px},
@@ -33,15 +33,13 @@ def test_the_middle_is_cut_out_to_the_pixel_as_clips_processor_does_it(size: tup
         do_normalize=False,
     )
     theirs = processor(noise(*size), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    ours, info = load_pixels(file(noise(*size), "PNG"), ImageSpec(side_px, side_px, "bicubic", crop=True))
+    ours, info = load_pixels(png(noise(*size)), ImageSpec(side_px, side_px, "bicubic", crop=True))
     assert np.array_equal(ours, theirs)
-    assert (info.height, info.width) == size, "what is told of the image is told of the whole of it"
+    assert (info.height, info.width) == size, "the reported size is that of the whole image"
 
 
 @pytest.mark.parametrize("size", [(8, 9000), (9000, 8)])
-def test_of_a_long_strip_only_the_middle_is_ever_resized(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_middle_of_a_long_strip_is_resized(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
     resize = Image.Image.resize
 
@@ -50,9 +48,9 @@ def test_of_a_long_strip_only_the_middle_is_ever_resized(
         return resize(image, to, *rest)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    pixels, _ = load_pixels(file(noise(*size), "PNG"), ImageSpec(32, 32, "bicubic", crop=True))
+    pixels, _ = load_pixels(png(noise(*size)), ImageSpec(32, 32, "bicubic", crop=True))
     assert pixels.shape == (32, 32, 3)
-    assert max(sizes[0]) == 32 * LONGEST_RATIO
+    assert max(sizes[0]) == 32 * MAX_ASPECT_RATIO
 
 
 @pytest.mark.parametrize(
@@ -65,7 +63,7 @@ def test_of_a_long_strip_only_the_middle_is_ever_resized(
         (CROP | CLIP_DEFAULTS, ImageSpec(32, 32, "bicubic", crop=True)),
     ],
 )
-def test_the_ways_to_give_a_size_are_read(processor: dict[str, Any], expected: ImageSpec) -> None:
+def test_both_notations_of_a_size_are_read(processor: dict[str, Any], expected: ImageSpec) -> None:
     assert image_spec(processor) == expected
 
 
@@ -74,7 +72,7 @@ def test_the_ways_to_give_a_size_are_read(processor: dict[str, Any], expected: I
     [
         ({"do_center_crop": False}, "do_center_crop False"),
         ({"do_resize": False}, "do_resize False"),
-        ({"resample": 4}, "resample 4"),
+        ({"resample": 4}, "resample is 4"),
         ({"size": None}, "size None"),
         ({"size": {"shortest_edge": 40}}, "'shortest_edge': 40"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "'longest_edge': 64"),
@@ -82,20 +80,20 @@ def test_the_ways_to_give_a_size_are_read(processor: dict[str, Any], expected: I
         ({"crop_size": {"height": 32, "width": 24}}, "'width': 24"),
     ],
 )
-def test_pixels_that_cannot_be_made_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+def test_unsupported_pixels_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ModelUnsupported, match=named):
         image_spec(CROP | changes)
 
 
-def test_a_processor_and_a_tower_that_disagree_are_refused() -> None:
+def test_a_processor_and_a_tower_with_different_sizes_are_refused() -> None:
     class Tower:
         image_size = 48
 
-    with pytest.raises(ModelUnsupported, match="image_size is 48, and the processor makes 32x32 px"):
+    with pytest.raises(ModelUnsupported, match="image_size is 48, but the processor produces 32x32 px"):
         check_side(image_spec(CROP), Tower())
 
 
-def test_normalisation_is_transformers_own() -> None:
+def test_normalisation_equals_transformers() -> None:
     processor = CLIPImageProcessorPil(**CROP)
     theirs = processor(noise(32, 32), return_tensors="pt")["pixel_values"]
     pixels = torch.from_numpy(np.array(noise(32, 32)))[None]

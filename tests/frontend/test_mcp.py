@@ -1,4 +1,4 @@
-"""The tool for agents, asked by the official MCP client."""
+"""The MCP tool for agents, called by the official MCP client."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.served import Served
 
 pytestmark = [
     pytest.mark.triton,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the client's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the MCP client
 ]
 
 
-def test_an_agent_captions_an_image_and_is_told_what_cannot_be(served: Served, serve_page: Serve) -> None:
+def test_an_agent_captions_an_image_and_receives_the_error_for_a_bad_url(served: Served, serve_page: Serve) -> None:
     url = serve_page(served.grpc, "--mcp")
     image = f"data:image/jpeg;base64,{base64.b64encode(PHOTOS[0].read_bytes()).decode()}"
 
@@ -36,8 +36,8 @@ def test_an_agent_captions_an_image_and_is_told_what_cannot_be(served: Served, s
             bad = await session.call_tool(name, {"image": "https://127.0.0.1/a.jpg"})
             return [tool.name for tool in tools.tools], good.content[0].text, bad.content[0].text  # type: ignore[union-attr]
 
-    names, caption, refusal = asyncio.run(ask())
+    names, caption, error = asyncio.run(ask())
     assert len(names) == 1 and "caption_image" in names[0]
     with Client(served.grpc) as client:
         assert caption == client.caption(PHOTOS[0], length="short").text
-    assert "not fetched" in refusal
+    assert "not allowed" in error

@@ -1,4 +1,4 @@
-"""Bodies that are no request, and paths that are no door: each is refused in words."""
+"""Malformed request bodies: every one returns an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from tests.support.api_client import BASE64, CAPTIONS, CHAT, error_of
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "no JSON"),
+        (b"", "not valid JSON"),
         (b"[]", "must be a JSON object"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"temperature": NaN}', "NaN is no number"),
-        (b'{"temperature": -Infinity}', "-Infinity is no number"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "no JSON"),
-        (b'{"a": {"b": 1, "b": 2}}', "'b' is there twice"),
+        (b'{"temperature": NaN}', "NaN is not a number"),
+        (b'{"temperature": -Infinity}', "-Infinity is not a number"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": {"b": 1, "b": 2}}', "'b' is given twice"),
         (b'{"prompt": "\\ud83d"}', "half of a character"),
         (b'{"\\uDC00": 1}', "half of a character"),
-        (b'{"prompt": "\xff"}', "no UTF-8 text: byte 12 is 0xff"),
-        ('{"image": "x"}'.encode("utf-16"), "no UTF-8"),
+        (b'{"prompt": "\xff"}', "not UTF-8: byte 12 is 0xff"),
+        ('{"image": "x"}'.encode("utf-16"), "not UTF-8"),
     ],
 )
 @pytest.mark.parametrize("path", [CAPTIONS, CHAT])
-def test_a_body_that_is_not_plain_json_is_refused_in_words(dead_url: str, path: str, body: bytes, words: str) -> None:
+def test_a_body_that_is_not_strict_json_is_rejected(dead_url: str, path: str, body: bytes, words: str) -> None:
     answer = httpx.post(dead_url + path, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, error_of(answer)["code"]) == (400, "BODY_REFUSED")
     assert words in error_of(answer)["message"]
 
 
-def test_a_whole_character_in_two_escapes_is_read() -> None:
+def test_a_surrogate_pair_is_one_character() -> None:
     assert parse_json(b'{"prompt": "\\ud83d\\ude00"}') == {"prompt": "😀"}
 
 
 @given(st.binary() | st.text().map(str.encode))
 @example(b'{"a": 1e999}')
-def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
+def test_parsing_any_bytes_returns_an_object_or_raises_body_refused(body: bytes) -> None:
     with suppress(BodyRefused):
         assert isinstance(parse_json(body), dict)
 
@@ -61,21 +61,21 @@ NAMES = st.sampled_from(["image", "prompt", *PARAMETERS]) | st.text(max_size=9)
 
 
 @pytest.mark.triton
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(NAMES, JSON, max_size=3))
-def test_no_json_object_makes_the_server_fail(url: str, values: dict[str, Any]) -> None:
+def test_no_json_object_causes_a_server_error(url: str, values: dict[str, Any]) -> None:
     body = json.dumps({"image": BASE64} | values)
     answer = httpx.post(url + CAPTIONS, content=body, headers={"Content-Type": "application/json"}, timeout=30)
     assert answer.status_code in (200, 400, 504), (body[-300:], answer.text)
     assert answer.status_code == 200 or error_of(answer)["message"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=200), st.sampled_from(["boundary=x", "", "boundary=", 'boundary="x"; charset=utf-7']))
 @example(b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc', "boundary=x")
 @example(b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--", "boundary=x")
 @example(b"--x\r\n\r\n\r\n--x--", "boundary=x")
-def test_no_form_makes_the_server_fail(dead_url: str, body: bytes, boundary: str) -> None:
+def test_no_form_causes_a_server_error(dead_url: str, body: bytes, boundary: str) -> None:
     headers = {"Content-Type": f"multipart/form-data; {boundary}".removesuffix("; ")}
     answer = httpx.post(dead_url + CAPTIONS, content=body, headers=headers)
     assert answer.status_code == 400, answer.text
@@ -83,25 +83,13 @@ def test_no_form_makes_the_server_fail(dead_url: str, body: bytes, boundary: str
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "image/jpeg", ""])
-def test_another_content_type_is_refused_and_named(dead_url: str, kind: str) -> None:
+def test_an_unsupported_content_type_is_rejected_by_name(dead_url: str, kind: str) -> None:
     answer = httpx.post(dead_url + CAPTIONS, content=b"{}", headers={"Content-Type": kind})
     assert (answer.status_code, error_of(answer)["code"]) == (415, "BODY_TYPE_UNKNOWN")
     assert f"'{kind}'" in error_of(answer)["message"]
 
 
-def test_parameters_in_the_address_are_refused_not_ignored(dead_url: str) -> None:
+def test_parameters_in_the_query_string_are_rejected(dead_url: str) -> None:
     answer = httpx.post(f"{dead_url}{CAPTIONS}?length=short", json={"image": BASE64})
     assert answer.status_code == 400
-    assert "'length' is in the address" in error_of(answer)["message"]
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/v1/captions", 405), ("POST", "/v1/models", 405), ("POST", "/v1/embeddings", 404), ("GET", "/v1/", 404)],
-)
-def test_a_path_or_method_that_is_not_answered_is_said_in_json(
-    dead_url: str, method: str, path: str, status: int
-) -> None:
-    answer = httpx.request(method, dead_url + path)
-    assert answer.status_code == status
-    assert "is not answered here" in error_of(answer)["message"]
+    assert "'length' is in the query string" in error_of(answer)["message"]

@@ -1,4 +1,4 @@
-"""Tiles: the pixels that transformers' own processors cut, to the last one, for images of any shape."""
+"""Tiles equal those of transformers' own image processors, pixel by pixel, for images of any shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from captioner.image import tiles
 from captioner.image.decode import load_pixels
 from captioner.image.spec import ImageSpec
-from tests.image.test_decode import NOISE, file
+from tests.image.pictures import NOISE, file
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -27,7 +27,7 @@ def noise(width: int, height: int) -> Image.Image:
 def theirs(
     kind: type, image: Image.Image, tile_px: int, longest_px: int, resample: Image.Resampling = LANCZOS
 ) -> tuple[NDArray[np.uint8], int, int]:
-    """What transformers makes of `image`, laid out as `tiles.cut` does."""
+    """The tiles of transformers' processor, in the layout of `tiles.cut`."""
     made = kind(
         size={"longest_edge": longest_px},
         max_image_size={"longest_edge": tile_px},
@@ -60,7 +60,7 @@ def assert_equal(ours: tuple[NDArray[np.uint8], int, int], expected: tuple[NDArr
 @example(1, 400, 32, 128, Idefics3ImageProcessorPil, LANCZOS)
 @example(399, 400, 32, 127, Idefics3ImageProcessorPil, LANCZOS)
 @example(30, 20, 32, 32, Idefics3ImageProcessorPil, LANCZOS)
-def test_tiles_of_any_image_are_those_of_the_models_own_processor(
+def test_tiles_of_any_image_equal_those_of_the_models_processor(
     width: int, height: int, tile_px: int, longest_px: int, kind: type, resample: Image.Resampling
 ) -> None:
     image = noise(width, height)
@@ -71,7 +71,7 @@ def test_tiles_of_any_image_are_those_of_the_models_own_processor(
 @pytest.mark.parametrize(
     ("width", "height", "rows", "columns"), [(640, 480, 3, 4), (333, 1000, 4, 2), (4000, 100, 1, 4)]
 )
-def test_tiles_of_the_published_size_are_those_of_the_models_own_processor(
+def test_tiles_of_the_published_size_equal_those_of_the_models_processor(
     width: int, height: int, rows: int, columns: int
 ) -> None:
     image = noise(width, height)
@@ -80,7 +80,7 @@ def test_tiles_of_the_published_size_are_those_of_the_models_own_processor(
     assert_equal(ours, theirs(SmolVLMImageProcessorPil, image, 512, 2048))
 
 
-def test_a_file_becomes_stacked_tiles_and_the_whole_comes_last() -> None:
+def test_a_file_becomes_stacked_tiles_with_the_whole_image_last() -> None:
     spec = ImageSpec(8, 8, "lanczos", longest_px=32)
     pixels, info = load_pixels(file(NOISE, "PNG"), spec)
     expected, rows, columns = theirs(Idefics3ImageProcessorPil, NOISE, 8, 32)
@@ -91,14 +91,14 @@ def test_a_file_becomes_stacked_tiles_and_the_whole_comes_last() -> None:
     assert (info.width, info.height) == NOISE.size
 
 
-def test_an_image_that_fits_one_tile_is_only_the_whole() -> None:
+def test_an_image_that_fits_in_one_tile_is_not_split() -> None:
     pixels, info = load_pixels(file(NOISE, "PNG"), ImageSpec(32, 32, "lanczos", longest_px=32))
     assert pixels.shape == (32, 32, 3)
     assert (info.tile_rows, info.tile_columns) == (0, 0)
 
 
-def test_no_image_has_more_tiles_along_a_side_than_the_spec_says() -> None:
+def test_max_tiles_limits_the_tiles_along_a_side_and_is_reached() -> None:
     spec = ImageSpec(16, 16, "bilinear", longest_px=60)
     for width, height in [(60, 60), (60, 59), (8, 400), (400, 8), (63, 64)]:
         _, info = load_pixels(file(noise(width, height), "PNG"), spec)
-        assert max(info.tile_rows, info.tile_columns) == spec.most_tiles == 4
+        assert max(info.tile_rows, info.tile_columns) == spec.max_tiles == 4

@@ -1,4 +1,4 @@
-"""The embedded server with toy models: it starts, heals and goes without a trace, whatever happens."""
+"""The embedded server with toy models: start, supervision, restart and complete removal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from captioner.launcher import supervisor, triton_process, triton_wheel
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import ModelControl
 from tests.conftest import TOY_CONFIG, TOY_MODEL, Start, write_model
+from tests.support.processes import read_until, running
 
 pytestmark = pytest.mark.triton
 
@@ -59,7 +59,7 @@ def double(server: TritonServer, x: float = 21.0, model: str = "toy") -> float:
 
 
 def traces(http_port: int) -> set[str]:
-    """What our server on this port has on this machine: processes, shared memory and its runtime folder."""
+    """Return what the server on this port has on this machine: processes, shared memory and its runtime folder."""
     mark = f"captioner-{http_port}-"
     found = {str(path) for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"{mark}*")}
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
@@ -73,17 +73,15 @@ def port_of(server: TritonServer) -> int:
     return int(server.http_address.rpartition(":")[2])
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 15.0) -> float:
-    """How long it took until `true()`, in seconds."""
+def wait_until(true: Callable[[], bool], seconds: float = 15.0) -> None:
     begin = time.monotonic()
     while not true():
         assert time.monotonic() - begin < seconds, f"not true within {seconds} s"
         time.sleep(0.05)
-    return time.monotonic() - begin
 
 
 def stub_of(server: TritonServer, instance: str = "toy_0_0") -> int:
-    """The process id of a model's instance."""
+    """Return the process id of a model's instance."""
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = cmdline.read_text().split("\0")
@@ -94,54 +92,50 @@ def stub_of(server: TritonServer, instance: str = "toy_0_0") -> int:
     raise AssertionError(f"no stub runs {instance}")
 
 
-def test_a_server_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    write_model(tmp_path, "toy")
+def test_stop_lets_a_request_finish_and_removes_every_process_and_file_of_this_server_only(
+    tmp_path: Path, start_triton: Start
+) -> None:
+    write_model(tmp_path / "slow", "toy", TOY_MODEL.replace("xs =", "__import__('time').sleep(1); xs ="))
+    write_model(tmp_path / "other", "toy")
+    other = start_triton(tmp_path / "other", models=("toy",))
     seen: list[tuple[list[str], float]] = []
-    with TritonServer(
-        tmp_path,
-        models=("toy",),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        log_path=tmp_path / "logs" / "server.log",
-        progress=lambda loading, seconds: seen.append((loading, seconds)),
-    ) as server:
-        assert double(server) == 42.0
-        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as metrics:
-            assert b"nv_inference_request_success" in metrics.read()
-        assert len(traces(port_of(server))) == 5, "shared memory, folder, guard, server and stub are to be seen"
-        assert server.pid is not None
+    log_path = tmp_path / "logs" / "server.log"
+    server = start_triton(tmp_path / "slow", models=("toy",), log_path=log_path, progress=lambda *now: seen.append(now))
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=10) as metrics:
+        assert b"nv_inference_request_success" in metrics.read()
+    assert len(traces(port_of(server))) == 5, "shared memory, folder, reaper, server and stub"
+    pid = server.pid
+    assert pid is not None
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(double, server)
+        time.sleep(0.5)
+        server.stop()
+        assert answer.result(10) == 42.0
     assert not traces(port_of(server))
     assert ["toy"] in [loading for loading, _ in seen]
-    assert "successfully loaded 'toy'" in server.log_path.read_text()
+    assert "successfully loaded 'toy'" in log_path.read_text()
     assert server.pid is None
-
-
-def test_two_servers_side_by_side_leave_each_other_alone(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy")
-    first, second = (start_triton(tmp_path, models=("toy",)) for _ in range(2))
-    first.stop()
-    assert double(second) == 42.0
+    assert double(other) == 42.0
 
 
 @pytest.mark.parametrize("name", ["HTTP", "gRPC", "metrics"])
-def test_a_taken_port_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_port_in_use_is_refused_by_name(tmp_path: Path, name: str) -> None:
     write_model(tmp_path, "toy")
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
         option = f"--{name.lower()}-port"
-        with pytest.raises(StartupRefused, match=rf"port {port} \({name}\) is taken; choose another with {option}"):
+        with pytest.raises(StartupRefused, match=rf"port {port} \({name}\) is in use; choose another with {option}"):
             TritonServer(tmp_path, models=("toy",), **{f"{name.lower()}_port": port})
 
 
-def test_a_port_that_is_taken_while_the_server_starts_is_refused_too(
+def test_a_port_that_another_program_opens_during_the_start_is_refused(
     tmp_path: Path, start_triton: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(tmp_path, "toy")
-    ports = supervisor.take_ports("127.0.0.1", {"http_port": 0, "grpc_port": 0, "metrics_port": 0})
-    monkeypatch.setattr(supervisor, "take_ports", lambda _, ports: ports)
+    ports = supervisor.choose_ports("127.0.0.1", {"http_port": 0, "grpc_port": 0, "metrics_port": 0})
+    monkeypatch.setattr(supervisor, "choose_ports", lambda _, ports: ports)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", ports["metrics_port"]))
         holder.listen()
@@ -160,7 +154,7 @@ def test_a_port_outside_the_range_is_refused_by_option(tmp_path: Path, port: int
 
 
 def test_a_repository_without_the_models_is_refused_by_path(tmp_path: Path) -> None:
-    with pytest.raises(StartupRefused, match=f"{tmp_path} holds none of captioner, image_encoder"):
+    with pytest.raises(StartupRefused, match=f"{tmp_path} has none of captioner, preprocess, vision_encoder"):
         TritonServer(tmp_path)
     with pytest.raises(StartupRefused, match=f"{tmp_path}/absent does not exist"):
         TritonServer(tmp_path / "absent")
@@ -186,14 +180,14 @@ def test_a_repository_without_the_models_is_refused_by_path(tmp_path: Path) -> N
     ],
     ids=["raises", "misses a module", "exits", "has no model.py", "has a bad config", "names no backend"],
 )
-def test_the_reason_why_a_model_does_not_load_is_told_at_once(
+def test_a_model_that_fails_to_load_is_reported_with_the_reason_before_triton_gives_up(
     tmp_path: Path, start_triton: Start, model: str | None, config: str, reason: str
 ) -> None:
     version = write_model(tmp_path, "toy", model or "", config)
     if model is None:
         (version / "model.py").unlink()
     write_model(tmp_path, "sound")
-    port = supervisor.take_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
+    port = supervisor.choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
     begin = time.monotonic()
     with pytest.raises(StartupRefused, match=f"^model 'toy' cannot be loaded: {reason}.*log: {tmp_path}"):
         start_triton(tmp_path, models=("sound", "toy"), http_port=port)
@@ -201,23 +195,23 @@ def test_the_reason_why_a_model_does_not_load_is_told_at_once(
     assert not traces(port)
 
 
-def test_a_model_that_loads_for_too_long_is_named(tmp_path: Path, start_triton: Start) -> None:
+def test_a_model_that_exceeds_the_start_limit_is_named(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy", "import time; time.sleep(60)")
     with pytest.raises(StartupRefused, match=r"not ready after \d s, still loading: toy; the server's log"):
-        start_triton(tmp_path, models=("toy",), start_seconds=2)
+        start_triton(tmp_path, models=("toy",), start_seconds=1)
 
 
-def test_a_killed_stub_is_replaced_within_ten_seconds(tmp_path: Path, start_triton: Start) -> None:
+def test_a_killed_stub_restarts_the_server_within_ten_seconds(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy")
     reasons: list[str] = []
     server = start_triton(tmp_path, models=("toy",), on_restart=reasons.append)
     time.sleep(1)  # the supervisor has to have seen the stub alive to know its name
     os.kill(stub_of(server), signal.SIGKILL)
-    assert wait_until(lambda: server.restarts == 1 and answers(server), 10) < 10
+    wait_until(lambda: server.restarts == 1 and answers(server), 10)
     assert reasons == ["the process of toy_0_0 died"]
 
 
-def test_a_killed_server_is_replaced(tmp_path: Path, start_triton: Start) -> None:
+def test_a_killed_server_is_restarted(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy")
     reasons: list[str] = []
     server = start_triton(tmp_path, models=("toy",), on_restart=reasons.append)
@@ -228,7 +222,7 @@ def test_a_killed_server_is_replaced(tmp_path: Path, start_triton: Start) -> Non
 
 
 def test_a_probe_that_fails_twice_in_a_row_restarts_the_server(tmp_path: Path, start_triton: Start) -> None:
-    """The stub lives and hangs: only asking it tells."""
+    """The stub is alive but hangs: only a request shows it."""
     write_model(tmp_path, "toy")
     reasons: list[str] = []
     server: TritonServer
@@ -242,25 +236,42 @@ def test_a_probe_that_fails_twice_in_a_row_restarts_the_server(tmp_path: Path, s
     assert reasons == ["the probe failed 2 times in a row"]
 
 
-def test_a_probe_that_raises_is_told_to_whoever_waits(tmp_path: Path, start_triton: Start) -> None:
+def test_a_probe_that_raises_makes_wait_raise(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy")
     server = start_triton(tmp_path, models=("toy",), probe=lambda: 1 // 0 == 1, probe_seconds=0.1)
-    with pytest.raises(StartupRefused, match="no longer watched: ZeroDivisionError"):
+    with pytest.raises(StartupRefused, match="no longer supervised: ZeroDivisionError"):
         server.wait(10)
 
 
-@pytest.mark.slow
-def test_restarts_that_do_not_help_end_with_a_sentence(tmp_path: Path, start_triton: Start) -> None:
-    dying = "import os, threading\nthreading.Timer(1, os._exit, [1]).start()\n" + TOY_MODEL
-    write_model(tmp_path, "toy", dying)
+def test_a_server_that_cannot_be_restarted_is_given_up_after_five_attempts(tmp_path: Path, start_triton: Start) -> None:
+    fatal = tmp_path / "fatal"
+    write_model(
+        tmp_path, "toy", f"import os\nif os.path.exists({str(fatal)!r}): raise ValueError('fatal')\n{TOY_MODEL}"
+    )
     server = start_triton(tmp_path, models=("toy",))
-    with pytest.raises(StartupRefused, match=r"restarted 5 times in 5 minutes and failed again: .*died; its log"):
+    fatal.touch()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(StartupRefused, match=r"restarted 5 times in 5 minutes and failed again: .*fatal.*server's log"):
         server.wait(60)
     assert server.restarts == 5
     assert not traces(port_of(server))
 
 
-def test_a_version_can_be_loaded_and_unloaded_and_that_is_no_death(tmp_path: Path, start_triton: Start) -> None:
+@pytest.mark.exhaustive
+def test_a_server_whose_model_keeps_dying_is_given_up_after_five_restarts(tmp_path: Path, start_triton: Start) -> None:
+    dying = "import os, threading\nthreading.Timer(2, os._exit, [1]).start()\n" + TOY_MODEL
+    write_model(tmp_path, "toy", dying)
+    server = start_triton(tmp_path, models=("toy",))
+    with pytest.raises(
+        StartupRefused, match=r"restarted 5 times in 5 minutes and failed again: .*died; the server's log"
+    ):
+        server.wait(60)
+    assert server.restarts == 5
+    assert not traces(port_of(server))
+
+
+def test_loading_and_unloading_a_version_does_not_count_as_a_dead_stub(tmp_path: Path, start_triton: Start) -> None:
     version = write_model(tmp_path, "toy")
     server = start_triton(tmp_path, models=("toy",))
     control = ModelControl(server.grpc_address, server.admin_key)
@@ -277,7 +288,7 @@ def test_a_version_can_be_loaded_and_unloaded_and_that_is_no_death(tmp_path: Pat
     assert double(server) == 42.0
 
 
-def test_model_control_and_shared_memory_are_open_to_the_key_only(tmp_path: Path, start_triton: Start) -> None:
+def test_model_control_and_shared_memory_need_the_admin_key(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy")
     server = start_triton(tmp_path, models=("toy",))
     with triton.InferenceServerClient(server.grpc_address) as client:
@@ -299,35 +310,23 @@ def test_model_control_and_shared_memory_are_open_to_the_key_only(tmp_path: Path
         assert json.load(answer)[0]["state"] == "READY"
 
 
-def test_a_model_sees_the_user_agent_of_grpc_and_none_of_http(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "door", PARAMETERS_MODEL, DECOUPLED)
-    server = start_triton(tmp_path, models=("door",))
+def test_a_model_sees_the_user_agent_of_grpc_requests_only(tmp_path: Path, start_triton: Start) -> None:
+    write_model(tmp_path, "echo", PARAMETERS_MODEL, DECOUPLED)
+    server = start_triton(tmp_path, models=("echo",))
     answers: queue.Queue[Any] = queue.Queue()
     with triton.InferenceServerClient(server.grpc_address) as client:
         client.start_stream(lambda result, error: answers.put(error or result))
         tensor = triton.InferInput("x", [1], "BYTES")
         tensor.set_data_from_numpy(np.array([b"a"], object))
-        client.async_stream_infer("door", [tensor], parameters={"seed": 3})
+        client.async_stream_infer("echo", [tensor], parameters={"seed": 3})
         by_grpc = json.loads(answers.get(timeout=10).as_numpy("y").item())
     body = json.dumps({"x": "a", "seed": 3}).encode()
-    url = f"http://{server.http_address}/v2/models/door/generate"
+    url = f"http://{server.http_address}/v2/models/echo/generate"
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=10) as answer:
         by_http = json.loads(json.load(answer)["y"])
     assert by_http == {"seed": 3}
     assert by_grpc.keys() == {"seed", "user-agent"}
     assert by_grpc["user-agent"].startswith("grpc-")
-
-
-def test_a_request_in_flight_is_answered_before_the_server_stops(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy", TOY_MODEL.replace("xs =", "__import__('time').sleep(1.5); xs ="))
-    server = start_triton(tmp_path, models=("toy",))
-    answer: list[float] = []
-    asking = threading.Thread(target=lambda: answer.append(double(server)))
-    asking.start()
-    time.sleep(0.5)
-    server.stop()
-    asking.join()
-    assert answer == [42.0]
 
 
 LAUNCHER = """
@@ -344,64 +343,81 @@ with TritonServer(
 """
 
 
-@pytest.mark.parametrize("moment", ["loading ['toy']", "ready"])
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_however_the_launcher_ends_nothing_is_left(tmp_path: Path, ending: signal.Signals, moment: str) -> None:
-    port = supervisor.take_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
+def end_launcher(tmp_path: Path, moment: str, ending: signal.Signals, ignore: tuple[signal.Signals, ...] = ()) -> None:
+    """Send `ending` to a launcher at `moment`; fail unless its server, reaper, shared memory and files disappear."""
+    port = supervisor.choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
     write_model(tmp_path, "toy", "import time; time.sleep(0.5)\n" + TOY_MODEL)
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, str(tmp_path), str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as launcher:
-        assert launcher.stdout is not None
-        assert moment in (line.strip() for line in launcher.stdout), "the launcher did not come that far"
+    with running([sys.executable, "-c", LAUNCHER, str(tmp_path), str(port)], ignore=ignore) as launcher:
+        read_until(launcher, moment)
         assert traces(port)
         launcher.send_signal(ending)
-    wait_until(lambda: not traces(port))
+        launcher.wait(30)
+        wait_until(lambda: not traces(port))
 
 
-def test_a_killed_guard_takes_the_server_with_it(tmp_path: Path, start_triton: Start) -> None:
+@pytest.mark.parametrize(
+    ("moment", "ending"),
+    [
+        ("loading ['toy']", signal.SIGKILL),
+        ("loading ['toy']", signal.SIGINT),
+        ("loading ['toy']", signal.SIGTERM),
+        ("loading ['toy']", signal.SIGHUP),
+        pytest.param("ready", signal.SIGKILL, marks=pytest.mark.exhaustive),
+        pytest.param("ready", signal.SIGINT, marks=pytest.mark.exhaustive),
+        pytest.param("ready", signal.SIGTERM, marks=pytest.mark.exhaustive),
+        pytest.param("ready", signal.SIGHUP, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_launcher_that_ends_or_dies_leaves_nothing_behind(
+    tmp_path: Path, moment: str, ending: signal.Signals
+) -> None:
+    end_launcher(tmp_path, moment, ending)
+
+
+def test_a_launcher_whose_parent_ignores_sigint_ends_on_sigterm(tmp_path: Path) -> None:
+    """nohup and background shells start their children so."""
+    end_launcher(tmp_path, "ready", signal.SIGTERM, ignore=(signal.SIGINT, signal.SIGHUP))
+
+
+def test_a_server_whose_reaper_is_killed_dies_and_is_restarted(tmp_path: Path, start_triton: Start) -> None:
     write_model(tmp_path, "toy")
     server = start_triton(tmp_path, models=("toy",))
     first = server.pid
     assert first is not None
-    guard = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(guard, signal.SIGKILL)
+    reaper = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(reaper, signal.SIGKILL)
     wait_until(lambda: server.restarts == 1 and answers(server))
     assert server.pid != first
-    with contextlib.suppress(FileNotFoundError):  # or it waits for pid 1 to reap it
+    with contextlib.suppress(FileNotFoundError):  # unless it waits for pid 1 to reap it
         assert " Z " in Path(f"/proc/{first}/stat").read_text()
-    server.stop()
-    assert not traces(port_of(server))
+    wait_until(lambda: len(traces(port_of(server))) == 5)  # nothing of the first server is left
 
 
-def test_the_host_that_answers_for_all_addresses_is_the_loopback() -> None:
+def test_a_server_on_all_addresses_is_reached_at_the_loopback_address() -> None:
     assert triton_process.reachable("0.0.0.0") == "127.0.0.1"
     assert triton_process.reachable("192.0.2.1") == "192.0.2.1"
 
 
-def test_a_missing_libpython_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_libpython_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("find_libpython.find_libpython", lambda: None)
     with pytest.raises(StartupRefused, match=r"has no shared libpython3\.\d+\.so.*apt install libpython3"):
         triton_wheel.environment()
 
 
-def test_a_missing_wheel_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(StartupRefused, match="nvidia-pytriton, which brings tritonserver, is not installed"):
         triton_wheel.triton_root()
 
 
-def test_a_python_without_a_stub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_version_without_a_stub_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(StartupRefused, match=r"this is Python 3\.13; Captioner needs Python 3\.10, 3\.11 or 3\.12"):
         triton_wheel.triton_root()
 
 
 def answers(server: TritonServer, timeout: float = 5) -> bool:
-    """Whether the toy model works now."""
+    """Return whether the toy model works."""
     with triton.InferenceServerClient(server.grpc_address) as client:
         tensor = triton.InferInput("x", [1, 1], "FP32")
         tensor.set_data_from_numpy(np.array([[1]], np.float32))

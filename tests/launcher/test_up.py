@@ -1,4 +1,4 @@
-"""`captioner up`: one command to a page that captions, one Ctrl-C to nothing."""
+"""`captioner up`: one command publishes, serves and opens the page; one Ctrl-C ends everything."""
 
 from __future__ import annotations
 
@@ -9,130 +9,163 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from captioner.artifacts.repository_templates import templates
 from captioner.artifacts.version_store import VERSIONED, VersionStore
 from captioner.client import Client
+from captioner.errors import StartupRefused
+from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.up import _run_export, recover
 from captioner.publish.model_control import ModelControl, admin_key
 from captioner.publish.publish import publish
-from captioner.wire import CAPTIONER
-from tests.support.killed import leave_begun
-from tests.support.served import Served, assert_soon
+from captioner.wire import CAPTIONER, MODELS
+from tests.support.killed import leave_unfinished
+from tests.support.processes import read_until, running
+from tests.support.served import assert_soon
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [door.getsockname()[1] for door in held]
-    for door in held:
-        door.close()
-    return ports
+NAMES = ("HTTP", "gRPC", "metrics", "page")
 
 
-def up(repository: Path, ports: list[int]) -> subprocess.Popen[str]:
-    options = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics", "page"), ports, strict=True)]
+@pytest.fixture
+def ports() -> dict[str, int]:
+    return choose_ports("127.0.0.1", dict.fromkeys(NAMES, 0))
+
+
+def up(
+    repository: Path, ports: dict[str, int], ignore: tuple[signal.Signals, ...] = ()
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    options = [f"--{name.lower()}-port={port}" for name, port in ports.items()]
     command = [sys.executable, "-m", "captioner.cli", "up", f"--repository={repository}", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return running(command, ignore=ignore, seconds=280)
 
 
-def processes_with(text: str) -> list[str]:
-    listed = []
+def processes(ports: dict[str, int]) -> list[list[str]]:
+    """Return the command lines of the server and the page on these ports."""
+    return [words for _, words in _commands() if {f"--http-port={ports['HTTP']}", str(ports["page"])} & set(words)]
+
+
+def _commands() -> Iterator[tuple[int, list[str]]]:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
+            yield int(entry.parent.name), entry.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # the process has just ended
             continue
-        if text in command:
-            listed.append(command)
-    return listed
 
 
-def test_one_command_serves_the_page_and_ctrl_c_leaves_nothing(served: Served, repository: Path) -> None:
-    ports, before = free_ports(4), set(Path("/dev/shm").iterdir())
-    process = up(repository, ports)
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "ready:" in line:
-            break
-    address = f"http://127.0.0.1:{ports[3]}"
-    assert address in said[-1], "".join(said)
-    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in said)
-    with urllib.request.urlopen(address, timeout=30) as page:
-        assert page.status == 200
-    with Client(f"127.0.0.1:{ports[1]}") as client:
-        assert client.describe().model
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+def shared_memory(ports: dict[str, int]) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"captioner-{ports['HTTP']}-*"))
+
+
+def test_one_command_serves_the_page_and_ctrl_c_leaves_nothing(repository: Path, ports: dict[str, int]) -> None:
+    with up(repository, ports) as process:
+        lines = read_until(process, "ready:")
+        address = f"http://127.0.0.1:{ports['page']}"
+        assert address in lines[-1]
+        assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
+        assert any(line.endswith("] starting the server and the page\n") for line in lines)
+        assert any("] loading " in line for line in lines)
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert page.status == 200
+        with Client(f"127.0.0.1:{ports['gRPC']}") as client:
+            assert client.describe().model
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert not processes_with(f"--http-port={ports[0]}") and not processes_with(f"--port {ports[3]}")
-    left = set(Path("/dev/shm").iterdir()) - before
-    assert not [path for path in left if path.name.startswith("captioner-")]
+    assert not processes(ports) and not shared_memory(ports)
 
 
-def test_the_version_before_stands_by_and_a_killed_server_comes_back_with_what_was_confirmed(
-    repository: Path, tmp_path: Path
-) -> None:
-    mine, exported = VersionStore(shutil.copytree(repository, tmp_path / "model_repository")), tmp_path / "exported"
+@pytest.mark.exhaustive
+def test_up_creates_a_repository_that_does_not_exist_and_serves_it(tmp_path: Path, ports: dict[str, int]) -> None:
+    with up(tmp_path / "new" / "models", ports) as process:
+        read_until(process, "ready:")
+        with Client(f"127.0.0.1:{ports['gRPC']}") as client:
+            assert client.describe().version == "1"
+
+
+def test_the_exporter_that_up_runs_creates_the_repository_from_the_templates(tmp_path: Path) -> None:
+    repository = tmp_path / "new" / "models"
+    command = [sys.executable, "-m", "export", "--repository", str(repository), str(tmp_path / "no-model")]
+    with pytest.raises(StartupRefused, match=r"the model cannot be exported: .*no-model"):
+        _run_export(command, print, threading.Event())
+    for model in MODELS:
+        assert (repository / model / "config.pbtxt").read_bytes() == (templates() / model / "config.pbtxt").read_bytes()
+
+
+@pytest.fixture
+def store(repository: Path, tmp_path: Path) -> VersionStore:
+    """A copy of the repository with the embedded model as version 1."""
+    return VersionStore(shutil.copytree(repository, tmp_path / "model_repository"))
+
+
+@pytest.fixture
+def exported(store: VersionStore, tmp_path: Path) -> Path:
     for model in VERSIONED:
-        shutil.copytree(mine.folder(model, 1), exported / model)
-    publish(exported, mine, (), lambda _: None)
-    ports = free_ports(4)
-    process = up(mine.path, ports)
-    assert process.stdout is not None
-    said = next(line for line in process.stdout if "ready:" in line)
-    control = ModelControl(f"127.0.0.1:{ports[1]}", admin_key(mine.path))
-    assert_soon(lambda: control.loaded(CAPTIONER) == {1, 2}, 60)
-    with Client(control.address) as client:
-        assert client.describe().version == "2"
-        # A publish that got as far as all its folders and died, and then the server.
-        unconfirmed = leave_begun(mine, exported)
-        (server,) = (
-            int(entry.parent.name)
-            for entry in Path("/proc").glob("[0-9]*/cmdline")
-            if (words := entry.read_bytes().split(b"\0"))[0].endswith(b"/tritonserver")
-            and f"--http-port={ports[0]}".encode() in words
-        )
-        os.kill(server, signal.SIGKILL)
-        said += next(line for line in process.stdout if "set aside" in line)
-        assert_soon(control.is_ready, 60)
-        assert client.describe().version == "2"
-    assert mine.quarantined()[unconfirmed].state == "refused"
-    assert f"version {unconfirmed} was left unfinished" in said
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+        shutil.copytree(store.folder(model, 1), tmp_path / "exported" / model)
+    return tmp_path / "exported"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_a_start_that_is_ended(repository: Path, number: signal.Signals) -> None:
-    ports = free_ports(4)
-    process = up(repository, ports)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "loading" in line:
-            break
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    deadline = time.monotonic() + 30
-    while left := [*processes_with(f"--http-port={ports[0]}"), *processes_with(f"--port {ports[3]}")]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+def test_a_restart_first_quarantines_the_version_of_a_publish_that_died(store: VersionStore, exported: Path) -> None:
+    unfinished, lines = leave_unfinished(store, exported), list[str]()
+    recover(store.path, lines.append)
+    assert lines == [f"version {unfinished} was left unfinished; it is quarantined"]
+    assert set(store.versions()) == {1}
 
 
-@pytest.mark.parametrize(("index", "name"), [(0, "HTTP"), (1, "gRPC"), (2, "metrics"), (3, "page")])
-def test_a_taken_port_is_one_sentence(repository: Path, index: int, name: str) -> None:
-    ports = free_ports(4)
-    with socket.create_server(("127.0.0.1", ports[index])):
-        process = up(repository, ports)
+@pytest.mark.exhaustive
+def test_the_previous_version_is_loaded_too_and_a_restart_serves_the_confirmed_version(
+    store: VersionStore, exported: Path, ports: dict[str, int]
+) -> None:
+    publish(exported, store, (), lambda _: None)
+    with up(store.path, ports) as process:
+        read_until(process, "ready:")
+        control = ModelControl(f"127.0.0.1:{ports['gRPC']}", admin_key(store.path))
+        assert_soon(lambda: control.loaded(CAPTIONER) == {1, 2}, 60)
+        with Client(control.address) as client:
+            assert client.describe().version == "2"
+            # A publish has placed all its folders and dies before it confirms them; then the server is killed.
+            unconfirmed = leave_unfinished(store, exported)
+            (server,) = (
+                pid
+                for pid, words in _commands()
+                if words[0].endswith("/tritonserver") and f"--http-port={ports['HTTP']}" in words
+            )
+            os.kill(server, signal.SIGKILL)
+            assert f"version {unconfirmed} was left unfinished" in read_until(process, "quarantined")[-1]
+            assert_soon(control.is_ready, 60)
+            assert client.describe().version == "2"
+        assert store.quarantined()[unconfirmed].state == "refused"
+
+
+@pytest.mark.parametrize(
+    ("number", "ignore"),
+    [(signal.SIGINT, ()), (signal.SIGKILL, ()), (signal.SIGTERM, (signal.SIGINT, signal.SIGHUP))],
+    ids=["SIGINT", "SIGKILL", "SIGTERM, when the parent ignores SIGINT"],
+)
+def test_a_start_that_is_ended_leaves_nothing_behind(
+    repository: Path, ports: dict[str, int], number: signal.Signals, ignore: tuple[signal.Signals, ...]
+) -> None:
+    with up(repository, ports, ignore) as process:
+        read_until(process, "loading")
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == (-number if number == signal.SIGKILL else 130)
+        assert_soon(lambda: not processes(ports) and not shared_memory(ports), 30)
+
+
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NAMES[1:])])
+def test_a_port_in_use_is_refused_in_one_sentence(repository: Path, ports: dict[str, int], name: str) -> None:
+    with socket.create_server(("127.0.0.1", ports[name])), up(repository, ports) as process:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors.strip() == (
-        f"STARTUP_REFUSED: port {ports[index]} ({name}) is taken; choose another with --{name.lower()}-port"
+        f"STARTUP_REFUSED: port {ports[name]} ({name}) is in use; choose another with --{name.lower()}-port"
     )

@@ -1,4 +1,4 @@
-"""A branch of a Hub followed into a repository, and from there to a caption with the network cut."""
+"""Following a branch on the Hub into a repository and a running server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -15,123 +14,153 @@ from urllib.request import Request, urlopen
 import pytest
 
 from benchmarks.published import empty_repository
-from captioner import cli, wire
+from captioner import cli
 from captioner.artifacts.version_store import VersionStore
 from captioner.client import Client
-from captioner.launcher.supervisor import TritonServer
-from captioner.publish.follow import LONGEST_WAIT_S, Follower
-from captioner.publish.model_control import ModelControl, admin_key
+from captioner.examples import PHOTOS
+from captioner.publish.follow import MAX_WAIT_S, Follower
 from captioner.publish.rollback import rollback
 from captioner.publish.webhook import SECRET_HEADER, listening
+from captioner.wire import CAPTIONER
 from tests.support.hub_server import Hub
+from tests.support.publishing import MODEL, Stand, quiet, with_use
 from tests.support.served import assert_soon
-
-MODEL = "org/tiny"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> VersionStore:
+def store(tmp_path: Path) -> VersionStore:
     return VersionStore(empty_repository(tmp_path / "model_repository"))
 
 
 @pytest.fixture
-def said() -> list[str]:
+def log() -> list[str]:
     return []
 
 
 @pytest.fixture
-def follower(repository: VersionStore, said: list[str]) -> Follower:
-    return Follower(MODEL, "main", repository, ["--no-server", "--repository", str(repository.path)], said.append)
+def follower(store: VersionStore, log: list[str]) -> Follower:
+    return Follower(MODEL, "main", store, ["--no-server", "--repository", str(store.path)], log.append)
 
 
-def changed(files: Mapping[str, bytes], text: str) -> dict[str, bytes]:
-    """Another commit of the same model."""
-    return {**files, "README.md": f"---\nlicense: mit\nbase_model: org/base\n---\n## Uses\n{text}\n".encode()}
+def newest(store: VersionStore) -> tuple[int, str, str]:
+    """Return number, revision and intended use of the version that a start would serve."""
+    manifest = store.versions()[store.live()]
+    return store.live(), manifest.revision, manifest.card.intended_use
 
 
-def newest(repository: VersionStore) -> tuple[int, str, str]:
-    """Number, revision and intended use of the version that a start would serve."""
-    manifest = repository.versions()[repository.live()]
-    return repository.live(), manifest.revision, manifest.card.intended_use
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_model_pulled_before_is_published_and_served_with_the_network_cut(hub: Hub, stand: Stand) -> None:
+    hub.stop()
+    with Client(stand.address) as client:
+        card = client.describe()
+        assert client.caption(PHOTOS[0]).text
+    assert (card.model, card.license, card.base_model, card.intended_use) == (MODEL, "mit", "org/base", "First.")
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_new_commit_reaches_a_running_server_and_once_rolled_back_does_not_come_again(
+    hub: Hub, tiny_files: dict[str, bytes], stand: Stand, log: list[str]
+) -> None:
+    first = hub.commit(MODEL, with_use(tiny_files, "First."))
+    options = ["--repository", str(stand.store.path), "--server", stand.address]
+    follower = Follower(MODEL, "main", stand.store, options, log.append)
+    assert stand.live() == ("1", first)
+    assert follower.step()
+    assert log == [f"{MODEL}@{first[:12]} is live; waiting for a newer commit on main"]
+    second = hub.commit(MODEL, with_use(tiny_files, "Second."))
+    command = [sys.executable, "-m", "captioner.cli", "follow", MODEL, "--once", *options]
+    subprocess.run(command, check=True, timeout=240)
+    with Client(stand.address) as client:
+        assert client.caption(PHOTOS[0]).details.revision == second
+        assert client.describe().intended_use == "Second."
+    assert cli.main(["rollback", *options]) == 0
+    assert stand.live() == ("1", first)
+    assert follower.step()
+    assert "was rolled back as version" in log[-1]
+    assert stand.live() == ("1", first)
+    assert stand.controls[0].loaded(CAPTIONER) == {1}
+    hub.commit(MODEL, with_use(tiny_files, "Third."))
+    assert follower.poll().skip_reason == ""
 
 
 @pytest.mark.slow
-def test_each_new_commit_is_published_once_and_one_rolled_back_waits_for_a_newer(
-    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, repository: VersionStore, said: list[str]
+@pytest.mark.exhaustive
+def test_each_new_commit_is_published_once(
+    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, store: VersionStore, log: list[str]
 ) -> None:
-    first = hub.commit(MODEL, changed(tiny_files, "First."))
+    first = hub.commit(MODEL, with_use(tiny_files, "First."))
     assert follower.step()
-    assert newest(repository) == (1, first, "First.")
+    assert newest(store) == (1, first, "First.")
     assert follower.step()
-    assert newest(repository)[0] == 1
-    assert said[-1] == f"{MODEL}@{first[:12]} is live; waiting for a newer commit on main"
-    second = hub.commit(MODEL, changed(tiny_files, "Second."))
+    assert newest(store)[0] == 1
+    second = hub.commit(MODEL, with_use(tiny_files, "Second."))
     assert follower.step()
-    assert newest(repository) == (2, second, "Second.")
-    rollback(repository, (), lambda _: None)
+    assert newest(store) == (2, second, "Second.")
+    rollback(store, (), quiet)
     assert follower.step()
-    assert newest(repository) == (1, first, "First."), "the one that was taken back must not come again"
-    assert "was rolled back as version 2" in said[-1]
-    third = hub.commit(MODEL, changed(tiny_files, "Third."))
+    assert newest(store) == (1, first, "First."), "a version that was rolled back must not come again"
+    assert "was rolled back as version 2" in log[-1]
+    third = hub.commit(MODEL, with_use(tiny_files, "Third."))
     assert follower.step()
-    assert newest(repository) == (3, third, "Third.")
+    assert newest(store) == (3, third, "Third.")
 
 
-def test_a_hub_that_is_down_is_said_once_and_asked_again(
-    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, said: list[str]
+def test_an_unreachable_hub_is_logged_once_and_polled_again(
+    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, log: list[str]
 ) -> None:
     commit = hub.commit(MODEL, tiny_files)
     hub.stop()
     assert [follower.step(), follower.step()] == [False, False]
-    assert len(said) == 1 and said[0].startswith("HUB_UNREACHABLE: ")
+    assert len(log) == 1 and log[0].startswith("HUB_UNREACHABLE: ")
     hub.start()
-    assert follower.look().commit == commit
-    assert follower.look().why_not == ""
+    assert follower.poll().commit == commit
+    assert follower.poll().skip_reason == ""
 
 
 @pytest.mark.slow
-def test_a_commit_that_cannot_be_exported_is_tried_once_and_a_newer_one_anew(
-    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, repository: VersionStore, said: list[str]
+def test_a_commit_that_cannot_be_exported_is_skipped_until_a_newer_one(
+    hub: Hub, tiny_files: dict[str, bytes], follower: Follower, store: VersionStore, log: list[str]
 ) -> None:
     config = json.loads(tiny_files["config.json"]) | {"model_type": "no-such"}
     hub.commit(MODEL, {**tiny_files, "config.json": json.dumps(config).encode()})
     assert follower.step()
-    assert said[-1].startswith("MODEL_UNSUPPORTED: ")
+    assert log[-1].startswith("MODEL_UNSUPPORTED: ")
     asked = len(hub.asked)
     assert follower.step()
     assert len(hub.asked) - asked <= 1, "one small request, and no download"
-    assert repository.versions() == {}
-    hub.commit(MODEL, changed(tiny_files, "Mended."))
-    assert follower.look().why_not == ""
+    assert store.versions() == {}
+    hub.commit(MODEL, with_use(tiny_files, "Repaired."))
+    assert follower.poll().skip_reason == ""
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(
-    hub: Hub, tiny_files: dict[str, bytes], repository: VersionStore, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_logs_what_would_be_published_and_changes_nothing(
+    hub: Hub, tiny_files: dict[str, bytes], store: VersionStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit = hub.commit(MODEL, tiny_files)
-    assert cli.main(["follow", MODEL, "--dry-run", "--repository", str(repository.path)]) == 0
+    assert cli.main(["follow", MODEL, "--dry-run", "--repository", str(store.path)]) == 0
     assert capsys.readouterr().out == f"would pull, export and publish {MODEL}@{commit}\n"
-    assert repository.versions() == {}
+    assert store.versions() == {}
     assert not hub.bodies(".safetensors")
 
 
 class Wake(threading.Event):
-    """Notes how long it was waited for, and ends the follower after a while."""
+    """Records the waits, and ends the follower after some of them."""
 
     def __init__(self, waits: int) -> None:
         super().__init__()
         self.waits: list[float] = []
-        self._most = waits
+        self._count = waits
 
     def wait(self, timeout: float | None = None) -> bool:
         self.waits.append(timeout or 0)
-        if len(self.waits) == self._most:
+        if len(self.waits) == self._count:
             raise KeyboardInterrupt
         return False
 
 
-def test_failures_are_followed_by_longer_waits_up_to_an_hour_and_a_success_by_the_usual_one(
+def test_waits_grow_after_failures_up_to_an_hour_and_return_to_the_interval_after_a_success(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcomes = iter([True, *[False] * 12, True])
@@ -139,12 +168,12 @@ def test_failures_are_followed_by_longer_waits_up_to_an_hour_and_a_success_by_th
     wake = Wake(14)
     with pytest.raises(KeyboardInterrupt):
         follower.run(10, wake)
-    expected = [10.0, *[min(10 * 2**n, LONGEST_WAIT_S) for n in range(1, 13)], 10.0]
+    expected = [10.0, *[min(10 * 2**n, MAX_WAIT_S) for n in range(1, 13)], 10.0]
     for waited, usual in zip(wake.waits, expected, strict=True):
         assert 0.9 * usual <= waited <= 1.1 * usual
 
 
-def test_the_webhook_wakes_the_follower_and_only_who_knows_the_secret(
+def test_the_webhook_wakes_the_follower_only_with_its_secret(
     follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[float] = []
@@ -167,57 +196,23 @@ def test_the_webhook_wakes_the_follower_and_only_who_knows_the_secret(
         for wrong in ("", "sesam", "sésame"):
             with pytest.raises(HTTPError, match="401"):
                 post(port, wrong)
-        time.sleep(0.2)
+        time.sleep(0.1)
         assert len(steps) == 1
         assert post(port, "sesame") == 204
         assert_soon(lambda: len(steps) == 2)
 
 
 @pytest.mark.parametrize("every", ["0", "-5", "nan"])
-def test_a_wait_that_is_none_is_refused(
-    repository: VersionStore, every: str, capsys: pytest.CaptureFixture[str]
+def test_an_interval_below_a_second_is_refused(
+    store: VersionStore, every: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["follow", MODEL, f"--every={every}", "--repository", str(repository.path)]) == 2
+    assert cli.main(["follow", MODEL, f"--every={every}", "--repository", str(store.path)]) == 2
     assert f"every is {every} s; it must be at least 1" in capsys.readouterr().err
 
 
 def test_a_webhook_without_a_secret_is_refused(
-    repository: VersionStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("CAPTIONER_WEBHOOK_SECRET", raising=False)
-    assert cli.main(["follow", MODEL, "--webhook-port", "0", "--repository", str(repository.path)]) == 2
+    assert cli.main(["follow", MODEL, "--webhook-port", "0", "--repository", str(store.path)]) == 2
     assert "needs the secret in CAPTIONER_WEBHOOK_SECRET" in capsys.readouterr().err
-
-
-@pytest.mark.triton
-@pytest.mark.slow
-def test_a_new_commit_reaches_a_running_server_and_all_works_on_with_the_network_cut(
-    hub: Hub, tiny_files: dict[str, bytes], repository: VersionStore, tmp_path: Path
-) -> None:
-    def captioner(*words: str) -> str:
-        command = [sys.executable, "-m", "captioner.cli", *words]
-        return str(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-    photo = str(ROOT / "captioner" / "examples" / "cat.jpg")
-    place = ["--repository", str(repository.path)]
-    first = hub.commit(MODEL, changed(tiny_files, "First."))
-    captioner("pull", MODEL)
-    hub.stop()
-    # From here on to the first caption there is no Hub.
-    assert first in captioner("pull", MODEL)
-    captioner("publish", MODEL, *place, "--no-server")
-    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "admin_key": admin_key(repository.path)}
-    with TritonServer(repository.path, log_path=tmp_path / "server.log", **free) as server:  # type: ignore[arg-type]
-        there = ["--server", server.grpc_address]
-        assert captioner("caption", photo, *there).strip()
-        with Client(server.grpc_address) as client:
-            card = client.describe()
-            assert (card.model, card.revision, card.license, card.base_model) == (MODEL, first, "mit", "org/base")
-            hub.start()
-            second = hub.commit(MODEL, changed(tiny_files, "Second."))
-            captioner("follow", MODEL, "--once", *place, *there)
-            assert client.caption(photo).details.revision == second
-            assert client.describe().intended_use == "Second."
-            captioner("rollback", *place, *there)
-            assert client.caption(photo).details.revision == first
-        assert ModelControl(server.grpc_address, admin_key(repository.path)).loaded(wire.CAPTIONER) == {1}

@@ -1,372 +1,169 @@
-"""Publishing into a running Triton: traffic moves to what was checked, loses no request, and moves back at once."""
+"""Publishing into running servers: traffic moves to a verified version, no request fails, a rollback is immediate."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import contextlib
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
-import numpy as np
-import onnx
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from benchmarks.published import empty_repository
-from captioner import cli, wire
-from captioner.artifacts.manifest import Manifest, sha256
+from captioner import cli
 from captioner.artifacts.version_store import VERSIONED, VersionStore
 from captioner.client import Client
 from captioner.errors import CaptionerError
 from captioner.examples import PHOTOS
-from captioner.hub.resolve import find
-from captioner.launcher.supervisor import TritonServer
-from captioner.publish.model_control import ModelControl, admin_key
+from captioner.publish.model_control import ModelControl
 from captioner.publish.publish import publish
 from captioner.publish.rollback import rollback
-from captioner.publish.warm_standby import load_previous_version
-from export.export import export
-from tests.support import tiny
-from tests.support.killed import leave_begun, publish_killed
+from captioner.wire import CAPTIONER
+from tests.support.publishing import Load, Stand, damaged, quiet, revision
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
-KILLED_STEPS = 14
-Expected = dict[str, list[str]]  # revision → the caption of each example
+EXHAUSTIVE = pytest.mark.exhaustive
 
 
 @dataclass
-class Load:
-    """Clients that caption and stream without a pause, and what went wrong for them."""
+class RoundTrips:
+    """The record of publishes and rollbacks under load. The last rollback is by the verb, in a process of its own."""
 
-    address: str
-    expected: Expected
-    clients: int
-    faults: list[str] = field(default_factory=list)
-    by_version: dict[str, int] = field(default_factory=dict)
-    stop: threading.Event = field(default_factory=threading.Event)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def run(self) -> None:
-        with Client(self.address) as client:
-            while not self.stop.is_set():
-                number = next(self._numbers)
-                example = number % len(PHOTOS)
-                # Another file each time, so that the encoder is asked as well.
-                photo = PHOTOS[example].read_bytes() + str(number).encode()
-                try:
-                    if number % 2:
-                        caption = client.caption(photo)
-                        text, details = caption.text, caption.details
-                    else:
-                        with client.stream(photo) as stream:
-                            text = "".join(stream)
-                            assert stream.details is not None
-                            details = stream.details
-                except CaptionerError as error:
-                    self.faults.append(error.wire())
-                    continue
-                self.by_version[details.version] = self.by_version.get(details.version, 0) + 1
-                if text != self.expected[details.revision][example]:
-                    self.faults.append(f"version {details.version} of {details.revision} said {text!r} of {example}")
-
-    def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self.run) for _ in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        for thread in self._threads:
-            thread.join()
+    loads: list[Load]  # one for each server
+    published: list[str] = field(default_factory=list)
+    live: list[set[tuple[str, str]]] = field(default_factory=list)  # version and revision on all servers, each step
+    rollback_s: list[float] = field(default_factory=list)  # from the call until traffic has moved
+    verb_s: float = 0  # from the start of the process until it logs that traffic has moved
+    verb_line: str = ""
+    verb_code: int | None = None
 
 
-@pytest.fixture(scope="module")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models whose captions nowhere agree, exported."""
-    folder = tmp_path_factory.mktemp("artefacts")
-    for name, seed in {"one": 3, "other": 4}.items():
-        (folder / "models" / name).mkdir(parents=True)
-        tiny.save_vision_encoder_decoder(folder / "models" / name, seed)
-        export(find(str(folder / "models" / name)), folder / name, lambda _: None)
-    return [folder / "one", folder / "other"]
+TWO_SERVERS, TEN_TIMES = (1, 2, 2, 0.1), pytest.param((10, 1, 3, 0), marks=EXHAUSTIVE)
 
 
-@dataclass(frozen=True)
-class Stand:
-    """A server on a repository with the first model live."""
-
-    repository: VersionStore
-    server: TritonServer
-    control: ModelControl
-    expected: Expected
-
-    def load(self, clients: int = 3) -> Load:
-        return Load(self.server.grpc_address, self.expected, clients)
-
-    def live(self) -> tuple[str, str]:
-        """Version and revision of a caption of this moment."""
-        with Client(self.server.grpc_address) as client:
-            details = client.caption(PHOTOS[0]).details
-        return details.version, details.revision
-
-
-@pytest.fixture(scope="module")
-def expected(artefacts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Expected:
-    """What each model says of the examples where nothing else is loaded."""
-    from captioner.serving.in_process import InProcessModel
-
-    said = {}
-    for artefact in artefacts:
-        repository = empty_repository(tmp_path_factory.mktemp("alone") / "model_repository")
-        publish(artefact, VersionStore(repository), (), lambda _: None)
-        model = InProcessModel(repository, in_flight=4, threads=1)
-        said[Manifest.load(artefact / wire.CAPTIONER).revision] = [
-            model.caption(photo.read_bytes(), {}).text for photo in PHOTOS
-        ]
-        model.close()
-    one, other = said.values()
-    assert not set(one) & set(other), "a mix-up must be seen"
-    return said
+@pytest.fixture(scope="module", params=[TWO_SERVERS, TEN_TIMES], ids=["two servers", "ten times"])
+def round_trips(shared_stand: Stand, replica: int, exports: list[Path], request: pytest.FixtureRequest) -> RoundTrips:
+    count, servers, clients, pause_s = request.param  # clients of each server, seconds between their requests
+    shared_stand.reset()
+    controls = shared_stand.controls[:servers]
+    record = RoundTrips([shared_stand.load(number, clients=clients, pause_s=pause_s) for number in range(servers)])
+    with contextlib.ExitStack() as stack:
+        for load in record.loads:
+            stack.enter_context(load)
+        for number in range(count):
+            record.published.append(str(publish(exports[1], shared_stand.store, controls, quiet)))
+            record.live.append({shared_stand.live(server) for server in range(servers)})
+            if number < count - 1:
+                record.rollback_s.append(timed_rollback(shared_stand.store, controls))
+            else:
+                rollback_by_verb(shared_stand.store, controls, record)
+            record.live.append({shared_stand.live(server) for server in range(servers)})
+    return record
 
 
-@pytest.fixture(scope="module")
-def stand(artefacts: list[Path], expected: Expected, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    folder = tmp_path_factory.mktemp("served")
-    repository = VersionStore(empty_repository(folder / "model_repository"))
-    publish(artefacts[0], repository, (), lambda _: None)
-    key = admin_key(repository.path)
-    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    with TritonServer(repository.path, log_path=folder / "server.log", admin_key=key, **free) as server:  # type: ignore[arg-type]
-        yield Stand(repository, server, ModelControl(server.grpc_address, key), expected)
+def timed_rollback(store: VersionStore, controls: list[ModelControl]) -> float:
+    """Roll back; return the seconds until traffic has moved, which is when it is logged."""
+    began, moved = time.monotonic(), list[float]()
+    rollback(store, controls, lambda _: moved.append(time.monotonic()))
+    return moved[-1] - began
 
 
-@pytest.fixture
-def fresh(stand: Stand) -> Stand:
-    """The stand with the first model live, whatever the test before left."""
-    with stand.repository.lock():
-        stand.repository.recover()
-    while len(stand.repository.versions()) > 1:
-        rollback(stand.repository, (stand.control,), lambda _: None)
-    if stand.control.loaded(wire.CAPTIONER) != {1}:
-        load_previous_version(stand.repository, stand.control)
-    return stand
-
-
-def revision(artefact: Path) -> str:
-    return Manifest.load(artefact / wire.CAPTIONER).revision
-
-
-def test_ten_publishes_and_ten_rollbacks_under_load_lose_and_mix_up_nothing(
-    fresh: Stand, artefacts: list[Path]
-) -> None:
-    seconds: list[float] = []
-    times: list[float] = []
-    with fresh.load() as load:
-        for number in range(10):
-            version = publish(artefacts[1], fresh.repository, (fresh.control,), lambda _: None)
-            assert fresh.live() == (str(version), revision(artefacts[1])), f"publish {number}"
-            began = time.monotonic()
-            rollback(fresh.repository, (fresh.control,), lambda _: times.append(time.monotonic()))
-            seconds.append(times[-1] - began)
-            assert fresh.live()[1] == revision(artefacts[0]), f"rollback {number}"
-    assert load.faults == []
-    assert len(load.by_version) == 11, "every version had traffic"
-    assert sum(load.by_version.values()) > 200
-    print(f"rollbacks took {min(seconds):.2f}-{max(seconds):.2f} s; {load.by_version}")
-    assert max(seconds) < 2
-
-
-def test_the_rollback_verb_moves_traffic_within_two_seconds_of_its_start(fresh: Stand, artefacts: list[Path]) -> None:
-    publish(artefacts[1], fresh.repository, (fresh.control,), lambda _: None)
-    command = [sys.executable, "-m", "captioner.cli", "rollback", "--repository", str(fresh.repository.path)]
-    command += ["--server", fresh.server.grpc_address]
-    with fresh.load() as load:
-        began = time.monotonic()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            seconds = time.monotonic() - began
-            process.stdout.read()
-    assert process.returncode == 0
-    assert "version 1 is live" in first
-    assert seconds < 2
-    assert load.faults == []
-
-
-def damaged(artefact: Path, folder: Path, kind: str) -> Path:
-    """A copy of an export with a fault; those that hashes cannot see have the right hashes."""
-    copy = shutil.copytree(artefact, folder)
-    graph, weights = copy / "vision_encoder" / "model.onnx", copy / "captioner" / "decoder" / "model.safetensors"
-    if kind == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    elif kind == "checksum":
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.write_bytes(content)
-    elif kind == "graph":
-        model = onnx.load(graph)
-        model.graph.node[5].op_type = "NoSuchOperator"
-        onnx.save(model, graph)
-    elif kind == "features":
-        model = onnx.load(graph)
-        biggest = max(model.graph.initializer, key=lambda each: len(each.raw_data))
-        biggest.raw_data = (onnx.numpy_helper.to_array(biggest) * 3).tobytes()
-        onnx.save(model, graph)
-    elif kind == "nan":
-        tensors = load_file(weights)
-        name = max(tensors, key=lambda each: tensors[each].size)
-        tensors[name] = np.full_like(tensors[name], np.nan)
-        save_file(tensors, weights, {"format": "pt"})
-    elif kind == "weights":
-        tensors = load_file(weights)
-        save_file({name: -each for name, each in tensors.items()}, weights, {"format": "pt"})
-    if kind not in ("truncated", "checksum"):
-        for model_name in VERSIONED:
-            path = copy / model_name / "manifest.json"
-            values = json.loads(path.read_text())
-            values["files"] = {name: sha256(copy / name) for name in values["files"]}
-            path.write_text(json.dumps(values))
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("truncated", "sha256"),
-        ("checksum", "sha256"),
-        ("graph", "NoSuchOperator"),
-        ("features", "on .* features differ by"),
-        ("nan", "check caption"),
-        ("weights", "check caption"),
-    ],
-)
-def test_a_bad_version_is_set_aside_with_the_reason_and_the_one_before_serves_on(
-    fresh: Stand, artefacts: list[Path], tmp_path: Path, kind: str, reason: str
-) -> None:
-    bad = damaged(artefacts[1], tmp_path / "bad", kind)
-    with fresh.load() as load:
-        with pytest.raises(CaptionerError, match=reason):
-            publish(bad, fresh.repository, (fresh.control,), lambda _: None)
-        assert fresh.live() == ("1", revision(artefacts[0]))
-    assert load.faults == []
-    assert set(load.by_version) == {"1"}
-    number, aside = list(fresh.repository.quarantined().items())[-1]
-    assert aside.state == "refused"
-    assert fresh.control.loaded(wire.CAPTIONER) == {1}
-    assert fresh.control.is_ready()
-    for model in VERSIONED:
-        assert not fresh.repository.folder(model, number).exists()
-        assert fresh.control.wait_unloaded(model, number, 10)
-
-
-@pytest.mark.parametrize("step", [*map(str, range(1, KILLED_STEPS + 1)), "load captioner"])
-def test_a_publish_killed_at_any_step_leaves_the_live_version_serving(
-    fresh: Stand, artefacts: list[Path], tmp_path: Path, step: str
-) -> None:
-    begun = publish_killed(step, artefacts[1], fresh.repository.path, fresh.server.grpc_address, tmp_path / "steps")
-    with fresh.load() as load:
-        time.sleep(0.5)
-    assert load.faults == []
-    with fresh.repository.lock():
-        fresh.repository.recover()  # as every start and every publish begins
-    live, confirmed = fresh.repository.live(), begun[-1] == "prune"
-    assert (live == 1) != confirmed
-    for model in VERSIONED:
-        numbers = {int(path.name) for path in (fresh.repository.path / model).glob("[0-9]*")}
-        assert numbers == {1, live}
-    fresh.repository.verify()
-
-
-def test_a_publish_that_is_told_to_stop_takes_its_version_back(fresh: Stand, artefacts: list[Path]) -> None:
-    command = [sys.executable, "-m", "captioner.cli", "publish", str(artefacts[1])]
-    command += ["--repository", str(fresh.repository.path), "--server", fresh.server.grpc_address]
-    with fresh.load() as load, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def rollback_by_verb(store: VersionStore, controls: list[ModelControl], record: RoundTrips) -> None:
+    command = [sys.executable, "-m", "captioner.cli", "rollback", "--repository", str(store.path)]
+    command += [f"--server={control.address}" for control in controls]
+    began = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(120, process.kill)
+        limit.start()
         assert process.stdout is not None
-        assert any("loading captioner" in line for line in process.stdout)
-        process.terminate()
-        process.stdout.read()
-    assert process.returncode == 130
-    assert load.faults == []
-    assert fresh.live() == ("1", revision(artefacts[0]))
-    number, aside = list(fresh.repository.quarantined().items())[-1]
-    assert (aside.state, aside.reason) == ("refused", "it was stopped")
-    assert fresh.control.wait_unloaded(wire.CAPTIONER, number, 10)
+        record.verb_line = process.stdout.readline()
+        record.verb_s = time.monotonic() - began
+        record.verb_code = process.wait()
+        limit.cancel()
 
 
-def test_replicas_on_one_repository_move_together_and_a_version_that_fails_on_one_leaves_both(
-    fresh: Stand, artefacts: list[Path], tmp_path: Path
+def test_publishes_and_rollbacks_under_load_fail_no_request_and_mix_up_no_captions(
+    round_trips: RoundTrips, exports: list[Path]
 ) -> None:
-    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "admin_key": admin_key(fresh.repository.path)}
-    with TritonServer(fresh.repository.path, log_path=tmp_path / "server.log", **free) as server:  # type: ignore[arg-type]
-        other = Stand(
-            fresh.repository, server, ModelControl(server.grpc_address, fresh.server.admin_key), fresh.expected
-        )
-        both = (fresh.control, other.control)
-        # One client each: two servers load on the same cores, three times as slowly under six.
-        with fresh.load(1) as load, other.load(1) as other_load:
-            version = str(publish(artefacts[1], fresh.repository, both, lambda _: None))
-            assert fresh.live() == other.live() == (version, revision(artefacts[1]))
-            with pytest.raises(CaptionerError, match="check caption"):
-                publish(damaged(artefacts[1], tmp_path / "bad", "nan"), fresh.repository, both, lambda _: None)
-            assert fresh.live() == other.live() == (version, revision(artefacts[1]))
-            rollback(fresh.repository, both, lambda _: None)
-            assert fresh.live() == other.live() == ("1", revision(artefacts[0]))
-        assert load.faults == other_load.faults == []
+    one, other = map(revision, exports)
+    steps = [step for version in round_trips.published for step in ({(version, other)}, {("1", one)})]
+    assert round_trips.live == steps, "all servers move together"
+    for load in round_trips.loads:
+        assert load.faults == []
+        assert set(load.by_version) == {"1", *round_trips.published}, "every version had traffic"
+        assert sum(load.by_version.values()) > 20 * len(round_trips.published)
 
 
-def test_a_server_started_after_a_killed_publish_serves_the_version_that_was_live(
-    artefacts: list[Path], expected: Expected, stand: Stand, tmp_path: Path
-) -> None:
-    repository = VersionStore(shutil.copytree(stand.repository.path, tmp_path / "model_repository"))
-    for number in list(repository.versions())[1:]:
-        for model in VERSIONED:
-            repository.quarantine(model, number)
-        repository.explain(number, "refused", "of another test")
-    version = leave_begun(repository, artefacts[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "export", "--repository", str(repository.path), str(artefacts[0].parent / "models/one")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "is published as version 1" in done.stdout, "what every start begins with"
-    free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    with (
-        TritonServer(repository.path, log_path=tmp_path / "server.log", **free) as server,  # type: ignore[arg-type]
-        Client(server.grpc_address) as client,
-    ):
-        caption = client.caption(PHOTOS[0])
-    assert caption.text == expected[revision(artefacts[0])][0]
-    assert repository.quarantined()[version].reason.endswith("died")
+def test_a_rollback_moves_traffic_within_two_seconds(round_trips: RoundTrips) -> None:
+    assert all(seconds < 2 for seconds in round_trips.rollback_s)
+    assert round_trips.verb_code == 0
+    assert "version 1 is live" in round_trips.verb_line
+    assert round_trips.verb_s < 2, "the start of the process included"
 
 
-def test_a_version_that_ends_takes_its_metrics_with_it(fresh: Stand, artefacts: list[Path]) -> None:
-    from urllib.request import urlopen
-
-    version = publish(artefacts[1], fresh.repository, (fresh.control,), lambda _: None)
-    fresh.live()
-    rollback(fresh.repository, (fresh.control,), lambda _: None)
-    assert fresh.control.wait_unloaded(wire.CAPTIONER, version, 10)
-    with urlopen(f"http://{fresh.server.metrics_address}/metrics", timeout=10) as answer:
+def test_an_unloaded_version_takes_its_metrics_with_it(round_trips: RoundTrips, shared_stand: Stand) -> None:
+    version = round_trips.published[-1]
+    assert shared_stand.controls[0].wait_unloaded(CAPTIONER, int(version), 10)
+    with urlopen(f"http://{shared_stand.servers[0].metrics_address}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert 'captioner_slots{version="1"} ' in text
     assert f'version="{version}"' not in "".join(re.findall(r"^captioner_.*", text, re.MULTILINE))
 
 
-def test_model_control_is_shut_to_whoever_has_not_the_repositorys_key(
-    fresh: Stand, artefacts: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_server_started_after_a_killed_publish_serves_the_version_that_was_live(
+    replica: int, stand: Stand, exports: list[Path]
+) -> None:
+    assert any(entry.reason.endswith("died") for entry in stand.store.quarantined().values())
+    with Client(stand.servers[replica].grpc_address) as client:
+        caption = client.caption(PHOTOS[0])
+    assert caption.details.version == "1"
+    assert caption.text == stand.expected[revision(exports[0])][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "servers", "reason"),
+    [
+        pytest.param("truncated", 1, "sha256", marks=EXHAUSTIVE),
+        ("checksum", 1, "sha256"),
+        ("graph", 1, "NoSuchOperator"),
+        ("features", 2, "on .* features differ by"),
+        pytest.param("weights", 1, "golden caption has tokens", marks=EXHAUSTIVE),
+        pytest.param("nan", 2, "golden caption has tokens", marks=EXHAUSTIVE),
+    ],
+)
+def test_a_version_that_fails_on_one_server_is_quarantined_and_the_previous_one_serves_on_all(
+    replica: int, stand: Stand, exports: list[Path], tmp_path: Path, kind: str, servers: int, reason: str
+) -> None:
+    bad, controls = damaged(exports[1], tmp_path / "bad", kind), stand.controls[:servers]
+    with stand.load(0) as load, stand.load(replica) as replica_load:
+        with pytest.raises(CaptionerError, match=reason):
+            publish(bad, stand.store, controls, quiet)
+        assert stand.live(0) == stand.live(replica) == ("1", revision(exports[0]))
+    assert load.faults == replica_load.faults == []
+    assert set(load.by_version) == set(replica_load.by_version) == {"1"}
+    number, entry = list(stand.store.quarantined().items())[-1]
+    assert entry.state == "refused"
+    assert re.search(reason, entry.reason)
+    for model in VERSIONED:
+        assert not stand.store.folder(model, number).exists()
+        for control in controls:
+            assert control.wait_unloaded(model, number, 20)
+            assert control.loaded(model) == {1}
+            assert control.is_ready()
+
+
+def test_model_control_needs_the_repositorys_key(
+    stand: Stand, exports: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPTIONER_ADMIN_KEY", "a guess")
-    arguments = ["--repository", str(fresh.repository.path), "--server", fresh.server.grpc_address]
-    assert cli.main(["publish", str(artefacts[1]), *arguments]) == 2
+    arguments = ["--repository", str(stand.store.path), "--server", stand.address]
+    assert cli.main(["publish", str(exports[1]), *arguments]) == 2
     assert "ACCESS_DENIED" in capsys.readouterr().err
     monkeypatch.delenv("CAPTIONER_ADMIN_KEY")
-    assert fresh.live()[0] == "1"
-    assert (fresh.repository.path / ".admin-key").stat().st_mode & 0o077 == 0
+    assert stand.live()[0] == "1"
+    assert (stand.store.path / ".admin-key").stat().st_mode & 0o077 == 0

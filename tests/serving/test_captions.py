@@ -1,4 +1,4 @@
-"""The whole path on a real tritonserver with the embedded model: the same caption through every door."""
+"""The whole path on a real tritonserver with the embedded model: every endpoint gives the same caption."""
 
 from __future__ import annotations
 
@@ -41,17 +41,23 @@ def client(served: Served) -> Any:
 
 @pytest.fixture(scope="module")
 def greedy(served: Served) -> str:
-    """What the command line says of the photo."""
-    command = [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc, str(PHOTO)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """The caption that the command line prints."""
+    return cli("caption", "--server", served.grpc, str(PHOTO)).stdout.strip()
+
+
+def cli(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "captioner.cli", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def generate(served: Served, verb: str, body: dict[str, object]) -> tuple[int, str]:
-    """POST to Triton's own HTTP door: status and body."""
+    """POST to Triton's own HTTP endpoint; return status and body."""
     request = urllib.request.Request(
         f"http://{served.http}/v2/models/captioner/{verb}",
         json.dumps(body).encode(),
-        {"Content-Type": "application/json"},  # see docs/architecture.md: a form of some MiB ends Triton 2.51
+        {"Content-Type": "application/json"},  # see docs/architecture.md: a form of some MiB crashes Triton 2.51
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -61,7 +67,7 @@ def generate(served: Served, verb: str, body: dict[str, object]) -> tuple[int, s
 
 
 def raw_stream(served: Served, data: bytes, **parameters: Any) -> list[tuple[Any, Any]]:
-    """Every (result, error) of one request through plain tritonclient, the empty final one included."""
+    """Return every (result, error) of one request through plain tritonclient, including the empty final one."""
     answers: Queue[tuple[Any, Any]] = Queue()
     client = tritonclient.grpc.InferenceServerClient(served.grpc)
     client.start_stream(lambda result, error: answers.put((result, error)))
@@ -74,7 +80,7 @@ def raw_stream(served: Served, data: bytes, **parameters: Any) -> list[tuple[Any
         result, error = received[-1]
         if error is not None or result.get_response().parameters["triton_final_response"].bool_param:
             break
-    time.sleep(0.2)  # nothing may follow the final response
+    time.sleep(0.05)  # nothing may follow the final response
     assert answers.empty(), "a response came after the final one"
     client.stop_stream()
     client.close()
@@ -90,7 +96,7 @@ def test_the_caption_is_a_sentence_about_something(greedy: str) -> None:
     assert len(greedy.split()) >= 4, greedy
 
 
-def test_every_door_gives_the_same_greedy_caption(served: Served, client: Client, greedy: str) -> None:
+def test_every_endpoint_gives_the_same_greedy_caption(served: Served, client: Client, greedy: str) -> None:
     encoded = base64.b64encode(PHOTO.read_bytes()).decode()
     assert client.caption(PHOTO).text == greedy
     assert client.caption(PHOTO.read_bytes()).text == greedy
@@ -106,7 +112,7 @@ def test_every_door_gives_the_same_greedy_caption(served: Served, client: Client
     assert len(events) > 2, "generate_stream sent the caption in one piece"
 
 
-def test_a_grpc_stream_brings_text_as_it_is_written_and_details_at_the_end(served: Served) -> None:
+def test_a_grpc_stream_sends_text_while_it_is_written_and_details_at_the_end(served: Served) -> None:
     results = [result for result, error in raw_stream(served, PHOTO.read_bytes())]
     assert len(results) > 3
     assert all(text(result, "details") == "" for result in results[:-1])
@@ -117,19 +123,19 @@ def test_a_grpc_stream_brings_text_as_it_is_written_and_details_at_the_end(serve
     assert details["timings_ms"]["first_token"] <= details["timings_ms"]["total"]
 
 
-def test_the_three_lengths_differ_in_the_order_of_their_names(client: Client) -> None:
+def test_short_medium_and_long_captions_differ_in_length(client: Client) -> None:
     words = {name: len(client.caption(PHOTO, length=name).text.split()) for name in ("short", "medium", "long")}
     assert words["short"] < words["medium"] < words["long"], words
 
 
-def test_a_seed_repeats_its_caption_and_another_seed_does_not(client: Client) -> None:
+def test_a_seed_reproduces_its_caption_and_another_seed_does_not(client: Client) -> None:
     captions = [client.caption(PHOTO, temperature=1.2, seed=seed, length="long") for seed in (1, 1, 2)]
     assert captions[0].text == captions[1].text
     assert captions[0].text != captions[2].text
     assert captions[2].details.seed == 2
 
 
-def test_a_drawn_seed_is_reported_and_repeats_the_caption(client: Client) -> None:
+def test_a_random_seed_is_reported_and_reproduces_the_caption(client: Client) -> None:
     drawn = client.caption(PHOTO, temperature=1.0)
     assert client.caption(PHOTO, temperature=1.0, seed=drawn.details.seed).text == drawn.text
 
@@ -140,7 +146,7 @@ def test_a_prompt_is_continued(client: Client) -> None:
     assert caption.details.prompt == "A close view of"
 
 
-def test_sixteen_at_once_get_the_captions_they_get_alone(served: Served) -> None:
+def test_sixteen_concurrent_requests_get_the_captions_that_each_gets_alone(served: Served) -> None:
     images = list(islice(crops(seed=1), 16))
 
     async def caption_all() -> tuple[list[str], list[str]]:
@@ -151,10 +157,10 @@ def test_sixteen_at_once_get_the_captions_they_get_alone(served: Served) -> None
 
     alone, together = asyncio.run(caption_all())
     assert together == alone
-    assert len(set(alone)) > 4, "the images are too much alike to show a mix-up"
+    assert len(set(alone)) > 4, "the images are too similar to show a mix-up"
 
 
-def test_cancelling_ends_the_decoding_within_a_step_and_100_ms(served: Served, client: Client) -> None:
+def test_cancelling_ends_decoding_within_a_step_and_100_ms(served: Served, client: Client) -> None:
     steps, cancelled = [], metric(served, "captioner_cancelled_total")
     for attempt in range(5):
         with client.stream(PHOTO, length="long", temperature=2.0, seed=attempt, max_tokens=80) as stream:
@@ -163,12 +169,12 @@ def test_cancelling_ends_the_decoding_within_a_step_and_100_ms(served: Served, c
         while metric(served, "captioner_running") > 0:
             assert time.perf_counter() - began < 5, "the caption is still being decoded"
         steps.append(time.perf_counter() - began)
-    time.sleep(0.1)  # the metrics of one tick are shown one after the other
+    time.sleep(0.1)  # the metrics of one poll are reported one after the other
     before = metric(served, "captioner_tokens_total")
     time.sleep(0.3)
     assert metric(served, "captioner_tokens_total") == before
     assert metric(served, "captioner_cancelled_total") > cancelled
-    step_ms = 25  # of a busy machine; the gauge itself is shown every 50 ms
+    step_ms = 25  # of a busy machine; the gauge itself is updated every 50 ms
     assert sorted(steps)[2] * 1000 < 100 + step_ms + 50, steps
 
 
@@ -194,7 +200,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_refused_by_code_and_the_next_photo_is_captioned(
+def test_a_bad_file_is_refused_with_its_code_and_the_next_photo_is_captioned(
     served: Served, client: Client, greedy: str, kind: str
 ) -> None:
     data, code = BAD[kind]
@@ -219,7 +225,7 @@ def test_a_bad_file_is_refused_by_code_and_the_next_photo_is_captioned(
         ({"name": "Mia"}, "PARAMETER_UNSUPPORTED"),
     ],
 )
-def test_a_bad_parameter_is_refused_by_code_and_the_next_photo_is_captioned(
+def test_a_bad_parameter_is_refused_with_its_code_and_the_next_photo_is_captioned(
     served: Served, client: Client, greedy: str, parameters: dict[str, Any], code: str
 ) -> None:
     _, error = raw_stream(served, PHOTO.read_bytes(), **parameters)[-1]
@@ -230,13 +236,13 @@ def test_a_bad_parameter_is_refused_by_code_and_the_next_photo_is_captioned(
     assert client.caption(PHOTO).text == greedy
 
 
-def test_a_deadline_that_passes_before_the_first_token_is_said(served: Served) -> None:
+def test_a_deadline_that_passes_before_the_first_token_is_an_error(served: Served) -> None:
     _, error = raw_stream(served, next(crops(seed=9)), deadline_ms=1)[-1]
     assert error is not None and errors.from_wire(error.message()).code == "DEADLINE_EXCEEDED"
 
 
-def test_a_deadline_that_passes_later_ends_the_caption_and_says_so(client: Client) -> None:
-    client.caption(PHOTO)  # its features are known from here on
+def test_a_deadline_that_passes_later_ends_the_caption_with_the_finish_reason_deadline(client: Client) -> None:
+    client.caption(PHOTO)  # its features are in the feature cache from here on
     caption = client.caption(PHOTO, temperature=2.0, max_tokens=90, deadline_ms=60, seed=1)
     assert caption.details.finish_reason == "deadline"
     assert 0 < caption.details.tokens < 90
@@ -247,7 +253,7 @@ def test_a_request_without_an_image_is_refused(served: Served) -> None:
     assert status == 400 and "IMAGE_MISSING" in body
 
 
-def test_a_prompt_that_is_no_utf8_is_refused_and_not_lost(served: Served) -> None:
+def test_a_prompt_that_is_not_utf8_is_refused(served: Served) -> None:
     client = tritonclient.grpc.InferenceServerClient(served.grpc)
     answers: Queue[tuple[Any, Any]] = Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
@@ -276,7 +282,7 @@ def test_features_come_from_preprocess_and_the_vision_encoder(served: Served) ->
     client.close()
 
 
-def test_one_refused_image_of_a_burst_spoils_no_other(served: Served, greedy: str) -> None:
+def test_a_refused_image_in_a_burst_does_not_fail_the_others(served: Served, greedy: str) -> None:
     async def burst() -> list[Any]:
         async with AsyncClient(served.grpc) as client:
             images = [PHOTO.read_bytes(), PHOTO.read_bytes()[:1000]] * 8
@@ -287,7 +293,7 @@ def test_one_refused_image_of_a_burst_spoils_no_other(served: Served, greedy: st
     assert all(isinstance(answer, errors.ImageBroken) for answer in answers[1::2])
 
 
-def test_more_requests_than_places_are_refused_at_once_and_the_rest_is_served(served: Served) -> None:
+def test_requests_beyond_the_slots_and_the_queue_are_refused_and_the_others_are_served(served: Served) -> None:
     async def flood() -> list[Any]:
         async with AsyncClient(served.grpc) as client:
             images = islice(crops(seed=2, size_px=64), 120)
@@ -295,32 +301,29 @@ def test_more_requests_than_places_are_refused_at_once_and_the_rest_is_served(se
 
     answers = asyncio.run(flood())
     refused = [answer for answer in answers if isinstance(answer, errors.ServerBusy)]
-    assert 1 <= len(refused) <= 120 - 80, "80 places: 16 slots and 64 waiting"
+    assert 1 <= len(refused) <= 120 - 80, "16 slots and 64 waiting requests"
     assert all(answer in refused or str(answer) for answer in answers)
     assert not [answer for answer in answers if isinstance(answer, Exception) and answer not in refused]
 
 
-def test_the_probe_captions(served: Served) -> None:
-    command = [sys.executable, "-m", "captioner.cli", "probe", "--server", served.grpc]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def test_the_probe_verb_prints_a_caption(served: Served) -> None:
+    assert cli("probe", "--server", served.grpc).stdout.strip()
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+def test_an_unreachable_server_is_named() -> None:
     with Client("127.0.0.1:9") as client, pytest.raises(errors.ServerUnreachable, match=r"127\.0\.0\.1:9"):
         client.caption(PHOTO)
 
 
-def test_the_command_line_captions_what_it_can_and_says_what_it_cannot(served: Served, tmp_path: Path) -> None:
+def test_the_command_line_captions_the_readable_files_and_names_the_others(served: Served, tmp_path: Path) -> None:
     broken = tmp_path / "broken.webp"
     broken.write_bytes(b"RIFF\x00\x00\x00\x00WEBPVP8 ")
-    command = [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc]
-    done = subprocess.run([*command, str(broken), str(PHOTO)], check=False, capture_output=True, text=True)
-    assert done.returncode == 1
+    done = cli("caption", "--server", served.grpc, str(broken), str(PHOTO), code=1)
     assert done.stdout.startswith(f"{PHOTO}: ") and done.stdout.count("\n") == 1
     assert f"{broken}: IMAGE_BROKEN: " in done.stderr
 
 
-def test_beams_stops_and_the_guard_mean_the_same_at_every_door(client: Client, served: Served) -> None:
+def test_beams_stop_texts_and_the_guard_mean_the_same_at_every_endpoint(client: Client, served: Served) -> None:
     whole = client.caption(PHOTO, num_beams=3)
     assert whole.details.num_beams == 3
     stop = whole.text.split()[3]
@@ -332,8 +335,8 @@ def test_beams_stops_and_the_guard_mean_the_same_at_every_door(client: Client, s
     assert status == 200 and json.loads(text)["caption"] == cut.text
 
 
-def test_a_text_that_repeats_itself_is_ended_on_the_server(client: Client) -> None:
-    looping: dict[str, Any] = {"repetition_penalty": 0.5, "length": "long"}  # below 1 it is made to repeat itself
+def test_the_repetition_guard_ends_a_looping_text(client: Client) -> None:
+    looping: dict[str, Any] = {"repetition_penalty": 0.5, "length": "long"}  # below 1, the model repeats itself
     photo = FOLDER / "astronaut.jpg"
     guarded, free = client.caption(photo, **looping), client.caption(photo, repetition_guard=False, **looping)
     assert guarded.details.finish_reason == "repetition"
@@ -341,8 +344,8 @@ def test_a_text_that_repeats_itself_is_ended_on_the_server(client: Client) -> No
     assert free.text.startswith(guarded.text) and free.details.tokens > guarded.details.tokens
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_precision_and_slots_are_set_by_variables(
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.exhaustive)])
+def test_environment_variables_set_precision_and_slots(
     repository: Path, start_triton: Any, monkeypatch: pytest.MonkeyPatch, greedy: str, precision: str
 ) -> None:
     monkeypatch.setenv("CAPTIONER_PRECISION", precision)
@@ -359,7 +362,7 @@ def test_precision_and_slots_are_set_by_variables(
 
 
 @pytest.mark.parametrize("limit", [12, 30, 60])
-def test_a_limit_of_characters_holds_streamed_and_whole_and_says_so(client: Client, limit: int) -> None:
+def test_max_characters_limits_streamed_and_whole_captions(client: Client, limit: int) -> None:
     free = client.caption(PHOTO, length="long")
     whole = client.caption(PHOTO, length="long", max_characters=limit)
     with client.stream(PHOTO, length="long", max_characters=limit) as stream:

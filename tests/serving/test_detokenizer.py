@@ -1,4 +1,4 @@
-"""Token ids to text as they come, with a real byte-level tokenizer and small ones of other kinds."""
+"""Token ids to text while they arrive, with a real byte-level tokenizer and small ones of other kinds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from captioner.serving.detokenizer import Detokenizer, stop_met, too_long
+from captioner.serving.detokenizer import Detokenizer
 from tests.support import tiny
 
 TOKENS = tiny.tokenizer()
@@ -33,8 +33,9 @@ def byte_fallback() -> Tokenizer:
     return made
 
 
-OTHERS = {"WordPiece": word_piece(), "byte fallback": byte_fallback()}
-STOPS = st.lists(st.text("ab .,", min_size=1, max_size=4), max_size=3).map(tuple)
+KINDS = {"byte level": TOKENS, "WordPiece": word_piece(), "byte fallback": byte_fallback()}
+STOPS = st.lists(st.text("ab .,sé\ufffd", min_size=1, max_size=4), max_size=3).map(tuple)
+LIMITS = st.none() | st.integers(1, 40)
 
 
 def encode(text: str) -> list[int]:
@@ -47,112 +48,134 @@ def decode(ids: list[int]) -> str:
     return text.lstrip()
 
 
-def pieces(before: list[int], groups: list[list[int]]) -> list[str]:
-    """What is said for each group of ids, and at the end."""
-    stream = Detokenizer(TOKENS, before)
+def split(ids: list[int], sizes: list[int]) -> list[list[int]]:
+    """Split `ids` into groups of these sizes; the last group is the rest."""
+    starts = [sum(sizes[:at]) for at in range(len(sizes) + 1)]
+    return [ids[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def pieces(stream: Detokenizer, groups: list[list[int]]) -> list[str]:
+    """Return the text of each group of ids, and of the end."""
     return [*(stream.push(group) for group in groups), stream.push([], final=True)]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_text_comes_whole_when_its_tokens_come_one_by_one(text: str) -> None:
-    said = pieces([], [[token] for token in encode(text)])
-    assert "".join(said) == decode(encode(text)) == text.lstrip()
+def test_text_is_complete_when_its_tokens_come_one_by_one(text: str) -> None:
+    written = pieces(Detokenizer(TOKENS, []), [[token] for token in encode(text)])
+    assert "".join(written) == decode(encode(text)) == text.lstrip()
 
 
 @given(st.lists(IDS, max_size=6), st.lists(st.lists(IDS, max_size=4), max_size=12))
 def test_the_pieces_of_any_tokens_join_to_the_whole_decode(before: list[int], groups: list[list[int]]) -> None:
     ids = [*before, *(token for group in groups for token in group)]
-    assert "".join(pieces(before, groups)) == decode(ids)
+    assert "".join(pieces(Detokenizer(TOKENS, before), groups)) == decode(ids)
 
 
 @given(st.lists(st.lists(IDS, max_size=4), max_size=12))
-def test_no_piece_but_the_last_ends_inside_a_character(groups: list[list[int]]) -> None:
-    assert not any(piece.endswith("\ufffd") for piece in pieces([], groups)[:-1])
+def test_only_the_last_piece_may_end_inside_a_character(groups: list[list[int]]) -> None:
+    assert not any(piece.endswith("\ufffd") for piece in pieces(Detokenizer(TOKENS, []), groups)[:-1])
 
 
 @pytest.mark.parametrize("character", ["é", "猫", "😀", "👩‍🚀"])
-def test_a_character_of_several_tokens_is_said_once_it_is_whole(character: str) -> None:
+def test_a_character_of_several_tokens_is_returned_once_it_is_complete(character: str) -> None:
     ids = encode(character)
     assert len(ids) > 1
-    said = pieces([], [[token] for token in ids])
-    assert "".join(said) == character
-    assert "\ufffd" not in "".join(said)
-    assert said[0] == ""
+    written = pieces(Detokenizer(TOKENS, []), [[token] for token in ids])
+    assert "".join(written) == character
+    assert "\ufffd" not in "".join(written)
+    assert written[0] == ""
 
 
-def test_a_character_that_never_ends_is_said_at_the_end() -> None:
-    assert pieces([], [encode("a cat 😀")[:-1]]) == ["", "a cat \ufffd"]
+def test_an_incomplete_character_is_returned_at_the_end() -> None:
+    assert pieces(Detokenizer(TOKENS, []), [encode("a cat 😀")[:-1]]) == ["", "a cat \ufffd"]
 
 
-def test_bytes_that_are_no_character_do_not_hold_back_what_follows() -> None:
+def test_invalid_bytes_do_not_hold_back_what_follows() -> None:
     broken = encode("😀")[:1]
-    assert pieces([], [broken, encode("a"), encode("b")]) == ["", "\ufffda", "b", ""]
+    assert pieces(Detokenizer(TOKENS, []), [broken, encode("a"), encode("b")]) == ["", "\ufffda", "b", ""]
 
 
 def test_the_words_of_a_prompt_are_part_of_the_caption_and_its_control_tokens_are_not() -> None:
-    assert pieces(encode(tiny.BOS + "a photo of"), [encode(" a cat")])[0] == "a photo of a cat"
-    assert pieces(encode(tiny.BOS + tiny.SHORT), [encode(" a cat")])[0] == "a cat"
+    for prompt, text in (("a photo of", "a photo of a cat"), (tiny.SHORT, "a cat")):
+        assert Detokenizer(TOKENS, encode(tiny.BOS + prompt)).push(encode(" a cat")) == text
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", ["WordPiece", "byte fallback"])
 @given(data=st.data())
-def test_other_tokenizers_never_take_back_what_was_said(kind: str, data: st.DataObject) -> None:
-    tokens = OTHERS[kind]
+def test_text_of_other_tokenizers_is_never_changed_after_it_was_returned(kind: str, data: st.DataObject) -> None:
+    tokens = KINDS[kind]
     groups = data.draw(st.lists(st.lists(st.integers(0, tokens.get_vocab_size() - 1), max_size=3), max_size=12))
-    stream = Detokenizer(tokens, [])
-    said = [*(stream.push(group) for group in groups), stream.push([], final=True)]
-    assert "".join(said) == tokens.decode([token for group in groups for token in group]).lstrip()
+    whole = tokens.decode([token for group in groups for token in group]).lstrip()
+    assert "".join(pieces(Detokenizer(tokens, []), groups)) == whole
 
 
-def test_word_piece_text_is_said_at_once() -> None:
+def test_word_piece_text_is_returned_immediately() -> None:
     tokens = word_piece()
-    stream = Detokenizer(tokens, [])
-    vocabulary = tokens.get_vocab()
-    assert [stream.push([vocabulary[word]]) for word in ["do", "n't", "cat", "##s", "."]] == [
-        "do",
-        "n't",
-        " cat",
-        "s",
-        ".",
-    ]
+    vocabulary, words = tokens.get_vocab(), ["do", "n't", "cat", "##s", "."]
+    written = pieces(Detokenizer(tokens, []), [[vocabulary[word]] for word in words])
+    assert written == ["do", "n't", " cat", "s", ".", ""]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), stop=STOPS, limit=LIMITS, sizes=st.lists(st.integers(0, 4), max_size=20))
+def test_text_and_finish_reason_do_not_depend_on_how_ids_are_grouped(
+    kind: str, data: st.DataObject, stop: tuple[str, ...], limit: int | None, sizes: list[int]
+) -> None:
+    tokens = KINDS[kind]
+    ids = st.integers(0, tokens.get_vocab_size() - 1)
+    prompt, written = data.draw(st.lists(ids, max_size=3)), data.draw(st.lists(ids, max_size=40))
+    outcomes = set()
+    for groups in ([written], [[token] for token in written], split(written, sizes)):
+        stream = Detokenizer(tokens, prompt, stop, limit)
+        outcomes.add(("".join(pieces(stream, groups)), stream.finish_reason))
+    assert len(outcomes) == 1, outcomes
+
+
+@given(st.text("ab .,é猫", max_size=40), STOPS, LIMITS)
+def test_a_detokenizer_that_is_asked_after_each_token_knows_the_end_of_the_sent_text(
+    text: str, stop: tuple[str, ...], limit: int | None
+) -> None:
+    decoding, ids = Detokenizer(TOKENS, [], stop, limit), encode(text)
+    count = next((count for count in range(1, len(ids) + 1) if decoding.is_stop(ids[:count])), len(ids))
+    decoding.push([], final=True)
+    sent, whole = (Detokenizer(TOKENS, [], stop, limit) for _ in range(2))
+    assert sent.push(ids[:count], final=True) == whole.push(ids, final=True)
+    assert sent.finish_reason == whole.finish_reason == decoding.finish_reason
 
 
 @example("", "aa,a", (",", "a,a"), [3])
 @given(st.text("ab ", max_size=3), st.text("ab .,é猫", max_size=30), STOPS, st.lists(st.integers(1, 5), max_size=30))
-def test_text_ends_before_the_stop_string_that_is_whole_first_however_ids_are_grouped(
+def test_text_ends_before_the_stop_text_that_is_complete_first(
     prompt: str, text: str, stop: tuple[str, ...], sizes: list[int]
 ) -> None:
-    ids, start = encode(text), len(prompt.lstrip())
-    groups = [ids[sum(sizes[:at]) : sum(sizes[: at + 1])] for at in range(len(sizes))] + [ids[sum(sizes) :]]
     stream = Detokenizer(TOKENS, encode(prompt), stop)
-    said = "".join([*(stream.push(group) for group in groups), stream.push([], final=True)])
-    whole = (prompt + text).lstrip()
+    written = "".join(pieces(stream, split(encode(text), sizes)))
+    whole, start = (prompt + text).lstrip(), len(prompt.lstrip())
     found = [(at + len(one), at) for one in stop if (at := whole.find(one, start)) >= 0]
-    assert said == whole[: min(found, default=(0, len(whole)))[1]]
-    assert stream.stopped == bool(found)
-
-
-def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_clear() -> None:
-    stream = Detokenizer(TOKENS, [], ("a dog",))
-    assert [stream.push(encode(text)) for text in ["a cat and a", " d", "eer, a do"]] == ["a cat and ", "", "a deer, "]
-    assert not stream.stopped
-    assert [stream.push(encode("g in")), stream.push(encode("the fog"), final=True)] == ["", ""]
-    assert stream.stopped
-
-
-def test_what_might_have_begun_a_stop_string_is_said_at_the_end() -> None:
-    stream = Detokenizer(TOKENS, [], ("a dog",))
-    assert [stream.push(encode("a do")), stream.push([], final=True)] == ["", "a do"]
-    assert not stream.stopped
+    assert written == whole[: min(found, default=(0, len(whole)))[1]]
+    assert stream.finish_reason == ("stop" if found else None)
 
 
 @given(st.text("ab .,é猫", max_size=40), STOPS)
-def test_the_token_that_completes_a_stop_string_is_told_from_the_others(text: str, stop: tuple[str, ...]) -> None:
-    ids = encode(text)
+def test_the_token_that_completes_a_stop_text_ends_the_caption(text: str, stop: tuple[str, ...]) -> None:
+    ids, stream = encode(text), Detokenizer(TOKENS, [], stop)
     counts = range(1, len(ids) + 1)
-    met = [count for count in counts if stop_met(TOKENS, ids[:count], stop)]
-    expected = [count for count in counts if any(one in TOKENS.decode(ids[:count]) for one in stop)]
-    assert met[:1] == expected[:1]
+    expected = (n for n in counts if any(one in (now := decode(ids[:n])) for one in stop) and now[-1] != "\ufffd")
+    assert next((n for n in counts if stream.is_stop(ids[:n])), None) == next(expected, None)
+
+
+def test_the_beginning_of_a_stop_text_is_held_back_until_the_next_token_decides() -> None:
+    stream = Detokenizer(TOKENS, [], ("a dog",))
+    assert [stream.push(encode(text)) for text in ["a cat and a", " d", "eer, a do"]] == ["a cat and ", "", "a deer, "]
+    assert stream.finish_reason is None
+    assert [stream.push(encode("g in")), stream.push(encode("the fog"), final=True)] == ["", ""]
+    assert stream.finish_reason == "stop"
+
+
+def test_an_unfinished_stop_text_is_returned_at_the_end() -> None:
+    stream = Detokenizer(TOKENS, [], ("a dog",))
+    assert pieces(stream, [encode("a do")]) == ["", "a do"]
+    assert stream.finish_reason is None
 
 
 SENTENCES = st.lists(
@@ -160,24 +183,14 @@ SENTENCES = st.lists(
 )
 
 
-@given(SENTENCES.map("".join), st.integers(1, 40), st.data())
-def test_a_text_within_its_characters_is_a_beginning_that_never_depends_on_how_tokens_came(
-    text: str, limit: int, data: st.DataObject
-) -> None:
-    ids = encode(text)
-    until = next((n for n in range(len(ids)) if too_long(TOKENS, ids[:n], limit)), len(ids))
-    ids = ids[:until]  # the engine stops there
-    whole = Detokenizer(TOKENS, [], max_characters=limit).push(ids, final=True)
-    stream, said = Detokenizer(TOKENS, [], max_characters=limit), ""
-    while ids:
-        count = data.draw(st.integers(1, len(ids)))
-        said += stream.push(ids[:count])
-        assert len(said) <= limit
-        ids = ids[count:]
-    said += stream.push([], final=True)
-    assert said == whole
-    assert len(whole) <= limit
-    assert text.lstrip().startswith(whole)
+@given(SENTENCES.map("".join), st.integers(1, 40), st.lists(st.integers(0, 4), max_size=30))
+def test_a_text_with_a_limit_is_a_prefix_that_never_exceeds_it(text: str, limit: int, sizes: list[int]) -> None:
+    stream = Detokenizer(TOKENS, [], max_characters=limit)
+    written = "".join(pieces(stream, split(encode(text), sizes)))
+    assert len(written) <= limit and text.lstrip().startswith(written)
+    is_longer = len(text.lstrip()) > limit
+    assert stream.finish_reason == ("length" if is_longer else None)
+    assert is_longer or written == text.lstrip()
 
 
 @pytest.mark.parametrize(
@@ -186,12 +199,26 @@ def test_a_text_within_its_characters_is_a_beginning_that_never_depends_on_how_t
         ("A grey cat. It lies on a sofa.", 30, "A grey cat. It lies on a sofa."),
         ("A grey cat. It lies on a sofa.", 29, "A grey cat."),
         ("A grey cat. It lies on a sofa.", 11, "A grey cat."),
-        ("A grey cat. It lies on a sofa.", 10, "A grey cat"),
+        ("A grey cat. It lies on a sofa.", 10, "A grey"),
         ("A grey cat. It lies on a sofa.", 9, "A grey"),
         ("cat, sofa, window", 16, "cat, sofa"),
         ("It costs 3.5 dollars here", 20, "It costs 3.5 dollars"),
+        ("It costs 3.5 dollars here", 10, "It costs"),
         ("Incomprehensibilities", 10, "Incomprehe"),
     ],
 )
-def test_a_limit_of_characters_ends_at_a_sentence_or_else_at_a_word(text: str, limit: int, kept: str) -> None:
+def test_a_limit_of_characters_ends_the_text_at_a_sentence_or_else_at_a_word(text: str, limit: int, kept: str) -> None:
     assert Detokenizer(TOKENS, [], max_characters=limit).push(encode(text), final=True) == kept
+
+
+@pytest.mark.parametrize(
+    ("stop", "limit", "text", "reason"),
+    [
+        ("fog", 15, "a dog in the ", "stop"),
+        ("fog", 14, "a dog in the", "length"),
+        (" in the fog", 8, "a dog in", "length"),
+    ],
+)
+def test_the_earlier_of_stop_text_and_limit_ends_the_text(stop: str, limit: int, text: str, reason: str) -> None:
+    stream = Detokenizer(TOKENS, [], (stop,), limit)
+    assert (stream.push(encode("a dog in the fog, a cat"), final=True), stream.finish_reason) == (text, reason)

@@ -1,4 +1,4 @@
-"""Image features: equal images are encoded once, within a bound of bytes."""
+"""The feature cache: equal images are encoded once, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = 1024  # of one image's features
 
 
 class Encoder:
-    """Counts its calls; may be held and may fail."""
+    """Counts its calls; a test can block it or make it fail."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -39,8 +39,8 @@ def encoder() -> Encoder:
     return Encoder()
 
 
-def ask_at_once(cache: FeatureCache, encoder: Encoder, count: int) -> list[tuple[Encoded, bool] | ImageBroken]:
-    """What each of `count` threads gets that ask for one image while it is being encoded."""
+def ask_concurrently(cache: FeatureCache, encoder: Encoder, count: int) -> list[tuple[Encoded, bool] | ImageBroken]:
+    """Return what each of `count` threads gets that request one image while it is being encoded."""
 
     def ask() -> tuple[Encoded, bool] | ImageBroken:
         try:
@@ -51,34 +51,34 @@ def ask_at_once(cache: FeatureCache, encoder: Encoder, count: int) -> list[tuple
     encoder.go.clear()
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(ask) for _ in range(count)]
-        time.sleep(0.2)
+        time.sleep(0.1)
         encoder.go.set()
         return [future.result(10) for future in futures]
 
 
 def test_twenty_requests_for_one_image_encode_it_once(encoder: Encoder) -> None:
-    answers = ask_at_once(FeatureCache(100 * BYTES), encoder, 20)
+    answers = ask_concurrently(FeatureCache(100 * BYTES), encoder, 20)
     assert encoder.calls == 1
     hits = [answer[1] for answer in answers if not isinstance(answer, ImageBroken)]
     assert sorted(hits) == [False] + [True] * 19
 
 
-def test_a_cache_that_keeps_nothing_still_shares_what_is_in_flight(encoder: Encoder) -> None:
-    answers = ask_at_once(FeatureCache(0), encoder, 20)
+def test_a_cache_of_zero_bytes_still_shares_encodings_in_flight(encoder: Encoder) -> None:
+    answers = ask_concurrently(FeatureCache(0), encoder, 20)
     assert encoder.calls < 20
     assert len({id(answer[0]) for answer in answers if not isinstance(answer, ImageBroken)}) == encoder.calls
 
 
-def test_a_failure_reaches_everyone_who_waited_and_is_not_kept(encoder: Encoder) -> None:
+def test_a_failure_is_raised_in_every_waiting_thread_and_is_not_cached(encoder: Encoder) -> None:
     cache = FeatureCache(100 * BYTES)
     encoder.error = ImageBroken("the file ends too early")
-    assert all(isinstance(answer, ImageBroken) for answer in ask_at_once(cache, encoder, 20))
+    assert all(isinstance(answer, ImageBroken) for answer in ask_concurrently(cache, encoder, 20))
     encoder.error, calls = None, encoder.calls
     assert cache.get(b"key", encoder)[1] is False
     assert encoder.calls == calls + 1
 
 
-def test_another_image_is_not_held_up_by_one_in_flight(encoder: Encoder) -> None:
+def test_an_image_in_flight_does_not_block_another_image(encoder: Encoder) -> None:
     cache, other = FeatureCache(100 * BYTES), Encoder()
     encoder.go.clear()
     with ThreadPoolExecutor(1) as pool:
@@ -88,16 +88,16 @@ def test_another_image_is_not_held_up_by_one_in_flight(encoder: Encoder) -> None
         encoder.go.set()
 
 
-def test_the_longest_unused_leaves_first_when_the_bytes_are_full(encoder: Encoder) -> None:
+def test_the_least_recently_used_entry_is_evicted_first(encoder: Encoder) -> None:
     cache = FeatureCache(3 * BYTES)
-    for key in (b"a", b"b", b"c", b"a", b"d"):  # b is now the longest unused, and d is one too many
+    for key in (b"a", b"b", b"c", b"a", b"d"):  # b is now the least recently used, and d does not fit
         cache.get(key, encoder)
     assert encoder.calls == 4
     assert [cache.get(key, encoder)[1] for key in (b"a", b"c", b"d")] == [True, True, True]
     assert cache.get(b"b", encoder)[1] is False
 
 
-def test_the_bound_is_in_bytes_not_in_images(encoder: Encoder) -> None:
+def test_the_limit_counts_bytes_not_images(encoder: Encoder) -> None:
     cache = FeatureCache(3 * BYTES)
     cache.get(b"a", encoder)
     large = Encoded(np.zeros((40, 16), dtype=np.float32), INFO)
@@ -105,14 +105,14 @@ def test_the_bound_is_in_bytes_not_in_images(encoder: Encoder) -> None:
     assert cache.get(b"a", encoder)[1] is False, "2.5 KiB and 1 KiB are more than 3"
 
 
-def test_what_is_larger_than_the_whole_cache_throws_nothing_out(encoder: Encoder) -> None:
+def test_features_larger_than_the_whole_cache_evict_nothing(encoder: Encoder) -> None:
     cache = FeatureCache(BYTES)
     cache.get(b"a", encoder)
     cache.get(b"large", lambda: Encoded(np.zeros((17, 16), dtype=np.float32), INFO))
     assert cache.get(b"a", encoder)[1] is True
 
 
-def test_a_limit_of_zero_keeps_nothing(encoder: Encoder) -> None:
+def test_a_limit_of_zero_caches_nothing(encoder: Encoder) -> None:
     cache = FeatureCache(0)
     assert [cache.get(b"a", encoder)[1] for _ in range(3)] == [False] * 3
     assert encoder.calls == 3

@@ -1,4 +1,4 @@
-"""The check caption: written again by what was exported, and by nothing else."""
+"""The self-test of a load: only the exported decoder reproduces the golden caption."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest() -> Manifest:
-    """As an exporter of the tiny decoder would write it."""
+    """The manifest of an export of the tiny decoder."""
     (tokens,) = greedy(tiny.runner(1), (1, tiny.STOP), [(PROMPT, tiny.features(1), GOLDEN_TOKENS)])
-    check = GoldenSample(tuple(PROMPT), tuple(tokens), tiny.tokenizer().decode(tokens))
-    return replace(Manifest.load(tiny.published()), golden_sample=check)
+    golden = GoldenSample(tuple(PROMPT), tuple(tokens), tiny.tokenizer().decode(tokens))
+    return replace(Manifest.load(tiny.published()), golden_sample=golden)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_the_exported_decoder_writes_its_check_caption_again(folder: Path, manifest: Manifest, exact: bool) -> None:
+def test_the_exported_decoder_reproduces_its_golden_caption(folder: Path, manifest: Manifest, exact: bool) -> None:
     check_decoder(tiny.runner(3), manifest, folder, exact=exact)
 
 
-def test_a_version_without_a_check_has_nothing_to_compare(folder: Path, manifest: Manifest) -> None:
+def test_a_version_without_a_golden_sample_passes(folder: Path, manifest: Manifest) -> None:
     check_decoder(tiny.runner(1), replace(manifest, golden_sample=None), folder, exact=True)
 
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("spoil", [float("nan"), 0.0, -1.0])
-def test_other_weights_are_refused_in_any_precision(
+def test_other_weights_are_refused_whether_or_not_the_match_must_be_exact(
     folder: Path, manifest: Manifest, exact: bool, spoil: float
 ) -> None:
     runner = tiny.runner(1)
@@ -57,18 +57,16 @@ def test_other_weights_are_refused_in_any_precision(
         check_decoder(runner, manifest, folder, exact=exact)
 
 
-def test_one_other_token_is_refused_where_all_must_be_equal_and_let_through_where_rounding_differs(
-    folder: Path, manifest: Manifest
-) -> None:
+def test_one_different_token_is_refused_only_if_the_match_must_be_exact(folder: Path, manifest: Manifest) -> None:
     assert manifest.golden_sample is not None
-    *most, last = manifest.golden_sample.token_ids
-    near = replace(manifest, golden_sample=replace(manifest.golden_sample, token_ids=(*most, last + 1)))
+    *first, last = manifest.golden_sample.token_ids
+    near = replace(manifest, golden_sample=replace(manifest.golden_sample, token_ids=(*first, last + 1)))
     check_decoder(tiny.runner(1), near, folder, exact=False)
     with pytest.raises(ArtefactBroken, match="exporter's had"):
         check_decoder(tiny.runner(1), near, folder, exact=True)
 
 
-def test_features_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_golden_features_are_refused_by_file_name(tmp_path: Path) -> None:
     with pytest.raises(ArtefactBroken, match=GOLDEN_FEATURES):
         load_features(tmp_path)
     (tmp_path / GOLDEN_FEATURES).write_bytes(b"\x00" * 20)
@@ -76,16 +74,16 @@ def test_features_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_features(tmp_path)
 
 
-def test_a_served_caption_is_compared_by_its_words() -> None:
-    check = GoldenSample((), (1,), "A cat on a mat")
-    check_caption(check, "A cat on a mat")
-    check_caption(check, "A cat on the mat")
+def test_a_served_caption_is_compared_word_by_word() -> None:
+    golden = GoldenSample((), (1,), "A cat on a mat")
+    check_caption(golden, "A cat on a mat")
+    check_caption(golden, "A cat on the mat")
     with pytest.raises(ArtefactBroken, match="'Dogs run'; the exporter's was 'A cat on a mat'"):
-        check_caption(check, "Dogs run")
+        check_caption(golden, "Dogs run")
 
 
 @given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)))
-def test_overlap_is_one_for_equal_bags_symmetric_and_within_bounds(one: list[int], other: list[int]) -> None:
+def test_overlap_is_symmetric_between_0_and_1_and_1_for_equal_multisets(one: list[int], other: list[int]) -> None:
     assert overlap(one, sorted(one)) == 1
     assert 0 <= overlap(one, other) == overlap(other, one) <= 1
     assert (overlap(one, other) == 1) == (sorted(one) == sorted(other))

@@ -1,4 +1,4 @@
-"""The entry's behaviour without Triton: a real decoder and tokenizer, an encoder that turns numbers into features."""
+"""The service without Triton: a real decoder and tokenizer, and an encoder that turns numbers into features."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
 
-from captioner.artifacts.manifest import Calibration, Manifest
+from captioner.artifacts.confidence import Calibration
+from captioner.artifacts.manifest import Manifest
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.engine.engine import Engine
 from captioner.errors import CaptionerError, ImageBroken, StartupRefused
+from captioner.serving import served_model
+from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.served_model import CaptionRequest, ServedModel
 from captioner.serving.service import CaptionService
@@ -34,11 +37,11 @@ from tests.support.tiny import Recorder
 HAS_KERNEL = has_avx512bf16()  # type: ignore[no-untyped-call]  # bitsandbytes' own, for nf4 on a CPU
 INFO = ImageInfo("PNG", 640, 480, 1, rotated=False, alpha=False)
 TOKENS = tiny.tokenizer()
-LONG = b"4"  # an image whose caption goes on to the limit
+LONG = b"4"  # an image whose caption ends only at the token limit
 
 
 class Encoder:
-    """Stands where image_encoder's model stands: an image is the number of its features, or an order to fail."""
+    """In place of Triton's encoder models: an image is the seed of its features, or the name of a failure."""
 
     def __init__(self) -> None:
         self.calls: list[bytes] = []
@@ -74,19 +77,19 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture
-def shown() -> dict[str, float]:
-    """The metrics as last shown."""
+def metrics() -> dict[str, float]:
+    """The metrics as last reported."""
     return {}
 
 
 @pytest.fixture
-def start(encoder: Encoder, shown: dict[str, float]) -> Iterator[Start]:
+def start(encoder: Encoder, metrics: dict[str, float]) -> Iterator[Start]:
     services = []
 
     def begin(**settings: Any) -> CaptionService:
         folder = tiny.published()
         chosen = Settings(**({"slots": 4, "cancel_poll_ms": 5} | settings))
-        services.append(load_service(folder.parent, folder.name, None, chosen, encoder, shown.update))
+        services.append(load_service(folder.parent, folder.name, None, chosen, encoder, metrics.update))
         return services[-1]
 
     yield begin
@@ -106,22 +109,22 @@ def ask(
     prompt: bytes | None = None,
     *,
     streaming: bool = True,
-    reply: Recorder | None = None,
+    writer: Recorder | None = None,
     **parameters: Any,
 ) -> Recorder:
-    """Hands a request over and returns at once."""
-    reply = reply or Recorder()
-    service.handle(CaptionRequest(image, prompt, parameters, streaming), reply)
-    return reply
+    """Send a request and return without waiting for its end."""
+    writer = writer or Recorder()
+    service.handle(CaptionRequest(image, prompt, parameters, streaming), writer)
+    return writer
 
 
-def details(reply: Recorder) -> Details:
-    assert reply.code == "", reply.errors
-    return Details.from_json(reply.details[-1])
+def details(writer: Recorder) -> Details:
+    assert writer.code == "", writer.errors
+    return Details.from_json(writer.details[-1])
 
 
 def alone(image: int, prompt: str = tiny.SHORT, max_tokens: int = 20) -> str:
-    """The greedy caption, made without service, engine or cache."""
+    """Return the greedy caption, made without service, engine or cache."""
     ids = [0, *TOKENS.encode(prompt, add_special_tokens=False).ids]
     tokens = tiny.greedy(tiny.features(image), ids, max_tokens)
     text: str = TOKENS.decode([*ids, *tokens], skip_special_tokens=True)
@@ -131,32 +134,32 @@ def alone(image: int, prompt: str = tiny.SHORT, max_tokens: int = 20) -> str:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < end, "it did not come about in 20 s"
+        assert time.monotonic() < end, "not true within 20 s"
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("image", range(6))
 def test_the_pieces_of_a_stream_join_to_the_caption(service: CaptionService, image: int) -> None:
-    reply = ask(service, str(image).encode())
-    assert reply.code == ""
-    assert reply.text == alone(image)
-    assert [bool(text) for text in reply.details] == [False] * (len(reply.details) - 1) + [True]
+    writer = ask(service, str(image).encode())
+    assert writer.code == ""
+    assert writer.text == alone(image)
+    assert [bool(text) for text in writer.details] == [False] * (len(writer.details) - 1) + [True]
 
 
 @pytest.mark.parametrize(
-    ("door", "wish", "streams"),
+    ("default", "parameter", "streams"),
     [(True, {}, True), (False, {}, False), (True, {"stream": False}, False), (False, {"stream": True}, True)],
 )
-def test_the_door_says_whether_text_streams_unless_the_request_does(
-    service: CaptionService, door: bool, wish: dict[str, Any], streams: bool
+def test_the_request_overrides_whether_an_endpoint_streams_by_default(
+    service: CaptionService, default: bool, parameter: dict[str, Any], streams: bool
 ) -> None:
-    reply = ask(service, LONG, streaming=door, **wish)
-    assert reply.code == ""
-    assert (len(reply.pieces) > 1) == streams
-    assert reply.text == alone(4)
+    writer = ask(service, LONG, streaming=default, **parameter)
+    assert writer.code == ""
+    assert (len(writer.pieces) > 1) == streams
+    assert writer.text == alone(4)
 
 
-def test_the_details_say_how_the_caption_came_to_be(service: CaptionService) -> None:
+def test_the_details_describe_how_the_caption_was_made(service: CaptionService) -> None:
     first, again = (ask(service, LONG, style="plain", length="long", extras='["camera"]', max_tokens=9) for _ in "12")
     found, later = details(first), details(again)
     assert found.prompt == "a cat in the fog"
@@ -171,13 +174,13 @@ def test_the_details_say_how_the_caption_came_to_be(service: CaptionService) -> 
     assert times.queue + times.encode <= times.first_token <= times.total
 
 
-def test_a_caption_that_ends_by_itself_says_stop(service: CaptionService) -> None:
+def test_a_caption_that_ends_with_a_stop_id_has_the_finish_reason_stop(service: CaptionService) -> None:
     found = details(ask(service, b"1", max_tokens=40))
     assert found.finish_reason == "stop"
     assert found.tokens < 40
 
 
-def test_the_seed_in_the_details_makes_the_caption_again(service: CaptionService) -> None:
+def test_the_seed_in_the_details_reproduces_the_caption(service: CaptionService) -> None:
     first = ask(service, temperature=1.3, top_p=0.9)
     again = ask(service, temperature=1.3, top_p=0.9, seed=details(first).seed)
     other = ask(service, temperature=1.3, top_p=0.9)
@@ -185,14 +188,14 @@ def test_the_seed_in_the_details_makes_the_caption_again(service: CaptionService
     assert again.text == first.text != other.text
 
 
-def test_a_prompt_is_used_as_it_is_and_its_words_begin_the_caption(service: CaptionService) -> None:
-    reply = ask(service, b"2", "a dog 猫".encode())
-    assert details(reply).prompt == "a dog 猫"
-    assert reply.text.startswith("a dog 猫")
-    assert reply.text == alone(2, "a dog 猫")
+def test_a_prompt_is_used_unchanged_and_begins_the_caption(service: CaptionService) -> None:
+    writer = ask(service, b"2", "a dog 猫".encode())
+    assert details(writer).prompt == "a dog 猫"
+    assert writer.text.startswith("a dog 猫")
+    assert writer.text == alone(2, "a dog 猫")
 
 
-def test_a_name_stands_in_the_prompt(service: CaptionService) -> None:
+def test_a_name_is_inserted_into_the_prompt(service: CaptionService) -> None:
     assert details(ask(service, style="named", name="Ada")).prompt == "a photo of Ada"
 
 
@@ -218,13 +221,13 @@ def test_a_name_stands_in_the_prompt(service: CaptionService) -> None:
         ({"prompt": "猫".encode() * 16}, "PROMPT_TOO_LONG", "limit is 47"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_code_and_name(
+def test_an_invalid_request_is_refused_with_its_code_and_reason(
     service: CaptionService, request_: dict[str, Any], code: str, named: str
 ) -> None:
-    reply = ask(service, **request_)
-    assert reply.code == code
-    assert named in str(reply.errors[0])
-    assert reply.pieces == []
+    writer = ask(service, **request_)
+    assert writer.code == code
+    assert named in str(writer.errors[0])
+    assert writer.pieces == []
     good = ask(service, b"3")
     assert good.code == ""
     assert good.text == alone(3)
@@ -237,15 +240,15 @@ def test_the_longest_prompt_leaves_room_for_one_token(service: CaptionService) -
     assert ask(service, LONG, prompt + b"~").code == "PROMPT_TOO_LONG"
 
 
-def test_a_refused_parameter_costs_no_encoding(service: CaptionService, encoder: Encoder) -> None:
+def test_an_image_is_not_encoded_for_a_refused_parameter(service: CaptionService, encoder: Encoder) -> None:
     assert ask(service, style="poem").code == "PARAMETER_UNSUPPORTED"
     assert encoder.calls == []
 
 
 def test_describe_answers_with_the_models_card(service: CaptionService, encoder: Encoder) -> None:
-    reply = ask(service, None, describe=True)
-    assert reply.code == ""
-    card = ModelCard.from_json(reply.details[0])
+    writer = ask(service, None, describe=True)
+    assert writer.code == ""
+    card = ModelCard.from_json(writer.details[0])
     assert card.styles == {"plain": ["short", "long"], "named": ["short"]}
     assert (card.extras, card.takes_name, card.max_tokens, card.device) == (
         {"camera": "in the fog"},
@@ -254,29 +257,29 @@ def test_describe_answers_with_the_models_card(service: CaptionService, encoder:
         "cpu",
     )
     assert card.prompts["plain"]["short"] == tiny.SHORT
-    assert reply.pieces == [""]
+    assert writer.pieces == [""]
     assert encoder.calls == []
 
 
-def test_an_image_seen_before_is_not_encoded_again(start: Start, encoder: Encoder, shown: dict[str, float]) -> None:
+def test_a_known_image_is_a_cache_hit(start: Start, encoder: Encoder, metrics: dict[str, float]) -> None:
     service = start()
     assert [details(ask(service, image)).cache_hit for image in (b"1", b"2", b"1", b"1")] == [False, False, True, True]
     assert encoder.calls == [b"1", b"2"]
-    until(lambda: shown.get("captioner_cache_hits_total") == 2)
+    until(lambda: metrics.get("captioner_cache_hits_total") == 2)
 
 
 class Slow(CrossAttentionDecoder):
-    """The real decoder at 100 tokens a second, so that there is time to leave."""
+    """The real decoder at 100 tokens a second, so that there is time to cancel."""
 
     def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:
         time.sleep(0.01)
         return super().decode(ids_B, positions_B, span)
 
 
-def test_a_client_that_leaves_frees_its_slot_within_a_few_tokens(encoder: Encoder, shown: dict[str, float]) -> None:
+def test_a_cancelled_request_frees_its_slot_within_a_few_tokens(encoder: Encoder, metrics: dict[str, float]) -> None:
     engine = Engine(tiny.runner(1, Slow), (), max_waiting=4)
     manifest, settings = Manifest.load(tiny.published()), Settings(slots=1, cancel_poll_ms=5)
-    service = CaptionService(served(manifest, engine), engine, encoder, shown.update, settings)
+    service = CaptionService(served(manifest, engine), engine, encoder, metrics.update, settings)
     leaving = ask(service, LONG, max_tokens=46)
     until(lambda: bool(leaving.pieces))
     leaving.cancelled = True
@@ -284,87 +287,87 @@ def test_a_client_that_leaves_frees_its_slot_within_a_few_tokens(encoder: Encode
     assert engine.load().tokens < 30
     after = ask(service, b"1", max_tokens=5)
     assert details(after).tokens == 5
-    until(lambda: shown["captioner_running"] == 0)
-    assert shown["captioner_cancelled_total"] == 1
+    until(lambda: metrics["captioner_running"] == 0)
+    assert metrics["captioner_cancelled_total"] == 1
     service.close()
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_full_server_says_so_at_once_and_serves_who_it_took(start: Start, encoder: Encoder, slots: int) -> None:
+def test_a_full_server_refuses_and_serves_the_admitted_requests(start: Start, encoder: Encoder, slots: int) -> None:
     service = start(slots=slots, max_waiting=2, encode_workers=2)
     encoder.go.clear()
-    taken = [ask(service, str(number).encode()) for number in range(slots + 2)]
+    admitted = [ask(service, str(number).encode()) for number in range(slots + 2)]
     refused = ask(service, b"9")
     assert refused.code == "SERVER_BUSY"
     assert "retry in" in str(refused.errors[0])
-    assert not any(reply.ended.is_set() for reply in taken)
+    assert not any(writer.ended.is_set() for writer in admitted)
     encoder.go.set()
-    assert [reply.code for reply in taken] == [""] * len(taken)
-    assert [reply.text for reply in taken] == [alone(number) for number in range(len(taken))]
-    assert ask(service, b"9").code == "", "the places are free again"
+    assert [writer.code for writer in admitted] == [""] * len(admitted)
+    assert [writer.text for writer in admitted] == [alone(number) for number in range(len(admitted))]
+    assert ask(service, b"9").code == "", "the slots are free again"
 
 
-def test_who_leaves_while_waiting_for_the_encoder_gives_the_place_back(start: Start, encoder: Encoder) -> None:
+def test_a_request_cancelled_in_the_encode_queue_is_not_encoded(start: Start, encoder: Encoder) -> None:
     service = start(slots=1, max_waiting=1, encode_workers=1)
     encoder.go.clear()
     staying, leaving = ask(service, b"1"), Recorder()
     until(lambda: encoder.calls == [b"1"])
     leaving.cancelled = True
-    ask(service, b"2", reply=leaving)
-    time.sleep(0.1)  # several rounds of asking
+    ask(service, b"2", writer=leaving)
+    time.sleep(0.1)  # several polls
     encoder.go.set()
     assert leaving.code == "CANCELLED"
     assert staying.text == alone(1) or staying.code == ""
-    assert encoder.calls == [b"1"], "nobody wants the second image"
+    assert encoder.calls == [b"1"], "the second image was not encoded"
 
 
 def test_a_deadline_that_passes_before_the_first_token_is_an_error(start: Start, encoder: Encoder) -> None:
     service = start()
     encoder.go.clear()
-    reply = ask(service, deadline_ms=30)
+    writer = ask(service, deadline_ms=30)
     time.sleep(0.1)
     encoder.go.set()
-    assert reply.code == "DEADLINE_EXCEEDED"
-    assert reply.pieces == []
+    assert writer.code == "DEADLINE_EXCEEDED"
+    assert writer.pieces == []
 
 
-def test_two_hundred_requests_of_every_kind_are_answered_once_each(start: Start, shown: dict[str, float]) -> None:
+def test_two_hundred_requests_of_every_kind_are_each_answered_once(start: Start, metrics: dict[str, float]) -> None:
     service = start(slots=5, max_waiting=300)
     kinds: list[dict[str, Any]] = [
         {}, {"image": b"broken"}, {"image": b"shape"}, {"style": "poem"}, {"temperature": 1.5}, {"image": None},
         {"max_tokens": 1}, {"describe": True}, {"deadline_ms": 1}, {"priority_level": 1}, {"image": b"bug"},
         {"stream": False},
     ]  # fmt: skip
-    replies = [Recorder(lambda: time.sleep(random.random() / 1000)) for _ in range(200)]
+    writers = [Recorder(lambda: time.sleep(random.random() / 1000)) for _ in range(200)]
 
     def client(numbers: range) -> None:
         for number in numbers:
-            ask(service, reply=replies[number], **({"image": str(number % 7).encode()} | kinds[number % len(kinds)]))
-            replies[number].cancelled = number % 11 == 3
+            ask(service, writer=writers[number], **({"image": str(number % 7).encode()} | kinds[number % len(kinds)]))
+            writers[number].cancelled = number % 11 == 3
 
     threads = [threading.Thread(target=client, args=(range(first, 200, 8),)) for first in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    codes = [reply.code for reply in replies]
+        thread.join(60)
+    codes = [writer.code for writer in writers]
     time.sleep(0.1)
-    assert {reply.finals for reply in replies} == {1}
-    assert not any(reply.asked_after_the_end for reply in replies)
+    assert {writer.finals for writer in writers} == {1}
+    assert not any(writer.polled_after_final for writer in writers)
     assert set(codes) <= {
         "", "IMAGE_BROKEN", "ARTEFACT_BROKEN", "PARAMETER_UNSUPPORTED", "IMAGE_MISSING", "INTERNAL", "CANCELLED",
         "DEADLINE_EXCEEDED",
     }  # fmt: skip
-    until(lambda: shown["captioner_running"] == shown["captioner_waiting"] == 0)
-    assert shown["captioner_captions_total"] == sum(
+    until(lambda: metrics["captioner_running"] == metrics["captioner_waiting"] == 0)
+    assert metrics["captioner_captions_total"] == sum(
         not code and "describe" not in kinds[number % len(kinds)] for number, code in enumerate(codes)
     )
-    assert shown["captioner_cancelled_total"] == codes.count("CANCELLED")
-    assert shown["captioner_refused_total"] == sum(code not in ("", "CANCELLED") for code in codes)
+    assert metrics["captioner_cancelled_total"] == codes.count("CANCELLED")
+    assert metrics["captioner_refused_total"] == sum(code not in ("", "CANCELLED") for code in codes)
 
 
-class Deaf(Recorder):
-    """Keeps nothing that could keep it."""
+class Forgetful(Recorder):
+    """Keeps no error: its traceback would refer to the writer."""
 
     def fail(self, error: CaptionerError) -> None:
         self._end()
@@ -384,110 +387,142 @@ class Deaf(Recorder):
         (LONG, {"deadline_ms": 1}),
     ],
 )
-def test_an_ended_request_frees_its_way_back_at_once_and_without_the_collector(
+def test_a_finished_request_frees_its_writer_without_the_garbage_collector(
     service: CaptionService, image: bytes | None, parameters: dict[str, Any]
 ) -> None:
-    reply = Deaf()
-    freed = weakref.ref(reply)
+    writer = Forgetful()
+    freed = weakref.ref(writer)
     gc.disable()
     try:
-        ask(service, image, reply=reply, **parameters)
-        assert reply.ended.wait(20)
-        del reply
+        ask(service, image, writer=writer, **parameters)
+        assert writer.ended.wait(20)
+        del writer
         until(lambda: freed() is None)
     finally:
         gc.enable()
 
 
-def test_who_left_frees_his_way_back_as_well(service: CaptionService) -> None:
-    reply = Deaf()
-    freed = weakref.ref(reply)
+def test_a_cancelled_request_frees_its_writer_without_the_garbage_collector(service: CaptionService) -> None:
+    writer = Forgetful()
+    freed = weakref.ref(writer)
     gc.disable()
     try:
-        reply.cancelled = True
-        ask(service, LONG, reply=reply)
-        assert reply.ended.wait(20)
-        del reply
+        writer.cancelled = True
+        ask(service, LONG, writer=writer)
+        assert writer.ended.wait(20)
+        del writer
         until(lambda: freed() is None)
     finally:
         gc.enable()
 
 
-def test_closing_answers_everyone_and_then_refuses(start: Start, encoder: Encoder) -> None:
+def test_close_answers_the_admitted_requests_and_refuses_new_ones(start: Start, encoder: Encoder) -> None:
     service = start(slots=2, encode_workers=2)
     encoder.go.clear()
-    replies = [ask(service, str(number).encode()) for number in range(6)]
+    writers = [ask(service, str(number).encode()) for number in range(6)]
     closing = threading.Thread(target=service.close)
     closing.start()
     until(lambda: ask(service, b"1").code == "SERVER_STOPPING")
     encoder.go.set()
     closing.join(20)
     assert not closing.is_alive()
-    assert [reply.text for reply in replies] == [alone(number) for number in range(6)]
-    assert all(reply.finals == 1 for reply in replies)
+    assert [writer.text for writer in writers] == [alone(number) for number in range(6)]
+    assert all(writer.finals == 1 for writer in writers)
 
 
-def test_the_metrics_are_shown_by_name(start: Start, shown: dict[str, float]) -> None:
+def test_the_metrics_are_reported_by_name(start: Start, metrics: dict[str, float]) -> None:
     service = start(slots=4)
     found = details(ask(service, b"0"))
-    until(lambda: shown.get("captioner_captions_total") == 1)
-    assert (shown["captioner_slots"], shown["captioner_tokens_total"]) == (4, found.tokens)
-    assert shown["captioner_time_to_first_token_ms_total"] == pytest.approx(found.timings_ms.first_token, abs=0.1)
+    until(lambda: metrics.get("captioner_captions_total") == 1)
+    assert (metrics["captioner_slots"], metrics["captioner_tokens_total"]) == (4, found.tokens)
+    assert metrics["captioner_time_to_first_token_ms_total"] == pytest.approx(found.timings_ms.first_token, abs=0.1)
 
 
-def test_details_are_json_that_any_client_reads(service: CaptionService) -> None:
-    reply = ask(service)
-    assert reply.code == ""
+def test_details_are_strict_json(service: CaptionService) -> None:
+    writer = ask(service)
+    assert writer.code == ""
 
     def no_constant(text: str) -> None:
-        raise AssertionError(f"{text} is no JSON")
+        raise AssertionError(f"{text} is not JSON")
 
-    json.loads(reply.details[-1], parse_constant=no_constant)
+    json.loads(writer.details[-1], parse_constant=no_constant)
 
 
-def test_a_stop_text_ends_the_caption_before_it_and_streams_nothing_of_it(service: CaptionService) -> None:
-    whole = alone(4)
-    stop = whole[5:8]
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_caption_ends_before_its_stop_text_and_no_part_of_it_is_streamed(
+    service: CaptionService, num_beams: int
+) -> None:
+    whole = ask(service, LONG, num_beams=num_beams)
+    tokens = details(whole).tokens
+    stop = whole.text[5:8]
     for streaming in (True, False):
-        reply = ask(service, LONG, streaming=streaming, stop=json.dumps([stop, "never written"]))
-        found = details(reply)
-        assert reply.text == whole[: whole.index(stop)]
+        writer = ask(service, LONG, streaming=streaming, num_beams=num_beams, stop=json.dumps([stop, "never written"]))
+        found = details(writer)
+        assert writer.text == whole.text[: whole.text.index(stop)]
         assert found.finish_reason == "stop"
-        assert found.tokens < details(ask(service, LONG)).tokens
+        assert found.tokens < tokens
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_limit_of_characters_ends_the_caption_with_the_finish_reason_length(
+    service: CaptionService, num_beams: int
+) -> None:
+    whole = ask(service, LONG, num_beams=num_beams)
+    tokens = details(whole).tokens
+    for streaming in (True, False):
+        writer = ask(service, LONG, streaming=streaming, num_beams=num_beams, max_characters=12)
+        found = details(writer)
+        assert 0 < len(writer.text) <= 12 and whole.text.startswith(writer.text)
+        assert (found.finish_reason, found.max_characters) == ("length", 12)
+        assert found.tokens < tokens
+
+
+def test_only_a_request_with_stop_texts_or_max_characters_has_a_second_detokenizer(
+    service: CaptionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Detokenizer] = []
+
+    def counted(*arguments: Any) -> Detokenizer:
+        made.append(Detokenizer(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(served_model, "Detokenizer", counted)
+    parameters: list[tuple[dict[str, Any], int]] = [({}, 1), ({"stop": '["."]'}, 2), ({"max_characters": 12}, 2)]
+    for limits, count in parameters:
+        made.clear()
+        assert details(ask(service, b"1", **limits)).tokens
+        assert len(made) == count
 
 
 @pytest.mark.parametrize("num_beams", [2, 3, 4])
-def test_beams_write_what_generate_writes(service: CaptionService, num_beams: int) -> None:
+def test_beam_search_writes_what_generate_writes(service: CaptionService, num_beams: int) -> None:
     ids = [0, *TOKENS.encode(tiny.SHORT, add_special_tokens=False).ids]
     for image in range(3):
         written = tiny.generate(image, ids, max_new_tokens=20, num_beams=num_beams)
-        reply = ask(service, str(image).encode(), num_beams=num_beams)
-        found = details(reply)
-        assert reply.text == TOKENS.decode([*ids, *written], skip_special_tokens=True).lstrip()
+        writer = ask(service, str(image).encode(), num_beams=num_beams)
+        found = details(writer)
+        assert writer.text == TOKENS.decode([*ids, *written], skip_special_tokens=True).lstrip()
         assert (found.num_beams, found.tokens) == (num_beams, len(written))
         assert found.mean_logprob < 0
 
 
-def test_beams_and_single_captions_share_the_slots(service: CaptionService) -> None:
-    expected = [ask(service, str(number % 5).encode(), num_beams=1 + number % 4) for number in range(4)]
-    assert [reply.code for reply in expected] == [""] * 4
-    crowd = [ask(service, str(number % 5).encode(), num_beams=1 + number % 4) for number in range(40)]
-    assert [reply.code for reply in crowd] == [""] * 40
-    for number, reply in enumerate(crowd):
-        assert reply.text == ask_alone(service, number % 5, 1 + number % 4)
-
-
-def ask_alone(service: CaptionService, image: int, num_beams: int) -> str:
-    reply = ask(service, str(image).encode(), num_beams=num_beams)
-    assert reply.code == ""
-    return reply.text
+def test_beam_searches_and_single_captions_share_the_slots(service: CaptionService) -> None:
+    requests = [(str(number % 5).encode(), 1 + number % 4) for number in range(20)]
+    alone = []
+    for image, num_beams in requests:
+        writer = ask(service, image, num_beams=num_beams)
+        assert writer.code == ""
+        alone.append(writer.text)
+    writers = [ask(service, image, num_beams=num_beams) for image, num_beams in requests]
+    assert [writer.code for writer in writers] == [""] * 20
+    assert [writer.text for writer in writers] == alone
 
 
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
         ({"num_beams": 5}, "num_beams is 5; this server has 4 slots"),
-        ({"num_beams": 2, "temperature": 0.7}, "one of the two must go"),
+        ({"num_beams": 2, "temperature": 0.7}, "beam search does not sample: use one of the two"),
         ({"num_beams": 0}, "num_beams is 0"),
         ({"num_beams": 6}, "num_beams is 6"),
         ({"max_tokens": 0}, "max_tokens is 0"),
@@ -497,27 +532,24 @@ def ask_alone(service: CaptionService, image: int, num_beams: int) -> str:
         ({"stop": "[1]"}, "stop is"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name_before_anything_runs(
+def test_an_impossible_parameter_is_refused_before_the_image_is_encoded(
     service: CaptionService, encoder: Encoder, parameters: dict[str, Any], named: str
 ) -> None:
-    reply = ask(service, **parameters)
-    assert reply.code.startswith("PARAMETER_")
-    assert named in str(reply.errors[0])
+    writer = ask(service, **parameters)
+    assert writer.code.startswith("PARAMETER_")
+    assert named in str(writer.errors[0])
     assert encoder.calls == []
 
 
-def test_a_prompt_longer_than_the_context_is_refused_by_name(service: CaptionService, encoder: Encoder) -> None:
-    reply = ask(service, prompt=b"cat " * 60)
-    assert reply.code == "PROMPT_TOO_LONG"
-    assert f"the limit is {tiny.CONTEXT - 1}" in str(reply.errors[0])
+def test_a_prompt_longer_than_the_context_is_refused_with_the_limit(service: CaptionService, encoder: Encoder) -> None:
+    writer = ask(service, prompt=b"cat " * 60)
+    assert writer.code == "PROMPT_TOO_LONG"
+    assert f"the limit is {tiny.CONTEXT - 1}" in str(writer.errors[0])
     assert encoder.calls == []
 
 
-def test_a_caption_that_loops_is_ended_and_says_so(service: CaptionService) -> None:
-    looping: dict[str, Any] = {
-        "repetition_penalty": 0.5,
-        "max_tokens": 40,
-    }  # below 1 the model is made to repeat itself
+def test_the_repetition_guard_ends_a_caption_that_loops(service: CaptionService) -> None:
+    looping: dict[str, Any] = {"repetition_penalty": 0.5, "max_tokens": 40}  # below 1, the model repeats itself
     guarded, free = ask(service, LONG, **looping), ask(service, LONG, repetition_guard=False, **looping)
     assert details(guarded).finish_reason == "repetition"
     assert details(free).finish_reason == "length"
@@ -526,26 +558,25 @@ def test_a_caption_that_loops_is_ended_and_says_so(service: CaptionService) -> N
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_a_calibrated_model_says_how_likely_it_is_to_be_right(
-    encoder: Encoder, shown: dict[str, float], threshold: float
+def test_a_calibrated_model_reports_its_confidence_and_whether_it_is_unsure(
+    encoder: Encoder, metrics: dict[str, float], threshold: float
 ) -> None:
     manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(1.5, 2.0, unsure_below=threshold))
     engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
-    service = CaptionService(served(manifest, engine), engine, encoder, shown.update, Settings())
+    service = CaptionService(served(manifest, engine), engine, encoder, metrics.update, Settings())
     found = details(ask(service, b"1"))
     assert found.confidence == pytest.approx(1 / (1 + math.exp(-(1.5 * found.mean_logprob + 2.0))), abs=1e-3)
     assert found.unsure == (threshold == 1.0)
     service.close()
 
 
-def test_nothing_of_a_request_is_kept_when_the_feature_cache_is_off(start: Start, encoder: Encoder) -> None:
+def test_nothing_of_a_request_is_kept_without_the_feature_cache(start: Start, encoder: Encoder) -> None:
     service = start(feature_cache_mib=0)
-    replies = [ask(service, b"1") for _ in range(1)]
-    assert [reply.code for reply in replies] == [""]
+    assert ask(service, b"1").code == ""
     assert not details(ask(service, b"1")).cache_hit
     assert encoder.calls == [b"1", b"1"]
-    assert not service._jobs
-    assert not service._features._kept
+    assert not service._in_flight
+    assert not service._features._cached
     assert not service._features._in_flight
 
 
@@ -556,17 +587,17 @@ def test_nothing_of_a_request_is_kept_when_the_feature_cache_is_off(start: Start
         pytest.param(
             {"precision": "nf4"},
             "tiny cannot run in nf4 on cpu",
-            marks=pytest.mark.skipif(not HAS_KERNEL, reason="only that kernel wants layers of whole blocks"),
+            marks=pytest.mark.skipif(not HAS_KERNEL, reason="only that kernel needs layers of whole blocks"),
         ),
-        ({"slots": 100_000, "kv_cache_mib": 1}, "100000 slots need .* MiB of key/value cache; 1 MiB are there"),
+        ({"slots": 100_000, "kv_cache_mib": 1}, "100000 slots need .* MiB of key/value cache; cpu has 1 MiB"),
     ],
 )
-def test_a_server_that_cannot_be_had_as_set_does_not_start(start: Start, settings: dict[str, Any], named: str) -> None:
+def test_settings_that_cannot_be_met_refuse_the_start(start: Start, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(StartupRefused, match=named):
         start(**settings)
 
 
-def test_slots_come_from_the_memory_they_may_take(start: Start, shown: dict[str, float]) -> None:
+def test_the_number_of_slots_follows_from_the_cache_memory(start: Start, metrics: dict[str, float]) -> None:
     slot_bytes = tiny.decoder().slot_bytes
     service = start(slots=0, kv_cache_mib=1)
     assert service._engine.load().slots == min(2**20 // slot_bytes, 16)

@@ -1,4 +1,4 @@
-"""An operator's settings: strings in, numbers out, or one sentence."""
+"""An operator's settings: strings become numbers, or one sentence refuses them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_settings_are_read_from_the_strings_of_a_config() -> None:
     assert Settings.parse({}) == Settings()
 
 
-def test_an_environment_variable_goes_before_the_file() -> None:
+def test_an_environment_variable_overrides_the_file() -> None:
     environment = {"CAPTIONER_SLOTS": "8", "CAPTIONER_PRECISION": "", "SLOTS": "3", "CAPTIONER_MODEL": "other"}
     found = Settings.parse({"slots": "4", "precision": "bf16"}, environment)
     assert found == Settings(slots=8, precision="bf16")
@@ -29,14 +29,14 @@ def test_an_environment_variable_goes_before_the_file() -> None:
         Settings.parse({}, {"CAPTIONER_SLOTS": "many"})
 
 
-def test_an_unknown_setting_is_refused_with_the_known() -> None:
-    with pytest.raises(StartupRefused, match=r"'slot' is no setting.*slots, kv_cache_mib, max_waiting"):
+def test_an_unknown_setting_is_refused_with_the_list_of_settings() -> None:
+    with pytest.raises(StartupRefused, match=r"'slot' is not a setting.*slots, kv_cache_mib, max_waiting"):
         Settings.parse({"slot": "4"})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("text", ["", "four", "4.0", "--4", "²", "1_0", " 4", "9" * 5000])
-def test_what_is_no_whole_number_is_refused(name: str, text: str) -> None:
+def test_a_value_that_is_not_a_whole_number_is_refused(name: str, text: str) -> None:
     with pytest.raises(StartupRefused, match=f"{name} is .*whole number"):
         Settings.parse({name: text})
 
@@ -48,13 +48,13 @@ def test_a_negative_setting_is_refused_with_its_limit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["encode_workers", "cancel_poll_ms"])
-def test_nothing_runs_with_zero_of_what_is_needed(name: str) -> None:
+def test_a_setting_that_must_be_positive_refuses_zero(name: str) -> None:
     with pytest.raises(StartupRefused, match=rf"{name} is 0; it must be at least 1"):
         Settings.parse({name: "0"})
 
 
 @given(st.dictionaries(st.sampled_from([*NAMES, "other"]), st.text() | st.integers().map(str)))
-def test_any_strings_are_settings_or_refused(texts: dict[str, str]) -> None:
+def test_any_strings_are_parsed_or_refused(texts: dict[str, str]) -> None:
     try:
         settings = Settings.parse(texts)
     except StartupRefused:

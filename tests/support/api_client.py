@@ -1,4 +1,4 @@
-"""What tests ask the API with, and how they read its refusals."""
+"""Requests to the HTTP API and readers of its errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ PHOTO = FOLDER / "cat.jpg"
 BASE64 = base64.b64encode(PHOTO.read_bytes()).decode()
 DATA_URL = f"data:image/jpeg;base64,{BASE64}"
 CAPTIONS, CHAT = "/v1/captions", "/v1/chat/completions"
+LONG = {"length": "long", "temperature": 2, "max_tokens": 60, "repetition_guard": False}
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    error: dict[str, Any] = answer.json()["error"]
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
     return error
 
 
@@ -31,7 +32,7 @@ def connect(url: str) -> socket.socket:
 
 
 def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
-    """A request whose answer is not read."""
+    """Send a request and return its connection, without reading the response."""
     data = json.dumps(body).encode()
     connection = connect(url)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -39,22 +40,30 @@ def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
     return connection
 
 
+def send_half(url: str, path: str = CAPTIONS) -> socket.socket:
+    """Send a request with one byte of a body of 100, and return its connection."""
+    connection = connect(url)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+    return connection
+
+
 def soon(claim: Callable[[], bool], within_s: float = 5.0) -> bool:
-    latest = time.monotonic() + within_s
-    while not (held := claim()) and time.monotonic() < latest:
+    """Return whether `claim` becomes true within the time."""
+    deadline = time.monotonic() + within_s
+    while not (holds := claim()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return held
+    return holds
 
 
-class Breaking:
-    """A stream that breaks after its second piece, as one does whose server is stopped."""
+class BreakingStream:
+    """A caption stream that fails after its second piece, as when its server is stopped."""
 
     details = None
 
     def __init__(self) -> None:
         self.pieces = [" cat"]
 
-    def __aiter__(self) -> Breaking:
+    def __aiter__(self) -> BreakingStream:
         return self
 
     async def __anext__(self) -> str:

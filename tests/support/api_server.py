@@ -1,4 +1,4 @@
-"""The API on a port of this machine, as the page's process runs it."""
+"""The HTTP API on a local port, in a thread of the test process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from frontend.options import Options
 from frontend.remote_images import RemoteImages
 from tests.support.served import Served
 
-PAGE = "where the page is"
-DEAD = "127.0.0.1:9"  # nobody answers there
+PAGE = "the page"
+DEAD = "127.0.0.1:9"  # nothing listens there
 
 
 @contextmanager
 def api_server(address: str, options: Options | None = None, images: RemoteImages | None = None) -> Iterator[str]:
-    """The address of an API for the captioner server at `address`."""
+    """Serve an API for the captioner server at `address`; yield its URL."""
     app = FastAPI(openapi_url=None)
     add_api(app, AsyncClient(address), options or Options(), images)
     app.mount("/", PlainTextResponse(PAGE))
@@ -34,25 +34,27 @@ def api_server(address: str, options: Options | None = None, images: RemoteImage
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    latest = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < latest, "the API did not start"
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
+    try:
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < deadline, "the API did not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive(), "the API did not stop"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(served: Served) -> Iterator[str]:
     """The API in front of the embedded model."""
     with api_server(served.grpc) as address:
         yield address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dead_url() -> Iterator[str]:
-    """An API whose captioner server is not up."""
+    """An API whose captioner server does not answer."""
     with api_server(DEAD) as address:
         yield address

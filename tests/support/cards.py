@@ -1,4 +1,4 @@
-"""A model's card, and a captioner server that has nothing but one."""
+"""A model card, and a gRPC server that answers every request with one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CARD = ModelCard(
 
 
 class CardServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Answers every request with `card`, which may be changed at any time."""
+    """Answers every request with `card`, which a test may replace at any time."""
 
     def __init__(self, card: ModelCard) -> None:
         self.card = card
@@ -52,15 +52,15 @@ class CardServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self._server.start()
 
     def ModelStreamInfer(self, requests: Iterator[Any], _: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
-        """Triton's own method, one response a request."""
+        """Triton's method: one response for each request."""
         for _request in requests:
-            answer = pb.ModelInferResponse(model_name=wire.CAPTIONER)
+            response = pb.ModelInferResponse(model_name=wire.CAPTIONER)
             for name, text in ((wire.CAPTION.name, ""), (wire.DETAILS.name, wire.to_json(self.card))):
-                answer.outputs.add(name=name, datatype="BYTES", shape=[1])
+                response.outputs.add(name=name, datatype="BYTES", shape=[1])
                 element = np.array([text.encode()], dtype=np.object_)
-                answer.raw_output_contents.append(serialize_byte_tensor(element).item())
-            yield pb.ModelStreamInferResponse(infer_response=answer)
+                response.raw_output_contents.append(serialize_byte_tensor(element).item())
+            yield pb.ModelStreamInferResponse(infer_response=response)
 
     def close(self) -> None:
-        """Ends it."""
+        """Stop the server."""
         self._server.stop(0).wait()

@@ -1,4 +1,4 @@
-"""The smallest engine there can be, for tests of families: greedy, one newcomer a step, no requests and no queue."""
+"""A minimal engine for tests of families: greedy decoding, one new request per step, no queue."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
 from captioner.families.base import Source
 
-torch.set_num_threads(1)  # with more, tensors this small only wait for one another
+torch.set_num_threads(1)  # for tensors this small, more threads only wait for each other
 
-Request = tuple[torch.Tensor, list[int], int]  # features (image tokens, width), prompt ids, most tokens
+Request = tuple[torch.Tensor, list[int], int]  # features (image tokens, width), prompt ids, max tokens
 
 
 def greedy_rows(decoder: Decoder, requests: Sequence[Request], stop_ids: Collection[int]) -> list[list[int]]:
-    """The likeliest tokens of each request, with the one that ended it; request i joins the running rows at step i.
+    """Return the greedy tokens of each request, including the stop id; request i joins at step i.
 
-    The decoder needs a slot for each request. Where a row ends, the last one moves into its place, as in the engine.
+    The decoder needs one slot per request. When a row ends, the last row moves into it, as in the engine.
     """
     written: list[list[int]] = [[] for _ in requests]
     running: list[tuple[int, list[int]]] = []  # by row: the request, and its prompt and caption so far
@@ -47,15 +47,9 @@ def greedy_rows(decoder: Decoder, requests: Sequence[Request], stop_ids: Collect
 
 
 def publish(source: Source, model_type: str, folder: Path) -> Manifest:
-    """What the exporter leaves in a version folder for the decoder, without files to verify."""
+    """Write the published decoder to a version folder; return its manifest, without files to verify."""
     source.decoder.save_pretrained(folder / "decoder")
     with torch.inference_mode():
         blank = torch.zeros(1, source.image.height, source.image.width, 3, dtype=torch.uint8)
         _, tokens, width = source.vision_encoder(blank).shape
     return source.manifest(family=model_type, model="tiny", revision="0" * 40, feature_shape=(tokens, width), files={})
-
-
-def pictures(count: int, side_px: int, seed: int = 1) -> torch.Tensor:
-    """Noise, (count, side, side, 3) uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, side_px, side_px, 3), generator=generator, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""HTTP answers with ranges and faults over real sockets, and a note of each; what is answered is `hub_server`'s."""
+"""HTTP responses with ranges and injected faults over real sockets, for `hub_server`; each request is recorded."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-PIECE = 1 << 16  # bytes that are written at once
+PIECE = 1 << 16  # bytes per write
 
-# A status, or what becomes of the body: cut or reset in the middle, one bit wrong, silence from the middle on, drops.
+# A status, or a fault of the body: cut or reset in the middle, one wrong bit, no data after the middle, slow writes.
 Fault = int | Literal["cut", "reset", "wrong", "silent", "slow"]
 
 
 @dataclass
 class Planned:
-    """A fault of the next `times` answers whose URL's path ends with `path`."""
+    """A fault of the next `times` responses whose URL path ends with `path`."""
 
     path: str
     fault: Fault
     times: int
-    at: int | None  # byte of the body, its middle if None
+    at: int | None  # offset in the body; None means its middle
     retry_after_s: int | None
 
 
 @dataclass
 class Asked:
-    """A request, and the answer's status and bytes of body."""
+    """A request, and the status and body bytes of its response."""
 
     method: str
     path: str
@@ -46,14 +46,14 @@ class Asked:
 
 
 class Reply:
-    """Writes the answer to one request."""
+    """Writes the response to one request."""
 
     def __init__(self, handler: _Handler, asked: Asked) -> None:
         self.asked = asked
         self._handler = handler
 
     def head(self, status: int, headers: Mapping[str, str], length: int = 0) -> None:
-        """A status and its headers; `length` bytes follow."""
+        """Send the status line and the headers of a body of `length` bytes."""
         self.asked.status = status
         self._handler.send_response(status)
         for name, value in {"Content-Length": str(length), **headers}.items():
@@ -61,15 +61,15 @@ class Reply:
         self._handler.end_headers()
 
     def error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        """A refusal as the Hub words it."""
+        """Send an error with the Hub's headers."""
         self.head(status, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
 
     def json(self, value: object, planned: Planned | None) -> None:
-        """A whole answer of the API."""
+        """Send a JSON response of the API."""
         self.body(json.dumps(value).encode(), {"Content-Type": "application/json"}, planned)
 
     def body(self, data: bytes, headers: Mapping[str, str], planned: Planned | None) -> None:
-        """All of `data`, or what the Range leaves of it, or what the fault makes of it."""
+        """Send `data`, or its requested range, with the planned fault."""
         fault = planned.fault if planned else ""
         if planned and isinstance(fault, int):
             wait = {} if planned.retry_after_s is None else {"Retry-After": str(planned.retry_after_s)}
@@ -101,13 +101,13 @@ class Reply:
     def _end(self, fault: str) -> None:
         if fault == "silent":
             self._handler.server.stopped.wait()
-        if fault == "reset":  # SO_LINGER of no seconds: what is on its way is dropped
+        if fault == "reset":  # SO_LINGER of 0 s: unsent data is dropped
             self._handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._handler.close_connection = True
 
 
 class Server(ThreadingHTTPServer):
-    """Gives each request to `answer`, until it is stopped."""
+    """Passes each request to `answer` until it is stopped."""
 
     daemon_threads = True
 
@@ -119,7 +119,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Ends every connection; new ones are refused."""
+        """End every connection; refuse new ones."""
         self.stopped.set()
         self.shutdown()
         self.server_close()
@@ -128,13 +128,13 @@ class Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what the tests are about."""
+        """Ignore clients that disconnect: tests do it on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise each response waits 40 ms for an acknowledgement
 
     def setup(self) -> None:
         super().setup()
@@ -154,4 +154,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""

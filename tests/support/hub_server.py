@@ -1,9 +1,8 @@
-"""A Hugging Face Hub on this machine: the endpoints that huggingface_hub 2.4 asks, as the real one answers them.
+"""A fake Hugging Face Hub: the endpoints that huggingface_hub 2.4 requests, with the real Hub's responses.
 
-Models are bytes at commits, branches are moved by `commit`, faults are planned by `fault`, requests are in `asked`. A
-large file is redirected to another origin (the CDN), a small one to another path; nothing is in Xet, which the client
-uses for no other files than those that the Hub says are in it. The fixture `hub` points this process there, and with
-`hub.environment` any other.
+Models are bytes at commits. `commit` adds a commit and moves a branch, `fault` injects faults, `asked` records the
+requests. Large files are redirected to another origin (the CDN), small ones to another path. No file is in Xet. The
+fixture `hub` points this process to the fake; `hub.environment` does the same for a subprocess.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from huggingface_hub.utils import close_session  # type: ignore[attr-defined]  #
 from tests.support import tiny
 from tests.support.hub_http import PIECE, Asked, Fault, Planned, Reply, Server
 
-LFS = ("*.safetensors", "*.bin", "*.msgpack", "*.h5", "*.onnx")  # as the Hub's default .gitattributes says
+LFS = ("*.safetensors", "*.bin", "*.msgpack", "*.h5", "*.onnx")  # as in the Hub's default .gitattributes
 CACHED = re.compile(r"/api/resolve-cache/models/(.+)/([0-9a-f]{40})/(.+)")
 FOREIGN = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's bytes with what the Hub says of them."""
+    """A file's bytes, and the digests that the Hub gives for them."""
 
     data: bytes
     in_lfs: bool
@@ -46,20 +45,20 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """Git's name for what git itself keeps: the bytes, or a pointer to them."""
+        """Return git's sha1 of what git stores: the bytes, or an LFS pointer to them."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
         kept = pointer.encode() if self.in_lfs else self.data
         return hashlib.sha1(b"blob %d\0" % len(kept) + kept, usedforsecurity=False).hexdigest()
 
     def about(self, oid: str, sha256: str) -> dict[str, Any]:
-        """Its entry in a listing; the API has two words for each of the digests."""
+        """Return its entry in a listing; two API endpoints name each of the digests differently."""
         lfs = {"lfs": {sha256: self.sha256, "size": len(self.data), "pointerSize": 134}} if self.in_lfs else {}
         return {oid: self.oid, "size": len(self.data), **lfs}
 
 
 @dataclass
 class Repository:
-    """A model: its commits, what its branches are, and whose token opens it."""
+    """A model: its commits, its branches, and the token that gives access."""
 
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Repository:
 
 
 class Hub:
-    """The server; `home` becomes the HF_HOME of its clients."""
+    """The fake Hub; `home` becomes the HF_HOME of its clients."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -80,16 +79,16 @@ class Hub:
         self.address, self._cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def stop(self) -> None:
-        """The network is cut: connections end, and are refused."""
+        """Cut the network: end all connections and refuse new ones."""
         for server in self._servers:
             server.stop()
 
     def start(self) -> None:
-        """The network is there again, at the same address."""
+        """Restore the network, at the same address."""
         self._servers = [Server(old.server_port, self._answer, on_cdn=old.on_cdn) for old in self._servers]
 
     def commit(self, model: str, files: Mapping[str, bytes] | Path, branch: str = "main") -> str:
-        """A new commit of exactly these files, or those of a folder; the branch moves there. Its 40 hex digits."""
+        """Add a commit of exactly these files, or of a folder's; move the branch there. Return its 40 hex digits."""
         if isinstance(files, Path):
             files = {str(path.relative_to(files)): path.read_bytes() for path in files.rglob("*") if path.is_file()}
         blobs = {name: Blob(data, any(fnmatchcase(name, like) for like in LFS)) for name, data in files.items()}
@@ -101,35 +100,35 @@ class Hub:
         return commit
 
     def move(self, model: str, branch: str, commit: str) -> None:
-        """Lets a branch be a commit that there is."""
+        """Point a branch to an existing commit."""
         self._models[model].branches[branch] = commit
 
     def close_to(self, model: str, how: Literal["gated", "private"], token: str) -> None:
-        """Only who comes with `token` may have the files, or may even know of the model."""
+        """Require `token` for the files (gated), or for any knowledge of the model (private)."""
         self._models[model].closed, self._models[model].token = how, token
 
     def fault(
         self, path: str, fault: Fault, times: int = 1, *, at: int | None = None, retry_after_s: int | None = None
     ) -> None:
-        """Spoils the next answers whose URL's path ends with `path`, see `Planned`."""
+        """Inject a fault into the next responses whose URL path ends with `path`, see `Planned`."""
         self._planned.append(Planned(path, fault, times, at, retry_after_s))
 
     def bodies(self, path: str) -> list[Asked]:
-        """The requests that were answered with bytes of what ends with `path`."""
+        """Return the requests for a path ending with `path` that were answered with a body."""
         return [asked for asked in self.asked if asked.path.endswith(path) and asked.sent]
 
     def sent(self, path: str = "") -> int:
-        """Bytes of bodies, of all that ends with `path`."""
+        """Return the bytes of all bodies sent for paths ending with `path`."""
         return sum(asked.sent for asked in self.bodies(path))
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process that shall know this Hub and nothing of the user's."""
+        """Return the environment of a process that uses this Hub and no settings of the user."""
         own = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN)}
         return own | {"HF_ENDPOINT": self.address, "HF_HOME": str(self.home)}
 
     def patch(self, patch: pytest.MonkeyPatch) -> None:
-        """The same for this process, whose huggingface_hub has read its environment when it was imported; no waits."""
+        """Do the same for this process, where huggingface_hub read its environment on import; skip retry waits."""
         environment = self.environment
         for name in set(os.environ) - set(environment):
             patch.delenv(name)
@@ -144,16 +143,16 @@ class Hub:
             "HF_STORED_TOKENS_PATH": str(self.home / "stored_tokens"),
             "AGENT_HARNESSES_PATH": str(self.home / ".agent_harnesses.json"),
             "HF_HUB_OFFLINE": False,
-            "DOWNLOAD_CHUNK_SIZE": PIECE,  # what a cut may lose; 10 MiB otherwise
+            "DOWNLOAD_CHUNK_SIZE": PIECE,  # a cut connection loses up to one chunk; 10 MiB by default
         }
         for name, value in values.items():
             patch.setattr(constants, name, value)
-        patch.setattr("captioner.hub.api.WAITS_S", (0, 0, 0))
+        patch.setattr("captioner.hub.api.RETRY_WAITS_S", (0, 0, 0))
         for module in ("file_download", "utils._http"):
             patch.setattr(f"huggingface_hub.{module}.time", _NoWait())
 
     def _answer(self, reply: Reply, path: str) -> None:
-        """`path` is still quoted: a branch may have a slash in its name."""
+        """Route a request. `path` is still quoted, because a branch name may contain a slash."""
         self.asked.append(reply.asked)
         if reply.asked.on_cdn:
             self._send(reply, sha256=path.split("/")[2])
@@ -173,7 +172,7 @@ class Hub:
         reply.body(blob.data, {}, self._fault(reply))
 
     def _describe(self, reply: Reply, path: str) -> None:
-        """`GET /api/models/MODEL[/revision/REVISION]` and `/tree/REVISION`; who may not have the files may see them."""
+        """`GET /api/models/MODEL[/revision/REVISION]` and `/tree/REVISION`; a gated model is listed."""
         kind = "tree" if "/tree/" in path else "revision"
         model, revision, _ = _split(path, kind)
         commit, files = self._opened(reply, model, revision, listing=True)
@@ -208,10 +207,10 @@ class Hub:
             reply.head(307, {**headers, "Location": f"/api/resolve-cache/models/{model}/{commit}/{name}"})
 
     def _opened(self, reply: Reply, model: str, revision: str, *, listing: bool = False) -> tuple[str, dict[str, Blob]]:
-        """The commit and its files, if who asks may have them; no commit where a refusal was sent."""
+        """Return the commit and its files; send a refusal and return ("", {}) if the request may not have them."""
         repository, token = self._models.get(model), reply.asked.token
         if repository is None or (repository.closed == "private" and token != repository.token):
-            # To who has no token the Hub does not say whether there is such a model.
+            # Without a token, the Hub does not reveal whether the model exists.
             reply.error(404 if token else 401, "RepoNotFound", "Repository not found")
             return "", {}
         if repository.closed == "gated" and token != repository.token and not listing:
@@ -233,14 +232,14 @@ class Hub:
 
 
 class _NoWait:
-    """In place of the module `time`."""
+    """A stand-in for the module `time` whose sleep returns immediately."""
 
     def __getattr__(self, name: str) -> Any:
         return (lambda _: None) if name == "sleep" else getattr(time, name)
 
 
 def _split(path: str, kind: str) -> tuple[str, str, str]:
-    """`MODEL/kind/REVISION/NAME` in its parts, unquoted."""
+    """Split `MODEL/kind/REVISION/NAME`, and unquote the parts."""
     model, _, rest = path.partition(f"/{kind}/")
     revision, _, name = rest.partition("/")
     return model, unquote(revision) or "main", unquote(name)
@@ -248,7 +247,7 @@ def _split(path: str, kind: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A real captioner as it is published: seeded weights, tokenizer, processor and card."""
+    """The files of a real captioner on the Hub: seeded weights, tokenizer, processor and card."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny.save_vision_encoder_decoder(folder)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -256,10 +255,10 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty Hub, which this process takes for the real one."""
+    """An empty Hub that this process uses instead of the real one."""
     started = Hub(tmp_path / "huggingface")
     started.patch(monkeypatch)
-    close_session()  # of another test's address
+    close_session()  # it still has connections to another test's Hub
     yield started
     started.stop()
     close_session()

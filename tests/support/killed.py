@@ -1,19 +1,25 @@
-"""A publish whose process is killed at one step.
+"""A publish whose process is killed at one step, or stopped by a signal.
 
-The steps are the calls that change something or ask a server, in their order; the process dies as the call begins, or,
-with the step "load captioner", in the middle of it.
+The steps are the calls that change the repository or send a request, in order. The process dies when the call begins;
+at the step "load captioner" it dies during the call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from captioner import cli
 from captioner.artifacts.manifest import Manifest
 from captioner.artifacts.version_store import VERSIONED, VersionStore
 from captioner.client import Client
@@ -32,30 +38,60 @@ STEPS: list[tuple[Any, str]] = [
     (VersionStore, "confirm"),
     (VersionStore, "prune"),
 ]
-INSIDE_S = 1.0  # of a load that takes some seconds
+TIMEOUT_S = 120.0
+INSIDE_S = 1.0  # the load takes longer than that
 
 
-def leave_begun(repository: VersionStore, artefact: Path, placed: Sequence[str] = VERSIONED) -> int:
-    """The version whose publish has placed these models' folders and is then gone."""
-    version = repository.stage()
-    publishing._fill(artefact, Manifest.load(artefact / CAPTIONER), repository.staged(version), take=False)
+def leave_unfinished(store: VersionStore, exported: Path, placed: Sequence[str] = VERSIONED) -> int:
+    """Leave a publish unfinished after it has placed these models' folders; return its version."""
+    version = store.stage()
+    publishing._fill(exported, Manifest.load(exported / CAPTIONER), store.staged(version), move=False)
     for model in placed:
-        repository.place(model, version)
+        store.place(model, version)
     return version
 
 
-def publish_killed(step: str, artefact: Path, repository: Path, address: str, log: Path) -> list[str]:
-    """The names of the steps that began, the one in which it died last."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once for all of them
-    process = context.Process(target=_publish, args=(step, artefact, repository, address, log))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, f"there is no step {step}: exit code {process.exitcode}"
+def publish_killed(step: str, exported: Path, repository: Path, address: str, log: Path) -> list[str]:
+    """Run a publish that is killed at `step`; return the names of the steps that began, the last one unfinished."""
+    with _forked(_publish, step, exported, repository, address, log) as process:
+        process.join(TIMEOUT_S)
+        assert process.exitcode is not None, f"step {step} was not reached within {TIMEOUT_S:g} s"
+    assert process.exitcode == -signal.SIGKILL, f"the publish has no step {step}: exit code {process.exitcode}"
     return log.read_text().split()
 
 
-def _publish(step: str, artefact: Path, repository: Path, address: str, log: Path) -> None:
+def publish_terminated(line: str, arguments: Sequence[str], log: Path) -> int | None:
+    """Run `captioner publish ARGUMENTS` and send SIGTERM once it has logged `line`; return its exit code."""
+    log.touch()
+    with _forked(_publish_verb, arguments, log) as process:
+        end = time.monotonic() + TIMEOUT_S
+        while line not in log.read_text() and process.is_alive():
+            assert time.monotonic() < end, f"{line!r} was not logged within {TIMEOUT_S:g} s"
+            time.sleep(0.01)
+        process.terminate()
+        process.join(TIMEOUT_S)
+        return process.exitcode
+
+
+@contextmanager
+def _forked(target: Callable[..., None], *arguments: object) -> Iterator[BaseProcess]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # import torch once for all of these processes
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _publish_verb(arguments: Sequence[str], log: Path) -> None:
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        sys.exit(cli.main(["publish", *arguments]))
+
+
+def _publish(step: str, exported: Path, repository: Path, address: str, log: Path) -> None:
     calls = 0
 
     def counted(owner: Any, name: str) -> None:
@@ -77,7 +113,7 @@ def _publish(step: str, artefact: Path, repository: Path, address: str, log: Pat
     for owner, name in STEPS:
         counted(owner, name)
     key = admin_key(repository)
-    publishing.publish(artefact, VersionStore(repository), [ModelControl(address, key)], lambda _: None)
+    publishing.publish(exported, VersionStore(repository), [ModelControl(address, key)], lambda _: None)
 
 
 def _die() -> None:

@@ -1,4 +1,4 @@
-"""A gRPC proxy in front of the real server that fails as replicas do: refuses, breaks, goes silent, wants a key."""
+"""A gRPC proxy in front of the real server that fails as replicas do: unavailable, broken, stalled, wrong key."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Method = Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
 
 @dataclass
 class Faults:
-    """What goes wrong, to be changed at any time."""
+    """The faults to inject. A test may change them at any time."""
 
-    away: bool = False  # UNAVAILABLE at once
-    break_after: int | None = None  # UNAVAILABLE after so many responses
-    silent_after: int | None = None  # nothing more after so many responses
-    key: str | None = None  # what `authorization` must be
-    requests: int = 0  # so many have come
+    unavailable: bool = False  # UNAVAILABLE immediately
+    break_after: int | None = None  # UNAVAILABLE after this many responses
+    stall_after: int | None = None  # no more responses after this many
+    key: str | None = None  # required value of `authorization`
+    requests: int = 0  # received so far
 
 
 class Proxy:
-    """One more address for the server at `target`; TLS with (private key, certificate chain) in PEM."""
+    """Another address of the server at `target`. `tls` is (private key, certificate chain) in PEM."""
 
     def __init__(self, target: str, tls: tuple[bytes, bytes] | None = None) -> None:
         self.faults = Faults()
@@ -41,7 +41,7 @@ class Proxy:
         self._server.start()
 
     def close(self) -> None:
-        """Ends everything, also what is silent."""
+        """Stop the proxy and its stalled calls."""
         self._released.set()
         self._server.stop(0).wait()
         self._channel.close()
@@ -50,9 +50,9 @@ class Proxy:
         faults = self.faults
         faults.requests += 1
         if faults.key is not None and dict(context.invocation_metadata()).get("authorization") != faults.key:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such key")
-        if faults.away:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong key")
+        if faults.unavailable:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "unavailable")
         forward: Any = self._channel.stream_stream(method)  # raw bytes in and out
         call = forward(requests)
         context.add_callback(call.cancel)
@@ -60,7 +60,7 @@ class Proxy:
             if faults.break_after == number:
                 call.cancel()
                 context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
-            if faults.silent_after == number:
+            if faults.stall_after == number:
                 call.cancel()
                 self._released.wait()
             yield response

@@ -1,4 +1,4 @@
-"""Real models of a few thousand seeded weights, in folders laid out as published ones, and a client that remembers."""
+"""Real models with a few thousand seeded weights, laid out as published ones, and a client that records responses."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from captioner.engine.runner import Runner
 from captioner.errors import CaptionerError
 from captioner.image.spec import ImageSpec
 
-torch.set_num_threads(1)  # with more, tensors this small only wait for one another
+torch.set_num_threads(1)  # for tensors this small, more threads only wait for each other
 
 BOS, EOS, SHORT = "<|bos|>", "<|eos|>", "<|short|>"
 TEXT = "a cat on a mat, a dog in the fog, é ü ñ 猫 犬 写真 😀 👩‍🚀 привет"
 CONTEXT = 48
-STOP = 147  # a token that the model likes, so that captions end by themselves
+STOP = 147  # a token that the model often picks, so that captions end before the limit
 FEATURE_TOKENS, FEATURE_WIDTH = 5, 32
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE: most characters outside ASCII take several tokens."""
+    """Return a byte-level BPE: most characters outside ASCII take several tokens."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -58,7 +58,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def gpt2() -> GPT2LMHeadModel:
-    """A decoder with cross-attention. Its weights are large, so that texts differ and near-ties are rare."""
+    """Return a decoder with cross-attention. Its weights are large, so that captions differ and near-ties are rare."""
     config = GPT2Config(
         vocab_size=tokenizer().get_vocab_size(),
         n_positions=CONTEXT,
@@ -78,7 +78,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def prompts() -> PromptTable:
-    """Two styles, one extra, one place for a name."""
+    """Return two styles, one extra, one prompt with a name field."""
     styles = {
         "plain": {"short": SHORT, "long": "a cat"},
         "named": {"short": "a photo of {name}"},
@@ -88,7 +88,7 @@ def prompts() -> PromptTable:
 
 @cache
 def published() -> Path:
-    """A captioner version folder without an encoder's part; removed when Python ends."""
+    """Return a captioner version folder without an encoder; it is removed at exit."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-"))
     atexit.register(shutil.rmtree, folder)
     gpt2().save_pretrained(folder / "decoder")
@@ -117,7 +117,7 @@ def published() -> Path:
 
 
 def decoder(kind: type[CrossAttentionDecoder] = CrossAttentionDecoder) -> CrossAttentionDecoder:
-    """The published decoder, without slots yet."""
+    """Return the published decoder without slots."""
     model = load_weights(GPT2LMHeadModel, published(), "fp32", torch.device("cpu"))
     return kind(model, CONTEXT, FEATURE_TOKENS)
 
@@ -125,18 +125,18 @@ def decoder(kind: type[CrossAttentionDecoder] = CrossAttentionDecoder) -> CrossA
 def runner(
     slots: int, kind: type[CrossAttentionDecoder] = CrossAttentionDecoder, *, async_scheduling: bool = False
 ) -> Runner:
-    """The published decoder with its slots."""
+    """Return a runner of the published decoder."""
     return Runner(decoder(kind), slots, async_scheduling=async_scheduling)
 
 
 def features(seed: int) -> torch.Tensor:
-    """Image features, (image tokens, width)."""
+    """Return image features, (image tokens, width)."""
     return torch.randn(FEATURE_TOKENS, FEATURE_WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.inference_mode()
 def greedy(image: torch.Tensor, prompt_ids: list[int], limit: int, stop: int = STOP) -> list[int]:
-    """The likeliest tokens, each from the whole text anew, without any cache."""
+    """Return the greedy tokens, each computed from the whole text without a cache, without the stop id."""
     ids = list(prompt_ids)
     while len(ids) < len(prompt_ids) + limit:
         output = gpt2()(input_ids=torch.tensor([ids]), encoder_hidden_states=image[None], use_cache=False)
@@ -149,7 +149,7 @@ def greedy(image: torch.Tensor, prompt_ids: list[int], limit: int, stop: int = S
 
 @torch.inference_mode()
 def generate(image: int, prompt_ids: list[int], **options: Any) -> list[int]:
-    """What transformers' own generate() writes of an image, without the id that ends it."""
+    """Return the tokens of transformers' own generate() for an image, without the stop id."""
     model: Any = gpt2()
     written = model.generate(
         torch.tensor([prompt_ids]), encoder_hidden_states=features(image)[None],
@@ -159,7 +159,7 @@ def generate(image: int, prompt_ids: list[int], **options: Any) -> list[int]:
 
 
 def save_vision_encoder_decoder(folder: Path, seed: int = 3) -> VisionEncoderDecoderModel:
-    """A ViT of 32 px in front of a GPT-2, saved as on the Hub, with tokenizer, processor and card."""
+    """Save a ViT of 32 px and a GPT-2 as on the Hub, with tokenizer, processor and card."""
     encoder = ViTConfig(
         hidden_size=24,
         num_hidden_layers=2,
@@ -189,15 +189,15 @@ def save_vision_encoder_decoder(folder: Path, seed: int = 3) -> VisionEncoderDec
 
 
 class Recorder:
-    """A client: keeps all it is told. `before` runs first in each call and may block or raise."""
+    """A ResponseWriter that records every call. `before` runs first in each call and may block or raise."""
 
     def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         self.pieces: list[str] = []
         self.details: list[str] = []
         self.errors: list[CaptionerError] = []
-        self.finals = 0  # responses that ended it or came after its end: must be 1
+        self.finals = 0  # final responses, and any response after one: must be 1
         self.ended = threading.Event()
-        self.asked_after_the_end = False
+        self.polled_after_final = False
         self.cancelled = False
         self._before = before
 
@@ -213,18 +213,18 @@ class Recorder:
         self._end()
 
     def is_cancelled(self) -> bool:
-        self.asked_after_the_end |= bool(self.finals)
+        self.polled_after_final |= bool(self.finals)
         return self.cancelled
 
     @property
     def text(self) -> str:
-        """Its caption so far."""
+        """The caption so far."""
         return "".join(self.pieces)
 
     @property
     def code(self) -> str:
-        """The code of the error it got, waiting for its end; empty if it got its caption."""
-        assert self.ended.wait(20), "nothing came for 20 s"
+        """The code of the error response, or "" for a caption. Waits for the final response."""
+        assert self.ended.wait(20), "no final response within 20 s"
         return self.errors[0].code if self.errors else ""
 
     def _end(self) -> None:

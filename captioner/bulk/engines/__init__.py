@@ -1,1 +1,1 @@
-"""What captions the items of a job: a server, Ray or this process."""
+"""Engines that caption the items of a job: Triton servers, Ray, or this process."""

@@ -23,7 +23,7 @@ class Outcome:
 
 
 class BulkEngine(Protocol):
-    """What captions the items of a job.
+    """Captions the items of a job.
 
     Outcomes are yielded as they are ready, in any order, exactly one for each item. The failure of one image does not
     end the others. The engine pulls items no faster than it can work on them (backpressure).

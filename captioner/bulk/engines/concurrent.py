@@ -7,8 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from captioner.bulk.engines.base import Outcome
-from captioner.bulk.sources.discover import read
-from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.item import Item, read
 from captioner.errors import typed
 from captioner.wire import Caption
 

@@ -1,4 +1,4 @@
-"""The engine without Triton: the published model runs in this process, with the same continuous batching."""
+"""The engine without Triton: the published model runs in this process, with the server's continuous batching."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from captioner.client import DEFAULT_IN_FLIGHT
 from captioner.errors import StartupRefused
 from captioner.wire import Caption
 
+INSTALL = "pip install 'captioner[models,export]' onnxruntime"  # `captioner[server]` would bring Triton as well
+
 
 class InProcessEngine:
-    """A BulkEngine over the live version in `repository`; the model is loaded when the job begins.
+    """A BulkEngine over the live version in `repository`. The model is loaded when the job begins.
 
-    At most `in_flight` images are held. Raises StartupRefused when the packages of the extra `server` are missing.
+    At most `in_flight` images are held in memory. Raises StartupRefused if packages are missing or the model cannot be
+    loaded, and ArtefactBroken if `repository` holds no intact model.
     """
 
     def __init__(
@@ -33,9 +36,7 @@ class InProcessEngine:
         try:
             from captioner.serving.in_process import InProcessModel
         except ImportError as error:
-            raise StartupRefused(
-                f"--engine in-process needs {error.name}; run: pip install 'captioner[server,export]' onnxruntime"
-            ) from error
+            raise StartupRefused(f"--engine in-process needs {error.name}; run: {INSTALL}") from error
         model = await asyncio.to_thread(InProcessModel, self._repository, self._in_flight)
 
         async def caption(image: bytes) -> Caption:

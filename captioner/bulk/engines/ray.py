@@ -1,7 +1,7 @@
-"""The bulk job on Ray Data: blocks of items go to a pool of actors, outcomes stream back to this process.
+"""The engine on Ray Data: a pool of actors asks Triton servers; outcomes stream back to this process.
 
-The actors ask Triton servers. Ray runs a block again whose worker was lost; what it
-gives up is run once more image by image, and each outcome is counted here, so that none is lost and none comes twice.
+Ray retries a block of items whose actor died. If the actor dies again, the block's items are retried one by one. This
+process matches every outcome with its item, so that no outcome is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from captioner.bulk.sources.item import Item
 from captioner.errors import CaptionerError, StartupRefused, from_wire
 from captioner.wire import Caption, Details
 
-# Items of one dataset, which Ray wants whole. A job is longer than the memory, and what was taken is finished when it
-# is stopped: a chunk is to take this many times as long as the actors' start, which comes with each.
-FIRST_CHUNK, MOST_CHUNK, STARTS = 8, 4096, 20  # the first is so many times what is in flight
-BLOCK = 16  # items of one task at most
-OBJECT_STORE_BYTES = 128 * 2**20  # of a Ray of our own: no images pass through it
-# Read when ray is imported: it reports nothing home, and its C++ parts write no lines into ours.
+# Ray Data needs each dataset complete, so the items are fed in chunks, and each chunk starts its actors anew. A chunk
+# must be large enough to amortise that start and small enough that Ctrl-C returns soon.
+FIRST_CHUNK = 8  # items of the first chunk, for each image in flight
+MAX_CHUNK = 4096  # items
+AMORTISATION = 20  # a chunk should take this many times as long as the start of its actors
+MAX_BLOCK = 16  # items of one task
+OBJECT_STORE_BYTES = 128 * 2**20  # of a local Ray; images do not pass through it
+# Read when ray is imported: no usage statistics are sent, and Ray's C++ processes do not log into this terminal.
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the one switch, on Linux too, that keeps Ray on 127.0.0.1
-RETRIES = 1  # of a task whose worker died, before it is taken apart
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the only switch, also on Linux, that binds Ray to 127.0.0.1
+MAX_TASK_RETRIES = 1  # of a block whose actor died, before its items are retried one by one
 
 
 def engine(
@@ -47,8 +49,8 @@ def engine(
 ) -> BulkEngine:
     """Return an engine of `workers` actors with `in_flight` images between them.
 
-    The actors ask `server`, one address or several separated by commas; servers that are busy or away are retried for
-    `retry_for_s`. Raises StartupRefused when Ray is not installed.
+    `server`: one address, or several separated by commas. Servers that are busy, restarting or away are retried for
+    `retry_for_s`. Raises StartupRefused if Ray is not installed.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -62,19 +64,19 @@ def engine(
 
 
 class RayEngine:
-    """captioner.bulk.sources.item.Engine on Ray Data."""
+    """A BulkEngine on Ray Data."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     async def __call__(self, items: Iterable[Item]) -> AsyncIterator[Outcome]:
-        """Every item's outcome; Ray is driven, and `items` are read, on a thread of their own."""
+        """Yield the outcome of every item. One thread drives Ray and iterates `items`."""
         loop = asyncio.get_running_loop()
         outcomes = self._outcomes(items)
         with ThreadPoolExecutor(1, "ray") as thread:
             try:
-                while (some := await loop.run_in_executor(thread, next, outcomes, None)) is not None:
-                    for outcome in some:
+                while (batch := await loop.run_in_executor(thread, next, outcomes, None)) is not None:
+                    for outcome in batch:
                         yield outcome
             finally:
                 await loop.run_in_executor(thread, outcomes.close)
@@ -85,37 +87,42 @@ class RayEngine:
         with _ray(self._work.workers):
             while chunk := list(itertools.islice(items, size)):
                 began, first = time.monotonic(), 0.0
-                for some in self._chunk(chunk):
+                for batch in self._chunk(chunk):
                     first = first or time.monotonic()
-                    yield some
+                    yield batch
                 rate = len(chunk) / max(time.monotonic() - first, 0.1)
-                size = min(max(size, int(rate * STARTS * (first - began))), MOST_CHUNK)
+                size = min(max(size, int(rate * AMORTISATION * (first - began))), MAX_CHUNK)
 
     def _chunk(self, items: list[Item]) -> Iterator[list[Outcome]]:
-        waiting = dict(enumerate(items))
-        together = min(BLOCK, -(-self._work.in_flight // 4))
-        # The second time alone: one image that ends its worker does not take its neighbours with it again.
-        for block, calls in ((together, -(-self._work.in_flight // together) + 1), (1, 1)):
-            if waiting:
-                for answers in self._answers(waiting, block, calls):
-                    fresh = [(number, answer) for number, answer in answers if number in waiting]
-                    yield [_outcome(waiting.pop(number), answer) for number, answer in fresh]
-        yield [Outcome(item, None, CaptionerError("its worker died each time")) for item in waiting.values()]
+        pending = dict(enumerate(items))
+        block = min(MAX_BLOCK, -(-self._work.in_flight // 4))
+        # The second pass runs blocks of one item: an image that kills its actor must not fail the images of its block.
+        for block_size, calls in ((block, -(-self._work.in_flight // block) + 1), (1, 1)):
+            if pending:
+                for answers in self._answers(pending, block_size, calls):
+                    new = [(number, answer) for number, answer in answers if number in pending]
+                    yield [_outcome(pending.pop(number), answer) for number, answer in new]
+        yield [Outcome(item, None, CaptionerError("its worker died in every attempt")) for item in pending.values()]
 
-    def _answers(self, waiting: Mapping[int, Item], block: int, calls: int) -> Iterator[list[tuple[int, str]]]:
-        """Each block's answers as it ends; a block whose worker died too often is left out."""
+    def _answers(self, pending: Mapping[int, Item], block_size: int, calls: int) -> Iterator[list[tuple[int, str]]]:
+        """Yield the answers of each block when it ends. A block whose actor died too often yields nothing."""
         import ray
 
-        rows = [{"number": number, "item": pickle.dumps(item)} for number, item in waiting.items()]
+        rows = [{"number": number, "item": pickle.dumps(item)} for number, item in pending.items()]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the last two options, which have no other name yet
-            dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block)).map_batches(
+            warnings.simplefilter("ignore")  # the last two options are deprecated and have no replacement yet
+            dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // block_size)).map_batches(
                 Worker,
                 fn_constructor_args=(self._work,),
                 batch_size=None,
-                compute=ray.data.ActorPoolStrategy(size=self._work.workers, max_concurrent_calls_per_actor=calls),
+                compute=ray.data.ActorPoolStrategy(
+                    size=self._work.workers,
+                    max_concurrent_calls_per_actor=calls,
+                    # In the second pass no item may be queued behind the one that kills the actor.
+                    max_tasks_in_flight_per_actor=1 if calls == 1 else None,
+                ),
                 num_cpus=0,
-                max_task_retries=RETRIES,
+                max_task_retries=MAX_TASK_RETRIES,
                 scheduling_strategy="SPREAD",
             )
         try:
@@ -123,7 +130,7 @@ class RayEngine:
                 yield list(zip(batch["number"].tolist(), batch["answer"].tolist(), strict=True))
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise StartupRefused(f"Ray's workers cannot work: {reason}") from error
+            raise StartupRefused(f"Ray's workers failed: {reason}") from error
 
 
 def _outcome(item: Item, answer: str) -> Outcome:
@@ -135,35 +142,35 @@ def _outcome(item: Item, answer: str) -> Outcome:
 
 @contextlib.contextmanager
 def _ray(workers: int) -> Iterator[None]:
-    """The Ray that runs already, or that RAY_ADDRESS names, or one of our own on this machine, ended after."""
+    """Connect to Ray: the running one, the cluster of RAY_ADDRESS, or a local one, which is shut down at the end."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # what is left out is missed and run again
+    context.max_errored_blocks = -1  # unlimited: `_chunk` retries what is missing
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
-        quiet |= {
+        options |= {
             "address": "local",
             "num_cpus": max(workers, os.cpu_count() or 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
     try:
-        ray.init(**quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        ray.init(**options)
+    except Exception as error:  # Ray raises Exception itself if a local node does not start in time
         where = os.environ.get("RAY_ADDRESS") or "on this machine"
         raise StartupRefused(f"Ray {where} cannot be used: {str(error).splitlines()[0]}") from error
-    said = ray._private.worker.print_to_stdstream
-    # It tells of lost workers on stdout, where the captions may go.
+    print_to_stdstream = ray._private.worker.print_to_stdstream
+    # Ray reports lost workers on stdout, where the captions may go.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:
-        gc.collect()  # the next Ray counts its objects from 1 again: one of ours that ended later would end a namesake
+        gc.collect()  # object ids start again at 1 in the next Ray: a late release would free another object there
         ray.shutdown()
-        ray._private.worker.print_to_stdstream = said
+        ray._private.worker.print_to_stdstream = print_to_stdstream

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from captioner.bulk.engines.base import RETRY_FOR_S
-from captioner.bulk.sources.discover import read
-from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.item import Item, read
 from captioner.client import AsyncClient, RetryPolicy
 from captioner.errors import typed
 from captioner.wire import to_json
@@ -25,14 +24,14 @@ class Work:
 
     server: str  # one address, or several separated by commas
     workers: int
-    in_flight: int  # of one actor
+    in_flight: int  # images of one actor
     parameters: dict[str, Any]
     retry_for_s: float = RETRY_FOR_S
     read: Callable[[Item], bytes] = read
 
 
 class Worker:
-    """One actor. It answers a block of rows with a block of JSON texts, so that no class of ours has to be pickled."""
+    """One actor. It answers a block of rows with a block of JSON texts, so that no class of ours is pickled back."""
 
     def __init__(self, work: Work) -> None:
         self._work = work

@@ -1,4 +1,4 @@
-"""Writing that survives a kill: a whole file by a rename, one job a file by a lock, a log without its torn end."""
+"""Crash-safe writing: replace a file atomically, lock a file for one job, append without a torn buffer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from captioner.errors import OutputRefused
 
 
 def replace(path: Path, data: bytes) -> None:
-    """The file is the old one or the new one at any moment, also after a power cut; its mode and links stay."""
+    """Replace a file's content atomically, also across a power cut. The file's mode and symbolic links are kept."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = 0o666 & ~_UMASK
     with contextlib.suppress(FileNotFoundError):
         mode = stat.S_IMODE(path.stat().st_mode)
-    descriptor, temporary = tempfile.mkstemp(prefix=".captioner-", dir=path.parent)  # hidden: not enumerated
+    descriptor, temporary = tempfile.mkstemp(prefix=".captioner-", dir=path.parent)  # hidden: the sources skip it
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
@@ -35,8 +35,8 @@ def replace(path: Path, data: bytes) -> None:
         raise
 
 
-def settle(folders: Iterable[Path]) -> None:
-    """Renames in these folders survive a power cut from here on."""
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Sync folders to disk, so that earlier renames inside them survive a power cut."""
     for folder in set(folders):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -46,11 +46,14 @@ def settle(folders: Iterable[Path]) -> None:
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Opened for reading and appending, made if need be, and this process's alone."""
+    """Open a file for reading and appending, created if it does not exist, and lock it for this process.
+
+    Raises OutputRefused if the file cannot be opened, is not a regular file, or is locked by another job.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # a device or a pipe: what it holds cannot be read back
-            raise OutputRefused(f"{path} cannot be written: not a file")
+        if path.exists() and not path.is_file():  # the content of a device or a pipe cannot be read back
+            raise OutputRefused(f"{path} cannot be written: not a regular file")
         file = path.open("a+b")
     except OSError as error:
         raise OutputRefused(f"{path} cannot be written: {error.strerror}") from None
@@ -64,7 +67,7 @@ def open_locked(path: Path) -> BinaryIO:
 
 
 def append(file: BinaryIO, data: bytes) -> None:
-    """All of it, past the file's own buffer: what a full disk refuses is not tried again when the file is closed."""
+    """Append all of `data`, bypassing the file's buffer: after an error, closing the file must not write again."""
     while data:
         data = data[os.write(file.fileno(), data) :]
 

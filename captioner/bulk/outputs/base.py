@@ -1,4 +1,4 @@
-"""Where captions go, whatever its form: what is there already, what is written, and when it is finished."""
+"""The interface of an output: which captions exist already, writing new ones, finishing."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from captioner.wire import Caption
 class CaptionedImage(NamedTuple):
     """An image with its new caption."""
 
-    found: FoundImage
+    image: FoundImage
     caption: Caption
 
 
 class Output(Protocol):
-    """One job's output. `wants` and `write` are called from two threads."""
+    """The output of one job. `wants` and `write` are called from two threads."""
 
-    def wants(self, found: FoundImage) -> bool:
-        """False where the caption is there; raises a CaptionerError where it cannot be put."""
+    def wants(self, image: FoundImage) -> bool:
+        """Return False if the caption exists already. Raises a CaptionerError if none can be written for this image."""
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
-        """Keeps all of them but those it returns. Raises OSError where nothing more can be kept."""
+        """Write the captions; return the images that failed. Raises OSError when nothing more can be written."""
 
     def close(self, finished: bool, failed: bool) -> None:
-        """`finished`: nothing is left to do, but for what `failed`."""
+        """Close the output. `finished`: every image was tried; `failed`: some images failed."""

@@ -1,4 +1,4 @@
-"""How a new caption becomes the text that is written: decorated, and joined to what is there."""
+"""How a caption becomes the text that is written: decorated, and merged with an existing caption."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ Existing = Literal["skip", "overwrite", "append", "prepend"]
 
 
 @dataclass(frozen=True)
-class Edit:
-    """`trigger, prefix caption suffix`; what is there is left, replaced, or stands before or after it."""
+class CaptionEdit:
+    """The text is `trigger, prefix caption suffix`. `existing` says what happens to an existing caption."""
 
     existing: Existing = "skip"
     prefix: str = ""
@@ -20,18 +20,18 @@ class Edit:
 
     @property
     def lead(self) -> str:
-        """All that stands in front of the caption."""
+        """Everything in front of the caption."""
         return (f"{self.trigger}, " if self.trigger else "") + self.prefix
 
     def decorated(self, caption: str) -> str:
-        """The caption as it is to be read."""
+        """Return the caption with trigger, prefix and suffix."""
         return f"{self.lead}{caption}{self.suffix}"
 
-    def text(self, caption: str, there: str | None) -> str:
-        """The whole new text, where `there` is what is there."""
+    def merged(self, caption: str, current: str | None) -> str:
+        """Return the whole new text, given the existing caption `current`."""
         new = self.decorated(caption)
-        if there and self.existing == "append":
-            return f"{there}{self.separator}{new}"
-        if there and self.existing == "prepend":
-            return f"{new}{self.separator}{there}"
+        if current and self.existing == "append":
+            return f"{current}{self.separator}{new}"
+        if current and self.existing == "prepend":
+            return f"{new}{self.separator}{current}"
         return new

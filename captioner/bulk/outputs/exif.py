@@ -1,7 +1,7 @@
-"""A caption in a JPEG's or PNG's EXIF, spliced in: the compressed pixels and all that was there stay, byte for byte.
+"""Read and write a caption in the EXIF of a JPEG or PNG. Pixels and all other metadata stay unchanged, byte for byte.
 
-The old EXIF block is kept whole, for maker notes point into it; a new first directory is put behind it, with the old
-entries, ImageDescription (UTF-8) and XPComment (UTF-16, which Windows shows).
+The old EXIF block is kept, because maker notes hold offsets into it. A new first directory is appended, with the old
+entries, ImageDescription (UTF-8), and XPComment (UTF-16, which Windows shows).
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import zlib
 from collections.abc import Iterator
 
 from captioner.errors import OutputRefused
+from captioner.image.formats import sniff
 
 DESCRIPTION, XP_COMMENT = 0x010E, 0x9C9C
 _ASCII, _BYTE = 2, 1
 _EMPTY = b"MM\x00*\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\x00\x00"
 _STANDALONE = (0x01, *range(0xD0, 0xD8))  # JPEG markers without a length
 _SOS, _EOI, _APP0, _APP1 = 0xDA, 0xD9, 0xE0, 0xE1
 
 
 def description(data: bytes) -> str | None:
-    """The file's ImageDescription; None if there is none or it is blank."""
+    """Return the file's ImageDescription; None if it is missing or blank."""
     block, _, _ = _find(data)
     if block is None:
         return None
@@ -35,40 +35,45 @@ def description(data: bytes) -> str | None:
     return None
 
 
-def described(data: bytes, text: str) -> bytes:
-    """The file with the text as its description. OutputRefused where the format has no place for it."""
+def with_description(data: bytes, text: str) -> bytes:
+    """Return the file with `text` as its description.
+
+    Raises OutputRefused for other formats, for a broken EXIF block, and for a block too large for a JPEG segment.
+    """
     block, start, end = _find(data)
     block = _with_text(_EMPTY if block is None else block, text)
-    if data.startswith(_PNG):
+    if sniff(data) == "PNG":
         chunk = b"eXIf" + block
         return data[:start] + struct.pack(">I", len(block)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[end:]
     segment = _EXIF + block
     if len(segment) + 2 > 0xFFFF:
-        raise OutputRefused(f"the EXIF block would have {len(segment)} bytes; a JPEG holds 65533")
+        raise OutputRefused(f"the EXIF block would have {len(segment)} bytes; a JPEG segment holds 65533")
     return data[:start] + struct.pack(">BBH", 0xFF, _APP1, len(segment) + 2) + segment + data[end:]
 
 
 def _find(data: bytes) -> tuple[bytes | None, int, int]:
-    """The EXIF block if there is one, and which bytes of the file a new one takes the place of."""
-    if data.startswith(_PNG):
-        place = 33  # behind the header
+    """Return the EXIF block or None, and the start and end of the bytes that a new block replaces."""
+    file_format = sniff(data)
+    if file_format == "PNG":
+        insert_at = 33  # after the header
         for kind, start, end in _chunks(data):
             if kind == b"eXIf":
                 return data[start + 8 : end - 4], start, end
-        return None, place, place
-    if data.startswith(b"\xff\xd8"):
-        place = 2
+        return None, insert_at, insert_at
+    if file_format == "JPEG":
+        insert_at = 2
         for marker, start, end in _segments(data):
             if marker == _APP1 and data[start + 4 : start + 10] == _EXIF:
                 return data[start + 10 : end], start, end
             if marker == _APP0 and start == 2:
-                place = end  # JFIF's own is the first
-        return None, place, place
+                insert_at = end  # the JFIF segment must stay first
+        return None, insert_at, insert_at
     raise OutputRefused("EXIF is written into JPEG and PNG; use --to xmp or txt for other formats")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    start = len(_PNG)
+    """Yield kind, start and end of the chunks of a PNG."""
+    start = 8  # after the signature
     while start + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         yield kind, start, start + 12 + length
@@ -76,7 +81,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of the segments in front of the pixels; fill bytes belong to none."""
+    """Yield marker, start and end of the segments of a JPEG before its pixels, without fill bytes."""
     start = 2
     while start + 4 <= len(data) and data[start] == 0xFF:
         marker = data[start + 1]
@@ -91,21 +96,22 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _directory(block: bytes) -> tuple[str, list[tuple[int, int, int, bytes]], bytes]:
-    """Byte order, the first directory's entries (tag, type, count, value or place) and the next one's place."""
+    """Return byte order, first directory (entries of tag, type, count, value or offset), offset of the next one."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(block[:4])
     try:
         if order is None:
             raise struct.error
-        (place,) = struct.unpack_from(order + "I", block, 4)
-        (count,) = struct.unpack_from(order + "H", block, place)
-        entries = [struct.unpack_from(order + "HHI4s", block, place + 2 + 12 * number) for number in range(count)]
-        (following,) = struct.unpack_from("4s", block, place + 2 + 12 * count)
+        (offset,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, offset)
+        entries = [struct.unpack_from(order + "HHI4s", block, offset + 2 + 12 * number) for number in range(count)]
+        (following,) = struct.unpack_from("4s", block, offset + 2 + 12 * count)
     except struct.error:
-        raise OutputRefused("its EXIF block is broken; nothing is written into it") from None
+        raise OutputRefused("the EXIF block is broken; the image was left unchanged") from None
     return order, entries, following
 
 
 def _with_text(block: bytes, text: str) -> bytes:
+    """Return the block with a new first directory at its end; values longer than 4 bytes follow the directory."""
     order, entries, following = _directory(block)
     block += b"\x00" * (len(block) % 2)
     new = {
@@ -113,12 +119,12 @@ def _with_text(block: bytes, text: str) -> bytes:
         XP_COMMENT: (_BYTE, text.replace("\x00", "").encode("utf-16-le", "replace") + b"\x00\x00"),
     }
     kept = [entry for entry in entries if entry[0] not in new]
-    behind = len(block) + 2 + 12 * (len(kept) + len(new)) + 4
+    values_at = len(block) + 2 + 12 * (len(kept) + len(new)) + 4
     values = b""
     for tag, (kind, value) in new.items():
-        place = struct.pack(order + "I", behind + len(values)) if len(value) > 4 else value.ljust(4, b"\x00")
+        field = struct.pack(order + "I", values_at + len(values)) if len(value) > 4 else value.ljust(4, b"\x00")
         values += value + b"\x00" * (len(value) % 2) if len(value) > 4 else b""
-        kept.append((tag, kind, len(value), place))
+        kept.append((tag, kind, len(value), field))
     directory = struct.pack(order + "H", len(kept))
     directory += b"".join(struct.pack(order + "HHI4s", *entry) for entry in sorted(kept))
     return block[:4] + struct.pack(order + "I", len(block)) + block[8:] + directory + following + values

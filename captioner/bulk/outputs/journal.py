@@ -1,6 +1,7 @@
-"""What a job that changes files has done and is about to do, so that doing it again after a kill changes nothing.
+"""The journal of a job that changes existing files: a killed job resumes without losing or duplicating a caption.
 
-Before a file is replaced its whole new text is on disk here; after it, that it was. One JSON object a line.
+Before a file is replaced, its whole new text is synced to the journal. After it, the journal records that the file is
+done. The journal holds one JSON object a line.
 """
 
 from __future__ import annotations
@@ -15,39 +16,39 @@ from captioner.bulk.outputs.atomic_write import append, open_locked
 
 
 class Journal:
-    """The journal of one job; a line torn by a kill, and what follows it, counts as never written."""
+    """The journal of one job. A line torn by a kill, and everything after it, is discarded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.done: set[str] = set()
-        self.begun: dict[str, str] = {}  # whole new texts that may or may not be in their files
+        self.done: set[str] = set()  # keys
+        self.begun: dict[str, str] = {}  # key → whole new text, which may or may not be in its file
         self._lock = threading.Lock()
         self._file = open_locked(path)
-        whole = 0
+        intact = 0
         for line in self._file:
-            if not line.endswith(b"\n") or not self._take(line):
+            if not line.endswith(b"\n") or not self._apply(line):
                 break
-            whole += len(line)
-        self._file.truncate(whole)
+            intact += len(line)
+        self._file.truncate(intact)
 
     def begin(self, texts: Mapping[str, str]) -> None:
-        """On disk when this returns; after it the files may be replaced."""
+        """Record the whole new texts by key, synced to disk. Afterwards the files may be replaced."""
         self._append([{"key": key, "text": text} for key, text in texts.items()], sync=True)
 
     def end(self, keys: list[str]) -> None:
-        """The files hold their new texts. That may be lost: writing them again changes nothing."""
+        """Record that the files hold their new texts. No sync: writing a text twice changes nothing."""
         with self._lock:
             for key in keys:
                 self.begun.pop(key, None)
         self._append([{"done": key} for key in keys], sync=False)
 
     def close(self, remove: bool) -> None:
-        """The end of this run, and with `remove` of the job."""
+        """Close the journal; `remove` deletes it, because the job is complete."""
         if remove:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _take(self, line: bytes) -> bool:
+    def _apply(self, line: bytes) -> bool:
         try:
             record = json.loads(line)
             if "done" in record:

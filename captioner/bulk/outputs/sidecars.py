@@ -1,4 +1,4 @@
-"""A caption beside or in each image: .txt, .xmp, or the image's own EXIF."""
+"""Captions in sidecars, one for each image: .txt, .xmp, or the EXIF of the image itself."""
 
 from __future__ import annotations
 
@@ -11,162 +11,169 @@ from typing import Protocol
 
 from captioner.bulk.outputs import atomic_write, exif, xmp
 from captioner.bulk.outputs.base import CaptionedImage
-from captioner.bulk.outputs.caption_edit import Edit
+from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
-from captioner.bulk.sources.discover import FoundImage, read, reason
-from captioner.bulk.sources.item import Item
+from captioner.bulk.sources.discover import FoundImage
+from captioner.bulk.sources.item import Item, read, reason
 from captioner.errors import CaptionerError, OutputRefused
 from captioner.image.formats import is_image
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_WRITERS = 8  # files written at once: each waits for its disk
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # every other file of the job would fail as well
+_WRITERS = 8  # threads, because each write waits for the disk
 
 
-class Form(Protocol):
+class SidecarFormat(Protocol):
     """One kind of sidecar."""
 
     @property
     def extension(self) -> str | None:
-        """Of the sidecar; None where it is the image itself."""
+        """The sidecar's extension; None if the caption is written into the image itself."""
 
-    def there(self, target: Path, item: Item) -> str | None:
-        """The caption that is there. Raises OutputRefused where none can be put."""
+    def current(self, target: Path, item: Item) -> str | None:
+        """Return the existing caption. Raises OutputRefused if no caption can be written there."""
 
-    def file(self, target: Path, item: Item, text: str) -> bytes:
-        """The whole new file."""
+    def render(self, target: Path, item: Item, text: str) -> bytes:
+        """Return the whole new file."""
 
 
 class Txt:
-    """The caption and nothing else, UTF-8."""
+    """A UTF-8 file that holds only the caption."""
 
     extension = ".txt"
 
-    def there(self, target: Path, item: Item) -> str | None:
+    def current(self, target: Path, item: Item) -> str | None:
         return target.read_bytes().decode("utf-8-sig", "surrogateescape").strip() if target.exists() else None
 
-    def file(self, target: Path, item: Item, text: str) -> bytes:
+    def render(self, target: Path, item: Item, text: str) -> bytes:
         try:
             return f"{text}\n".encode()
-        except UnicodeEncodeError:  # what was there, see above, and is to be joined
-            raise OutputRefused(f"{target} is no UTF-8 text; it was left as it is") from None
+        except UnicodeEncodeError:  # `current` is not UTF-8, and the caption is to be joined to it
+            raise OutputRefused(f"{target} is not UTF-8 text; it was left unchanged") from None
 
 
 class Xmp:
-    """dc:description; the rest of a sidecar is kept."""
+    """An XMP file with the caption as dc:description. Other properties of an existing sidecar are kept."""
 
     extension = ".xmp"
 
-    def there(self, target: Path, item: Item) -> str | None:
+    def current(self, target: Path, item: Item) -> str | None:
         return xmp.description(target.read_bytes()) if target.exists() else None
 
-    def file(self, target: Path, item: Item, text: str) -> bytes:
-        return xmp.described(target.read_bytes() if target.exists() else None, text)
+    def render(self, target: Path, item: Item, text: str) -> bytes:
+        return xmp.with_description(target.read_bytes() if target.exists() else None, text)
 
 
 class Exif:
-    """ImageDescription and XPComment, in the image or in a copy of it."""
+    """ImageDescription and XPComment in the image, or in a copy of the image."""
 
     extension = None
 
-    def there(self, target: Path, item: Item) -> str | None:
+    def current(self, target: Path, item: Item) -> str | None:
         return exif.description(self._image(target, item))
 
-    def file(self, target: Path, item: Item, text: str) -> bytes:
-        return exif.described(self._image(target, item), text)
+    def render(self, target: Path, item: Item, text: str) -> bytes:
+        return exif.with_description(self._image(target, item), text)
 
     def _image(self, target: Path, item: Item) -> bytes:
         return read(Item(item.key, target) if target.exists() else item)
 
 
-FORMS: dict[str, Callable[[], Form]] = {"txt": Txt, "xmp": Xmp, "exif": Exif}
+FORMATS: dict[str, Callable[[], SidecarFormat]] = {"txt": Txt, "xmp": Xmp, "exif": Exif}
 
 
 class Sidecars:
-    """captioner.bulk.outputs.base.Output, a file an image: in `out` with the same sub-folders, or beside the image.
+    """An Output with one file for each image: beside the image, or in `out` with the same sub-folders.
 
-    What changes files that are there keeps a journal: so it neither loses nor doubles a caption when it is killed.
+    A job that changes existing files needs a journal, so that a kill neither loses nor duplicates a caption.
     """
 
     def __init__(
-        self, form: Form, edit: Edit, out: Path | None, journal: Journal | None, say: Callable[[str], None]
+        self,
+        sidecar_format: SidecarFormat,
+        edit: CaptionEdit,
+        out: Path | None,
+        journal: Journal | None,
+        log: Callable[[str], None],
     ) -> None:
-        self._form, self._edit, self._out, self._journal, self._say = form, edit, out, journal, say
-        self._told = False
+        self._format, self._edit, self._out, self._journal, self._log = sidecar_format, edit, out, journal, log
+        self._warned = False
         self._writers = ThreadPoolExecutor(_WRITERS, "sidecars")
 
-    def wants(self, found: FoundImage) -> bool:
-        """See Output. What a killed job may or may not have written is written here."""
-        key, target = found.item.key, self._target(found)
-        self._tell(found)
-        with _in_words():
-            there = self._form.there(target, found.item)
+    def wants(self, image: FoundImage) -> bool:
+        """See Output. A text that a killed job had begun to write is written here."""
+        key, target = image.item.key, self._target(image)
+        self._warn_of_shared_stem(image)
+        with _os_errors_refused():
+            current = self._format.current(target, image.item)
             if self._journal is None:
-                return there is None or not target.exists()
+                return current is None or not target.exists()
             if (text := self._journal.begun.get(key)) is not None:
-                self._put(found, text)
-                atomic_write.settle([target.parent])
+                self._replace(image, text)
+                atomic_write.sync_folders([target.parent])
                 self._journal.end([key])
                 return False
         return key not in self._journal.done
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
-        """See Output: the journal is on disk before any file is touched, all files before the journal's next line."""
+        """See Output. The order is: new texts to the journal, synced; files; folders, synced; end to the journal."""
         texts: dict[str, str] = {}
         failed: list[tuple[FoundImage, CaptionerError]] = []
-        for found, caption in batch:
+        for image, caption in batch:
             try:
-                with _in_words():
-                    there = self._form.there(self._target(found), found.item)
-                texts[found.item.key] = self._edit.text(caption.text, there)
+                with _os_errors_refused():
+                    current = self._format.current(self._target(image), image.item)
+                texts[image.item.key] = self._edit.merged(caption.text, current)
             except CaptionerError as error:
-                failed.append((found, error))
+                failed.append((image, error))
         if self._journal is not None:
             self._journal.begin(texts)
-        ready = [found for found, _ in batch if found.item.key in texts]
-        errors = list(self._writers.map(lambda found: self._try(found, texts[found.item.key]), ready))
-        failed += [(found, error) for found, error in zip(ready, errors, strict=True) if error is not None]
-        written = [found for found, error in zip(ready, errors, strict=True) if error is None]
-        atomic_write.settle(self._target(found).parent for found in written)
+        ready = [image for image, _ in batch if image.item.key in texts]
+        errors = list(self._writers.map(lambda image: self._try_replace(image, texts[image.item.key]), ready))
+        failed += [(image, error) for image, error in zip(ready, errors, strict=True) if error is not None]
+        written = [image for image, error in zip(ready, errors, strict=True) if error is None]
+        atomic_write.sync_folders(self._target(image).parent for image in written)
         if self._journal is not None:
-            self._journal.end([found.item.key for found in written])
+            self._journal.end([image.item.key for image in written])
         return failed
 
     def close(self, finished: bool, failed: bool) -> None:
-        """See Output. The journal stays while anything is left to do."""
+        """See Output. The journal is kept until every image has its caption."""
         self._writers.shutdown()
         if self._journal is not None:
             self._journal.close(remove=finished and not failed)
 
-    def _target(self, found: FoundImage) -> Path:
-        if self._out is None and (found.copied or found.item.member is not None):
-            raise OutputRefused("an image in an archive has no folder of its own; say with --out where to")
-        name = found.item.key if self._form.extension is None else found.stem + self._form.extension
-        return found.item.path.parent / name.rpartition("/")[2] if self._out is None else self._out / name
+    def _target(self, image: FoundImage) -> Path:
+        if self._out is None and (image.temporary or image.item.member is not None):
+            raise OutputRefused("nothing can be written beside an image in an archive; name a folder with --out")
+        name = image.item.key if self._format.extension is None else image.stem + self._format.extension
+        return image.item.path.parent / name.rpartition("/")[2] if self._out is None else self._out / name
 
-    def _put(self, found: FoundImage, text: str) -> None:
-        target = self._target(found)
-        atomic_write.replace(target, self._form.file(target, found.item, text))
+    def _replace(self, image: FoundImage, text: str) -> None:
+        target = self._target(image)
+        atomic_write.replace(target, self._format.render(target, image.item, text))
 
-    def _try(self, found: FoundImage, text: str) -> CaptionerError | None:
+    def _try_replace(self, image: FoundImage, text: str) -> CaptionerError | None:
         try:
-            with _in_words():
-                self._put(found, text)
+            with _os_errors_refused():
+                self._replace(image, text)
         except CaptionerError as error:
             return error
         return None
 
-    def _tell(self, found: FoundImage) -> None:
-        if self._form.extension and found.stem == found.item.key and is_image(found.stem) and not self._told:
-            self._told = True
-            name = found.stem.rpartition("/")[2] + self._form.extension
-            self._say(f"{found.label} shares its stem with another image: its caption goes to {name}, others' likewise")
+    def _warn_of_shared_stem(self, image: FoundImage) -> None:
+        extension = self._format.extension
+        if extension and image.stem == image.item.key and is_image(image.stem) and not self._warned:
+            self._warned = True
+            name = image.stem.rpartition("/")[2] + extension
+            self._log(f"{image.label} shares its stem with another image: its caption goes to {name}; others likewise")
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _os_errors_refused() -> Iterator[None]:
+    """Turn an OSError of one file into OutputRefused; let an error of the whole disk pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:  # the next file would fare no better
+        if error.errno in _DISK_ERRORS:
             raise
         raise OutputRefused(f"the caption cannot be written: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Captions as lines: one file of JSON objects or CSV rows for the whole job, or stdout."""
+"""Captions as lines: one JSON Lines or CSV file for the whole job, or stdout. The CSV columns are wire.CSV_COLUMNS."""
 
 from __future__ import annotations
 
@@ -15,50 +15,52 @@ from typing import BinaryIO, Protocol, get_args
 
 from captioner.bulk.outputs import atomic_write
 from captioner.bulk.outputs.base import CaptionedImage
-from captioner.bulk.outputs.caption_edit import Edit
+from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.sources.discover import FoundImage
 from captioner.errors import CaptionerError, OutputRefused
-from captioner.wire import Details, Ending
+from captioner.wire import CSV_COLUMNS, Details, FinishReason
 
-_SYNC_SECONDS = 1.0  # of captions a power cut may take; a kill takes none
-COLUMNS = ("file", "caption", "model", "revision", "confidence", "unsure", "finish_reason")
+_SYNC_S = 1.0  # captions that a power cut may lose; a kill loses none
 
 
-class Form(Protocol):
+class TableFormat(Protocol):
     """One kind of line."""
 
-    head: bytes
+    header: bytes
 
     def line(self, name: str, caption: str, details: Details) -> bytes:
-        """A caption's line, with its end."""
+        """Return the line of one caption, with its line end."""
 
     def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        """The file's names, each with where its line ends, without a torn end. Raises ValueError at others' lines."""
+        """Yield each name in the file with the byte offset where its line ends. An incomplete last line is skipped.
+
+        Raises ValueError at a line that this format did not write.
+        """
 
 
 class Text:
-    """`name: caption`, for people; it is not read back."""
+    """`name: caption`, for people. It cannot be read back."""
 
-    head = b""
+    header = b""
 
     def line(self, name: str, caption: str, details: Details) -> bytes:
         return f"{name}: {caption}\n".encode("utf-8", "surrogateescape")
 
     def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        raise NotImplementedError("text has no file")
+        raise NotImplementedError("text is not written to a file")
 
 
 class Jsonl:
-    """An object a line, with all details."""
+    """One JSON object a line, with all details."""
 
-    head = b""
+    header = b""
     _start = b'{"file": '
 
     def line(self, name: str, caption: str, details: Details) -> bytes:
         values = {"file": name, "caption": caption, "details": asdict(details)}
         try:
             return (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        except UnicodeEncodeError:  # a file name that is no UTF-8
+        except UnicodeEncodeError:  # the file name is not UTF-8
             return (json.dumps(values) + "\n").encode()
 
     def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
@@ -68,7 +70,7 @@ class Jsonl:
             try:
                 key = json.loads(line)["file"]
                 if not isinstance(key, str):
-                    raise ValueError("its file is no text")
+                    raise ValueError("the value of `file` is not a string")
             except (ValueError, KeyError, TypeError) as error:
                 if not line.endswith(b"\n") and line[: len(self._start)] == self._start[: len(line)]:
                     return
@@ -77,21 +79,21 @@ class Jsonl:
 
 
 class Csv:
-    """A row a caption, for spreadsheets."""
+    """One CSV row for each caption, for spreadsheets."""
 
-    head = (",".join(COLUMNS) + "\n").encode()
+    header = (",".join(CSV_COLUMNS) + "\n").encode()
 
     def line(self, name: str, caption: str, details: Details) -> bytes:
         values = asdict(details)
         row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow([name, caption, *(values[column] for column in COLUMNS[2:])])
+        csv.writer(row, lineterminator="\n").writerow([name, caption, *(values[column] for column in CSV_COLUMNS[2:])])
         return row.getvalue().encode("utf-8", "surrogateescape")
 
     def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        head = file.read(len(self.head))
-        if not self.head.startswith(head):
-            raise ValueError(repr(head))
-        end, last = len(head), "\n"
+        header = file.read(len(self.header))
+        if not self.header.startswith(header):
+            raise ValueError(repr(header))
+        end, last = len(header), "\n"
 
         def lines() -> Iterator[str]:
             nonlocal end, last
@@ -102,91 +104,91 @@ class Csv:
 
         try:
             for row in csv.reader(lines(), strict=True):
-                whole = len(row) == len(COLUMNS)
-                if not last.endswith("\n") and not (whole and row[-1] in get_args(Ending)):
+                complete = len(row) == len(CSV_COLUMNS)
+                if not last.endswith("\n") and not (complete and row[-1] in get_args(FinishReason)):
                     return
-                if not whole:
+                if not complete:
                     raise ValueError(f"{row!r:.60}")
                 yield row[0], end
-        except csv.Error:  # the file ends inside quotes
+        except csv.Error:  # the file ends inside a quoted field
             if file.read(1):
-                raise ValueError("quotes that do not end") from None
+                raise ValueError("a quoted field that does not end") from None
 
 
-FORMS: dict[str, type[Text] | type[Jsonl] | type[Csv]] = {"stdout": Text, "jsonl": Jsonl, "csv": Csv}
+FORMATS: dict[str, type[Text] | type[Jsonl] | type[Csv]] = {"stdout": Text, "jsonl": Jsonl, "csv": Csv}
 
 
 class Table:
-    """An Output to one file. The file is appended to; `overwrite` writes FILE.part and renames it at the end."""
+    """An Output that appends to one file. With `overwrite` it writes FILE.part, and renames it at the end."""
 
-    def __init__(self, form: Form, edit: Edit, path: Path) -> None:
-        self._form, self._edit, self._path = form, edit, path
+    def __init__(self, table_format: TableFormat, edit: CaptionEdit, path: Path) -> None:
+        self._format, self._edit, self._path = table_format, edit, path
         self._part = path.with_name(path.name + ".part") if edit.existing == "overwrite" else path
         self._file = atomic_write.open_locked(self._part)
         self._synced = time.monotonic()
-        whole = 0
+        end = 0
         self._done: set[str] = set()
         try:
-            for key, whole in self._form.keys(self._file):  # noqa: B007  # the last one's end is used
+            for key, end in self._format.keys(self._file):  # noqa: B007  # the end of the last line is used
                 self._done.add(key)
         except ValueError as error:
             self._file.close()
-            raise OutputRefused(f"{self._part} holds what is no caption of ours: {error}") from None
+            raise OutputRefused(f"{self._part} holds a line that this command did not write: {error}") from None
         self._lines = len(self._done)
-        self._resume(whole)
+        self._resume(end)
 
-    def wants(self, found: FoundImage) -> bool:
+    def wants(self, image: FoundImage) -> bool:
         """See Output."""
-        return found.item.key not in self._done
+        return image.item.key not in self._done
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
         """See Output."""
         lines = (
-            self._form.line(found.item.key, self._edit.decorated(caption.text), caption.details)
-            for found, caption in batch
+            self._format.line(image.item.key, self._edit.decorated(caption.text), caption.details)
+            for image, caption in batch
         )
         atomic_write.append(self._file, b"".join(lines))
         self._lines += len(batch)
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
+        if time.monotonic() - self._synced > _SYNC_S:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
         return []
 
     def close(self, finished: bool, failed: bool) -> None:
-        """See Output. A new file takes the old one's place once every image was tried and one was captioned."""
+        """See Output. FILE.part replaces FILE when every image was tried and at least one was captioned."""
         os.fsync(self._file.fileno())
         if finished and self._lines and self._part != self._path:
             self._part.replace(self._path)
-            atomic_write.settle([self._path.parent])
+            atomic_write.sync_folders([self._path.parent])
         self._file.close()
 
-    def _resume(self, whole: int) -> None:
-        """Cuts what a kill has torn; a last line that only lacks its end gets one."""
-        self._file.truncate(whole)
-        if not whole:
-            atomic_write.append(self._file, self._form.head)
+    def _resume(self, end: int) -> None:
+        """Truncate an incomplete last line; add the line end to a last line that lacks only that."""
+        self._file.truncate(end)
+        if not end:
+            atomic_write.append(self._file, self._format.header)
             return
-        self._file.seek(whole - 1)
+        self._file.seek(end - 1)
         if self._file.read(1) != b"\n":
             atomic_write.append(self._file, b"\n")
 
 
 class Stdout:
-    """captioner.bulk.outputs.base.Output for a terminal or a pipe: nothing is there, and nothing is kept."""
+    """An Output to a terminal or a pipe. It does not know earlier captions."""
 
-    def __init__(self, form: Form, edit: Edit) -> None:
-        self._form, self._edit = form, edit
-        self._write(form.head)
+    def __init__(self, table_format: TableFormat, edit: CaptionEdit) -> None:
+        self._format, self._edit = table_format, edit
+        self._write(table_format.header)
 
-    def wants(self, found: FoundImage) -> bool:
+    def wants(self, image: FoundImage) -> bool:
         """See Output."""
         return True
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
         """See Output."""
         lines = (
-            self._form.line(found.label, self._edit.decorated(caption.text), caption.details)
-            for found, caption in batch
+            self._format.line(image.label, self._edit.decorated(caption.text), caption.details)
+            for image, caption in batch
         )
         self._write(b"".join(lines))
         return []
@@ -198,6 +200,6 @@ class Stdout:
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer must not fail again at the exit
+        except BrokenPipeError:  # the reader, such as `head`, has ended; the interpreter's last flush must not fail too
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise

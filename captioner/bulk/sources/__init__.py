@@ -1,1 +1,1 @@
-"""Files, folders, globs and archives to image items."""
+"""From the PATHs of a command to image items: files, folders, globs and archives."""

@@ -1,8 +1,8 @@
-"""Files inside zip and tar archives: which there are, and the bytes of one.
+"""Read zip and tar archives: list the files inside, and read one of them. It knows archives, not images.
 
-A member of a plain tar is a place in the file, so that any process reads it by seeking; a zip is kept open, a few a
-process. A compressed tar can only be read in order: what is wanted of it is copied into a folder, file by file, as it
-is asked for. Nothing here knows which names are images.
+A member of an uncompressed tar has an offset in the archive, so any process can seek to it. A zip file is kept open,
+up to eight in each process. A compressed tar can only be read in order: its members are copied to a folder, each when
+the caller asks for the next one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ZIP = (".zip",)
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-# What a broken or encrypted archive raises, when it is opened or at any member.
+# The errors of a broken or encrypted archive, raised when it is opened or at any member.
 BROKEN = (OSError, EOFError, KeyError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
@@ -28,17 +28,17 @@ class Member:
     """One regular file in an archive."""
 
     name: str  # as the archive spells it
-    size: int
-    offset: int | None = None  # of its bytes in a plain tar
+    size: int  # bytes
+    offset: int | None = None  # of its data in an uncompressed tar
 
 
 def is_archive(path: Path) -> bool:
-    """By its name."""
+    """Return whether a file name has an archive suffix."""
     return path.name.lower().endswith((*ZIP, *TAR))
 
 
 def is_compressed_tar(path: Path) -> bool:
-    """Whether its members have no place of their own in the file."""
+    """Return whether the archive is a tar whose members cannot be read by their offset."""
     if path.name.lower().endswith(ZIP):
         return False
     try:
@@ -49,7 +49,7 @@ def is_compressed_tar(path: Path) -> bool:
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Every regular file, in the archive's order; one of BROKEN where it cannot be read on."""
+    """Yield every regular file in the archive's order. Raises one of BROKEN where the archive cannot be read."""
     if path.name.lower().endswith(ZIP):
         with zipfile.ZipFile(path) as archive:
             yield from (Member(each.filename, each.file_size) for each in archive.infolist() if not each.is_dir())
@@ -61,7 +61,7 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def unpack(path: Path, folder: Path, wanted: Callable[[Member], bool]) -> Iterator[tuple[Member, Path]]:
-    """What is wanted of a compressed tar, in its order, each as a new file in `folder`."""
+    """Yield the wanted members of a compressed tar in its order, each copied to a new file in `folder`."""
     with tarfile.open(path, "r|*") as tar:
         for number, info in enumerate(_headers(tar)):
             member = Member(info.name, info.size)
@@ -73,12 +73,12 @@ def unpack(path: Path, folder: Path, wanted: Callable[[Member], bool]) -> Iterat
                 yield member, target
 
 
-def zip_member(path: Path, name: str, most: int) -> tuple[int, bytes]:
-    """A member's size, and its bytes where it is not larger than `most`."""
+def zip_member(path: Path, name: str, max_size: int) -> tuple[int, bytes]:
+    """Return the size of a member in bytes, and its content, which is left empty above `max_size`."""
     stat = path.stat()
     archive = _open_zip(path, stat.st_mtime_ns, stat.st_size)
     info = archive.getinfo(name)
-    if info.file_size > most:
+    if info.file_size > max_size:
         return info.file_size, b""
     with archive.open(info) as file:
         return info.file_size, file.read()
@@ -90,7 +90,7 @@ def _open_zip(path: Path, mtime_ns: int, size: int) -> zipfile.ZipFile:
 
 
 def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its regular files; what was passed is forgotten, for a tar may hold millions."""
+    """Yield the regular files. `tar.members` is emptied on the way, because a tar may hold millions of files."""
     for info in tar:
         if info.isreg() and not info.issparse():
             yield info

@@ -1,82 +1,54 @@
-"""What was named on the command line → its images, one after the other, in an order that repeats.
+"""Discover the images of a command's PATHs, lazily and in a repeatable order.
 
-Files, folders with all that is below them, globs (`**` too), zip and tar archives. The names of one folder or archive
-are the most that is held at once. Hidden files, other extensions and archives inside folders are passed over; a file
-that was named is always tried. A folder that several links lead to is entered once: loops end, no photo comes twice.
+A PATH is a file, a folder (read recursively), a glob (also with `**`), or a zip or tar archive. At most the names of
+one folder or archive are held in memory. In folders, hidden files, files without an image suffix, and archives are
+skipped; an explicitly named file is always tried. A folder that several links lead to is entered once, so that link
+loops end and no photo is found twice.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 
 from captioner.bulk.sources import archives
-from captioner.bulk.sources.item import Item
-from captioner.bulk.sources.sidecar_names import Stems
-from captioner.bulk.sources.walk import leads_to, matches, walk
+from captioner.bulk.sources.item import Item, reason
+from captioner.bulk.sources.sidecar_names import SidecarNames
+from captioner.bulk.sources.walk import matches, may_contain_match, walk
 from captioner.errors import CaptionerError, ImageMissing
-from captioner.image.formats import check_file_size, is_image
-from captioner.wire import MAX_IMAGE_BYTES
-
-
-def read(item: Item) -> bytes:
-    """An item's bytes; ImageMissing where they cannot be read, ImageTooLarge before too many are."""
-    try:
-        if item.member is not None and item.offset is None:
-            size, data = archives.zip_member(item.path, item.member, MAX_IMAGE_BYTES)
-            check_file_size(size)
-        else:
-            status = item.path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
-                raise ImageMissing("not a file")
-            size = status.st_size if item.size is None else item.size
-            check_file_size(size)
-            with item.path.open("rb") as file:
-                file.seek(item.offset or 0)
-                data = file.read(size)
-    except archives.BROKEN as error:
-        raise ImageMissing(f"cannot be read: {reason(error)}") from None
-    if len(data) < size:
-        raise ImageMissing(f"the file ends after {len(data)} of {size} bytes")
-    return data
-
-
-def reason(error: BaseException) -> str:
-    """An exception in words."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+from captioner.image.formats import is_image
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image and how it is called, or a place that could not be read and why."""
+    """A discovered image, or with `error` a file, folder or archive that could not be read."""
 
     item: Item
-    label: str  # as the user spelt it
+    label: str  # its path as the user spelt it
     stem: str  # the key of its sidecar, without the sidecar's extension
     error: CaptionerError | None = None
-    copied: bool = False  # the item's file is a copy, to be deleted after use
+    temporary: bool = False  # the item's file is a copy, to be deleted after use
 
 
 @dataclass(frozen=True)
 class _Root:
-    """One PATH: a file, an archive, a folder, or where a glob begins and its other parts."""
+    """One PATH: a file, an archive or a folder; for a glob, its fixed beginning and the remaining `pattern`."""
 
-    given: str  # as the user spelt it, without the glob's parts
+    given: str  # as the user spelt it, without the pattern
     path: Path  # the same, absolute
     is_file: bool
-    pattern: tuple[str, ...] = ()
+    pattern: tuple[str, ...] = ()  # path parts
 
     def label(self, path: Path) -> str:
-        """A path at or below this one, spelt as the user began it."""
+        """Return a path at or below this one, spelt as the user spelt the root."""
         below = path.relative_to(self.path).parts
         return os.path.join(self.given, *below) if below else self.given  # noqa: PTH118  # Path drops "./"
 
-    def brings(self, path: Path) -> bool:
-        """Whether a visible file is among this root's own."""
+    def contains(self, path: Path) -> bool:
+        """Return whether this root yields a file, provided that the file is not hidden."""
         if self.is_file or not path.is_relative_to(self.path):
             return path == self.path
         below = path.relative_to(self.path).parts
@@ -84,108 +56,119 @@ class _Root:
 
 
 class Sources:
-    """The images that PATHS name. A path that leads nowhere raises ImageMissing here, before anything begins."""
+    """The images that the PATHs name. The constructor raises ImageMissing for a path that does not exist."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._roots = [_root(path) for path in paths]
         self._named = {root.path for root in self._roots if root.is_file}
-        alone = len(self._roots) == 1
-        tops = [root.path if root.pattern or (alone and not root.is_file) else root.path.parent for root in self._roots]
-        self.base = Path(os.path.commonpath(tops))  # keys are paths below it
+        single = len(self._roots) == 1
+        tops = [
+            root.path if root.pattern or (single and not root.is_file) else root.path.parent for root in self._roots
+        ]
+        self.base = Path(os.path.commonpath(tops))  # keys are relative to it
 
     @property
     def plain_files(self) -> list[str] | None:
-        """The files as they were given, where nothing but image files was."""
+        """The paths as the user spelt them if each is a file and none is an archive, otherwise None."""
         named = [root.given for root in self._roots if root.is_file and not archives.is_archive(root.path)]
         return named if len(named) == len(self._roots) else None
 
     @property
-    def places(self) -> list[str]:
-        """The absolute paths, globs as they are: what makes one job another."""
+    def locations(self) -> list[str]:
+        """The absolute paths, globs unexpanded. They identify the job."""
         return [str(root.path.joinpath(*root.pattern)) for root in self._roots]
 
     @property
     def folder(self) -> Path:
-        """The folder of the first PATH, where its images are."""
+        """The folder of the first PATH, or the folder that contains it if it is a file."""
         root = self._roots[0]
         return root.path.parent if root.is_file else root.path
 
     def find(self, spool: Path | None = None) -> Iterator[FoundImage]:
-        """Every image. Those of compressed tars are copied into `spool`; without one they are only named."""
-        seen: set[Path] = set()  # of the named files
-        entered: set[tuple[int, int]] = set()
-        beside: tuple[Path, Stems] | None = None  # the last named file's folder
+        """Yield every image once.
+
+        An image in a compressed tar is copied to `spool` when its turn comes. Without a spool, such images can be
+        counted, but not read.
+        """
+        seen: set[Path] = set()  # explicitly named files
+        visited: set[tuple[int, int]] = set()
+        siblings: tuple[Path, SidecarNames] | None = None  # of the last named file's folder
         for number, root in enumerate(self._roots):
             if root.pattern:
                 yield from self._glob(root, number, spool)
             elif not root.is_file:
-                for folder, names in walk(root.path, entered):
+                for folder, names in walk(root.path, visited):
                     yield from self._folder(root, folder, names)
             elif root.path not in seen:
                 seen.add(root.path)
                 if archives.is_archive(root.path):
                     yield from self._archive(root.path, root.given, spool)
                     continue
-                if beside is None or beside[0] != root.path.parent:
+                if siblings is None or siblings[0] != root.path.parent:
                     _, names = next(walk(root.path.parent, set()))
-                    beside = root.path.parent, Stems([] if isinstance(names, OSError) else names)
-                yield self._found(root, root.path, beside[1])
+                    siblings = root.path.parent, SidecarNames([] if isinstance(names, OSError) else names)
+                yield self._found(root, root.path, siblings[1])
 
     def _folder(self, root: _Root, folder: Path, names: list[str] | OSError) -> Iterator[FoundImage]:
         if isinstance(names, OSError):
             yield self._unreadable(folder, root.label(folder), names)
             return
-        stems = Stems(names)
+        sidecars = SidecarNames(names)
         for name in names:
             if is_image(name) and folder / name not in self._named:
-                yield self._found(root, folder / name, stems)
+                yield self._found(root, folder / name, sidecars)
 
     def _glob(self, root: _Root, number: int, spool: Path | None) -> Iterator[FoundImage]:
-        others = [other for place, other in enumerate(self._roots) if place < number or not other.pattern]
+        others = [other for index, other in enumerate(self._roots) if index < number or not other.pattern]
         others = [other for other in others if not other.is_file]
         below = len(root.path.parts)
-        for folder, names in walk(root.path, set(), lambda folder: leads_to(folder.parts[below:], root.pattern)):
+
+        def enter(folder: Path) -> bool:
+            return may_contain_match(folder.parts[below:], root.pattern)
+
+        for folder, names in walk(root.path, set(), enter):
             if isinstance(names, OSError):
                 yield self._unreadable(folder, root.label(folder), names)
                 continue
-            stems = Stems(names)
+            sidecars = SidecarNames(names)
             for name in names:
                 path, archive = folder / name, archives.is_archive(folder / name)
                 if not (is_image(name) or archive) or not matches(path.parts[below:], root.pattern):
                     continue
-                if path in self._named or any(other.brings(path) for other in others if other.pattern or not archive):
+                if path in self._named or any(other.contains(path) for other in others if other.pattern or not archive):
                     continue
                 if archive:
                     yield from self._archive(path, root.label(path), spool)
                 else:
-                    yield self._found(root, path, stems)
+                    yield self._found(root, path, sidecars)
 
     def _archive(self, path: Path, label: str, spool: Path | None) -> Iterator[FoundImage]:
-        """Its images; of two members with one name the first."""
+        """Yield the images of an archive. Of members with the same name, only the first counts."""
         key = self._key(path)
         try:
-            left = {_inside(member.name) for member in archives.members(path)} - {None}
-            stems = Stems(name for name in left if name is not None)
+            left = {_image_name(member.name) for member in archives.members(path)} - {None}
+            sidecars = SidecarNames(name for name in left if name is not None)
 
             def found(member: archives.Member, copy: Path | None = None) -> FoundImage:
-                name = str(_inside(member.name))
+                name = str(_image_name(member.name))
                 left.discard(name)
                 item = Item(f"{key}/{name}", copy or path, None if copy else member.name, member.offset, member.size)
-                return FoundImage(item, f"{label}/{name}", f"{key}/{stems.of(name)}", copied=copy is not None)
+                return FoundImage(item, f"{label}/{name}", f"{key}/{sidecars.stem(name)}", temporary=copy is not None)
 
             if spool is not None and archives.is_compressed_tar(path):
-                for member, copy in archives.unpack(path, spool, lambda member: _inside(member.name) in left):
+                for member, copy in archives.unpack(path, spool, lambda member: _image_name(member.name) in left):
                     yield found(member, copy)
                 return
             for member in archives.members(path):
-                if _inside(member.name) in left:
+                if _image_name(member.name) in left:
                     yield found(member)
         except archives.BROKEN as error:
             yield self._unreadable(path, label, error)
 
-    def _found(self, root: _Root, path: Path, stems: Stems) -> FoundImage:
+    def _found(self, root: _Root, path: Path, sidecars: SidecarNames) -> FoundImage:
         key = self._key(path)
-        return FoundImage(Item(key, path), root.label(path), key[: len(key) - len(path.name)] + stems.of(path.name))
+        stem = key[: len(key) - len(path.name)] + sidecars.stem(path.name)
+        return FoundImage(Item(key, path), root.label(path), stem)
 
     def _unreadable(self, path: Path, label: str, error: Exception) -> FoundImage:
         key = self._key(path)
@@ -196,30 +179,30 @@ class Sources:
 
 
 def _root(given: str) -> _Root:
-    path = Path(os.path.abspath(given))  # noqa: PTH100  # not resolve(): a link keeps its name
+    path = Path(os.path.abspath(given))  # noqa: PTH100  # not resolve(): a link must keep its own name
     if path.exists():
         return _Root(given, path, not path.is_dir())
     parts = Path(given).parts
-    first = next((place for place, part in enumerate(parts) if has_magic(part)), None)
+    first = next((index for index, part in enumerate(parts) if has_magic(part)), None)
     if first is None:
         raise ImageMissing(f"{given}: no such file or folder")
     start, pattern = Path(*parts[:first]), parts[first:]
     root = _Root("" if first == 0 else str(start), Path(os.path.abspath(start)), False, pattern)  # noqa: PTH100
     below = len(root.path.parts)
-    found = (
+    matching = (
         name
-        for folder, names in walk(root.path, set(), lambda folder: leads_to(folder.parts[below:], pattern))
+        for folder, names in walk(root.path, set(), lambda folder: may_contain_match(folder.parts[below:], pattern))
         if isinstance(names, list)
         for name in names
         if matches((*folder.parts[below:], name), pattern)
     )
-    if next(found, None) is None:
-        raise ImageMissing(f"{given}: nothing matches")
+    if next(matching, None) is None:
+        raise ImageMissing(f"{given}: no file matches")
     return root
 
 
-def _inside(member: str) -> str | None:
-    """A member's path without what would lead out of the archive; None if it is hidden or no image."""
+def _image_name(member: str) -> str | None:
+    """Return a member's path without `/` and `..` parts, or None if the member is hidden or is not an image."""
     parts = [part for part in PurePosixPath(member).parts if part not in ("/", "..")]
     if not parts or not is_image(parts[-1]) or any(part.startswith(".") for part in parts):
         return None

@@ -1,9 +1,15 @@
-"""One image of a job."""
+"""One image of a job, and how its bytes are read."""
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from captioner.bulk.sources import archives
+from captioner.errors import ImageMissing
+from captioner.image.limits import check_file_size
+from captioner.wire import MAX_IMAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -19,3 +25,30 @@ class Item:
     member: str | None = None  # its name in the archive
     offset: int | None = None  # byte offset of its data in an uncompressed tar
     size: int | None = None  # bytes
+
+
+def read(item: Item) -> bytes:
+    """Return the bytes of an item. Raises ImageMissing if they cannot be read, ImageTooLarge before reading a file."""
+    try:
+        if item.member is not None and item.offset is None:
+            size, data = archives.zip_member(item.path, item.member, MAX_IMAGE_BYTES)
+            check_file_size(size)
+        else:
+            status = item.path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block until it has a writer
+                raise ImageMissing("not a regular file")
+            size = status.st_size if item.size is None else item.size
+            check_file_size(size)
+            with item.path.open("rb") as file:
+                file.seek(item.offset or 0)
+                data = file.read(size)
+    except archives.BROKEN as error:
+        raise ImageMissing(f"cannot be read: {reason(error)}") from None
+    if len(data) < size:
+        raise ImageMissing(f"the file ends after {len(data)} of {size} bytes")
+    return data
+
+
+def reason(error: BaseException) -> str:
+    """Return an exception as text for an error message."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Folders on disk, one after the other in an order that repeats, and the parts of a glob."""
+"""Walk folders on disk in a repeatable order, and match paths with globs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 
 def walk(
-    top: Path, entered: set[tuple[int, int]], enter: Callable[[Path], bool] = lambda folder: True
+    top: Path, visited: set[tuple[int, int]], enter: Callable[[Path], bool] = lambda folder: True
 ) -> Iterator[tuple[Path, list[str] | OSError]]:
-    """Each folder with its files' names, sorted, or why it cannot be read. Hidden names are left out.
+    """Yield each folder with its sorted file names, or with the error that prevented reading it.
 
-    Links are followed; a folder that is in `entered` already is not, so that loops end.
+    Hidden names are left out. Symbolic links are followed. A folder that is in `visited` (device, inode) is skipped, so
+    that link loops end; each folder that is entered is added. `enter` decides whether to descend into a folder.
     """
     folders = [top]
     while folders:
@@ -22,9 +23,9 @@ def walk(
         below: list[str] = []
         try:
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in entered:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            entered.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
@@ -38,7 +39,7 @@ def walk(
 
 
 def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a path's names are those of the pattern; `**` stands for any number of folders."""
+    """Return whether the parts of a path match the parts of a glob; `**` matches any number of folders."""
     if not pattern:
         return not names
     if pattern[0] == "**":
@@ -46,8 +47,8 @@ def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(names) and fnmatchcase(names[0], pattern[0]) and matches(names[1:], pattern[1:])
 
 
-def leads_to(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a folder may hold what matches."""
+def may_contain_match(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a folder, given by its path's parts, can contain a match of the glob."""
     for name, part in zip(names, pattern, strict=False):
         if part == "**":
             return True

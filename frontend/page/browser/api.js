@@ -1,83 +1,85 @@
-// The API as the browser uses it: one request a caption, its one answer an event stream; and the served model's card.
+// The API for the browser: one request for each caption, whose response is an event stream; and the model's card.
 
 const CAPTIONS = new URL("../v1/captions", import.meta.url);
 const MODELS = new URL("../v1/models", import.meta.url);
-const AWAY = new Set([502, 503, 504]); // a replica or the way to it; another may answer
+const TRANSIENT = new Set([502, 503, 504]); // another replica may answer
 
-export class Refused extends Error {
-  constructor(code, message, away = false, waitSeconds = 0) {
+export class ApiError extends Error {
+  constructor(code, message, transient = false, retryAfterS = 0) {
     super(message);
-    Object.assign(this, { code, away, waitSeconds });
+    Object.assign(this, { code, transient, retryAfterS });
   }
 }
 
-// The card; null while no model is served. Fails where nobody answers at all.
+// Returns the card, or null if no model is served. Throws if this page's own server does not answer.
 export async function servedModel() {
-  const answer = await fetch(MODELS, { cache: "no-store" });
-  return answer.ok ? (await answer.json()).data[0] : null;
+  const response = await fetch(MODELS, { cache: "no-store" });
+  return response.ok ? (await response.json()).data[0] : null;
 }
 
-// Calls `onText` with all the text so far and gives the details. Tries again while nobody answers.
+// Calls `onText` with the whole text so far and returns the details. Retries transient errors.
 export async function caption(file, parameters, { signal, onText, tries = 2 }) {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await ask(file, parameters, signal, onText);
+      return await request(file, parameters, signal, onText);
     } catch (error) {
-      if (!error.away || attempt >= tries) throw error;
+      if (!error.transient || attempt >= tries) throw error;
       onText("");
-      await pause(Math.max(error.waitSeconds, Math.min(2 ** attempt / 4, 8)) * (0.75 + Math.random() / 2), signal);
+      await pause(Math.max(error.retryAfterS, Math.min(2 ** attempt / 4, 8)) * (0.75 + Math.random() / 2), signal);
     }
   }
 }
 
-async function ask(file, parameters, signal, onText) {
+async function request(file, parameters, signal, onText) {
   const form = new FormData();
   for (const [name, value] of Object.entries(parameters)) form.append(name, value);
   form.append("image", file, file.name || "image");
-  let answer;
+  let response;
   try {
-    answer = await fetch(CAPTIONS, { method: "POST", body: form, signal, headers: { Accept: "text/event-stream" } });
+    response = await fetch(CAPTIONS, { method: "POST", body: form, signal, headers: { Accept: "text/event-stream" } });
   } catch (error) {
-    throw broken(error);
+    throw networkError(error);
   }
-  if (!answer.ok) throw await refusal(answer);
+  if (!response.ok) throw await errorOf(response);
   let text = "";
-  for await (const [event, data] of events(answer.body)) {
+  for await (const [event, data] of events(response.body)) {
     if (event === "text") onText((text += data.text));
-    if (event === "error") throw new Refused(data.code, data.message);
+    if (event === "error") throw new ApiError(data.code, data.message);
     if (event === "done") return data.details;
   }
-  throw new Refused("SERVER_UNREACHABLE", "The answer ended too early.", true);
+  throw new ApiError("SERVER_UNREACHABLE", "The response ended too early.", true);
 }
 
-async function refusal(answer) {
-  const wait = Number(answer.headers.get("Retry-After")) || 0;
+async function errorOf(response) {
+  const { status } = response;
+  const wait = Number(response.headers.get("Retry-After")) || 0;
   try {
-    const { code, message } = (await answer.json()).error;
-    return new Refused(code, message, AWAY.has(answer.status), wait);
+    const { code, message } = (await response.json()).error;
+    return new ApiError(code, message, TRANSIENT.has(status), wait);
   } catch {
-    return new Refused("SERVER_UNREACHABLE", `The server answered ${answer.status}.`, AWAY.has(answer.status), wait);
+    return new ApiError("SERVER_UNREACHABLE", `The server answered HTTP ${status}.`, TRANSIENT.has(status), wait);
   }
 }
 
-function broken(error) {
-  return error.name === "AbortError" ? error : new Refused("SERVER_UNREACHABLE", "The connection broke.", true);
+function networkError(error) {
+  return error.name === "AbortError" ? error : new ApiError("SERVER_UNREACHABLE", "The connection broke.", true);
 }
 
+// Yields [event, data] for each server-sent event.
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
+  let pending = "";
   for (;;) {
     let part;
     try {
       part = await reader.read();
     } catch (error) {
-      throw broken(error);
+      throw networkError(error);
     }
     if (part.done) return;
-    const whole = (waiting + part.value).split(/\r?\n\r?\n/);
-    waiting = whole.pop();
-    for (const message of whole) {
+    const messages = (pending + part.value).split(/\r?\n\r?\n/);
+    pending = messages.pop();
+    for (const message of messages) {
       const field = (name) => message.match(new RegExp(`^${name}: ?(.*)$`, "m"))?.[1];
       if (field("data")) yield [field("event"), JSON.parse(field("data"))];
     }

@@ -1,15 +1,14 @@
-// The Batch tab: many images, each a request of its own, in a table that fills. What was captioned stays here until
-// it is downloaded; one image's failure is its row's alone.
+// The Batch tab: many images, one request for each, in a table. Captions stay in the browser until they are
+// downloaded. An image that fails affects only its own row.
 
 import { caption } from "./api.js";
 import { parametersOf } from "./choice.js";
-import { dropping } from "./image.js";
-import { problem } from "./words.js";
+import { watchDrop } from "./image.js";
+import { CSV_COLUMNS, isImage, problem } from "./messages.js";
 import { filesOf, zipOf } from "./zip.js";
 
-const AT_ONCE = 4; // a browser opens six connections to a host
-const TRIES = 8; // while nobody answers: a replica that restarts loses nothing
-const IMAGE_NAME = /\.(jpe?g|jfif|png|webp|gif|bmp|tiff?)$/i;
+const CONCURRENCY = 4; // a browser opens six connections to a host
+const TRIES = 8; // long enough for a replica to restart
 const ROW = `
   <td><img alt="" loading="lazy"></td>
   <td><b></b><textarea rows="1" placeholder=" "></textarea><div role="status"></div></td>`;
@@ -25,10 +24,10 @@ export function watchBatch() {
     await add([...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
     input.value = "";
   });
-  dropping(of("#files"), async (dropped) => {
-    const entries = [...dropped.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    const files = [...dropped.files].map((file) => ({ path: file.name, file }));
-    await add(entries.length ? (await Promise.all(entries.map((entry) => under(entry)))).flat() : files);
+  watchDrop(of("#files"), async (data) => {
+    const entries = [...data.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+    const files = [...data.files].map((file) => ({ path: file.name, file }));
+    await add(entries.length ? (await Promise.all(entries.map((entry) => filesBelow(entry)))).flat() : files);
   });
   of("#download").addEventListener("click", download);
   of("#clear").addEventListener("click", () => {
@@ -36,82 +35,84 @@ export function watchBatch() {
     items = [];
     downloaded = true;
     of("#rows").replaceChildren();
-    shown();
+    showCount();
   });
   addEventListener("beforeunload", (event) => !downloaded && event.preventDefault());
-  busy(false);
-  shown();
+  setBusy(false);
+  showCount();
 }
 
-async function under(entry, path = "") {
-  const name = path + entry.name;
-  if (entry.isFile) return [{ path: name, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) }];
+async function filesBelow(entry, folder = "") {
+  const path = folder + entry.name;
+  if (entry.isFile) return [{ path, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) }];
   const reader = entry.createReader();
-  const found = [];
+  const files = [];
   for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
-    if (!some.length) return found.flat();
-    for (const each of some) found.push(await under(each, `${name}/`));
+    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 entries
+    if (!part.length) return files.flat();
+    for (const each of part) files.push(await filesBelow(each, `${path}/`));
   }
 }
 
-async function add(found) {
-  of("#batch-problem").textContent = "";
-  for (const { path, file } of found) {
+async function add(files) {
+  showProblem("");
+  for (const { path, file } of files) {
     try {
       if (/\.zip$/i.test(path)) {
         for await (const { name, open } of filesOf(file)) {
-          if (IMAGE_NAME.test(name) && !/(^|\/)(\.|__MACOSX\/)/.test(name)) row(name, open);
+          if (isImage(name) && !/(^|\/)(\.|__MACOSX\/)/.test(name)) addRow(name, open);
         }
-      } else if (found.length === 1 || file.type.startsWith("image/") || IMAGE_NAME.test(path)) {
-        row(path, async () => file);
+      } else if (files.length === 1 || file.type.startsWith("image/") || isImage(path)) {
+        addRow(path, async () => file); // the server's error names an image format that is not supported
       }
     } catch (error) {
-      of("#batch-problem").textContent = `${path}: ${error.message}`;
+      showProblem(`${path}: ${error.message}`);
     }
   }
-  shown();
+  showCount();
 }
 
-function row(path, open) {
+function addRow(path, open) {
   if (items.some((item) => item.path === path)) return;
   const line = document.createElement("tr");
   line.innerHTML = ROW;
-  const [text, told] = [line.querySelector("textarea"), line.querySelector("[role]")];
-  const item = { path, open, line, text, told, details: null, error: null };
+  const [text, status] = [line.querySelector("textarea"), line.querySelector("[role]")];
   line.querySelector("b").textContent = path;
-  item.text.ariaLabel = `Caption of ${path}`;
-  item.text.addEventListener("input", () => (downloaded = false));
-  line.querySelector("img").addEventListener("error", ({ target }) => target.classList.add("unseen"));
+  text.ariaLabel = `Caption of ${path}`;
+  text.addEventListener("input", () => (downloaded = false));
+  line.querySelector("img").addEventListener("error", ({ target }) => target.classList.add("no-preview"));
   of("#rows").append(line);
-  items.push(item);
+  items.push({ path, open, line, text, status, details: null, error: null });
 }
 
-export async function captionAll(choice) {
+export async function captionAll(values) {
   if (running) return;
+  const queue = items.filter((item) => !item.details);
+  showProblem("");
+  if (!items.length) return showProblem("Add images first.");
+  if (!queue.length) return showProblem("Every image has a caption. Clear the list to start again.");
   const mine = (running = new AbortController());
-  const todo = items.filter((item) => !item.details);
-  const run = { began: performance.now(), done: 0, failed: 0, total: todo.length };
-  busy(true);
-  const parameters = parametersOf(choice);
+  const run = { began: performance.now(), done: 0, failed: 0, total: queue.length };
+  setBusy(true);
+  const parameters = parametersOf(values);
   const worker = async () => {
-    for (let item; !mine.signal.aborted && (item = todo.shift()); progress(run)) {
-      await one(item, parameters, mine.signal, run);
+    for (let item; !mine.signal.aborted && (item = queue.shift()); showProgress(run)) {
+      await captionItem(item, parameters, mine.signal, run);
     }
   };
-  progress(run);
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  showProgress(run);
+  await Promise.all(Array.from({ length: CONCURRENCY }, worker));
   if (running === mine) running = null;
-  busy(false);
-  progress(run, mine.signal.aborted ? "stopped" : "done");
+  setBusy(false);
+  showProgress(run, mine.signal.aborted ? "stopped" : "done");
 }
 
-async function one(item, parameters, signal, run) {
+async function captionItem(item, parameters, signal, run) {
   item.error = null;
-  item.told.replaceChildren("…");
+  item.status.replaceChildren("…");
   try {
     const file = await item.open();
-    preview(item, file);
+    showPreview(item, file);
     item.details = await caption(new File([file], item.path.split("/").pop()), parameters, {
       signal,
       tries: TRIES,
@@ -119,43 +120,47 @@ async function one(item, parameters, signal, run) {
     });
     downloaded = false;
     run.done++;
-    item.told.replaceChildren(item.details.unsure ? "Unsure: please check." : "");
+    item.status.replaceChildren(item.details.unsure ? "Unsure: please check." : "");
     item.line.classList.toggle("doubtful", Boolean(item.details.unsure));
   } catch (error) {
     item.text.value = "";
-    item.told.replaceChildren();
+    item.status.replaceChildren();
     if (error.name === "AbortError") return;
     run.failed++;
     item.error = { code: error.code || "IMAGE_BROKEN", message: error.message };
-    item.told.replaceChildren(problem(item.error));
+    item.status.replaceChildren(problem(item.error));
   }
 }
 
-function preview(item, file) {
-  const picture = item.line.querySelector("img");
-  if (!picture.src) picture.src = URL.createObjectURL(file);
+function showPreview(item, file) {
+  const preview = item.line.querySelector("img");
+  if (!preview.src) preview.src = URL.createObjectURL(file);
 }
 
 export function stopAll() {
   running?.abort();
 }
 
-function busy(is) {
-  of("#start-batch").disabled = is;
-  of("#stop-batch").disabled = !is;
+function setBusy(busy) {
+  of("#start-batch").disabled = busy;
+  of("#stop-batch").disabled = !busy;
 }
 
-function shown() {
+function showProblem(text) {
+  of("#batch-problem").textContent = text;
+}
+
+function showCount() {
   of("#batch").hidden = !items.length;
   of("#progress").value = 0;
-  of("#progress-text").textContent = `${items.length} images`;
+  of("#progress-text").textContent = items.length === 1 ? "1 image" : `${items.length} images`;
 }
 
-function progress(run, ended = "") {
+function showProgress(run, ended = "") {
   const finished = run.done + run.failed;
   const rate = finished / ((performance.now() - run.began) / 1000);
-  const left = finished && !ended ? `${clock((run.total - finished) / rate)} left` : "";
-  of("#progress").max = Math.max(run.total, 1);
+  const left = finished && !ended ? `${duration((run.total - finished) / rate)} left` : "";
+  of("#progress").max = run.total;
   of("#progress").value = finished;
   of("#progress-text").textContent = [
     `${finished} of ${run.total}`,
@@ -166,34 +171,40 @@ function progress(run, ended = "") {
   ].filter(Boolean).join(" · ");
 }
 
-function clock(seconds) {
+function duration(seconds) {
   const whole = Math.ceil(seconds);
   return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
-// Everything that there is so far: a .txt beside each image's name, and all as JSONL and as CSV.
+// Saves the captions so far: a .txt for each image, and all of them as JSONL and as CSV.
 function download() {
-  const captioned = items.filter((item) => item.text.value);
   const stems = new Map();
   for (const { path } of items) stems.set(stem(path), (stems.get(stem(path)) || 0) + 1);
-  const texts = captioned.map((item) => [
+  const files = items.filter((item) => item.text.value).map((item) => [
     `${stems.get(stem(item.path)) > 1 ? item.path : stem(item.path)}.txt`, // a.jpg and a.png would share a.txt
     `${item.text.value}\n`,
   ]);
-  const told = items.filter((item) => item.text.value || item.error);
-  const lines = told.map(({ path, text, details, error }) =>
-    JSON.stringify({ file: path, caption: text.value || null, details, error }),
-  );
-  const rows = told.map(({ path, text, details, error }) =>
-    [path, text.value, details?.model, details?.revision, details?.confidence, error?.code].map(cell).join(","),
-  );
-  texts.push(["captions.jsonl", lines.map((line) => `${line}\n`).join("")]);
-  texts.push(["captions.csv", ["file,caption,model,revision,confidence,error", ...rows, ""].join("\r\n")]);
-  const href = URL.createObjectURL(zipOf(texts));
+  const results = items
+    .filter((item) => item.text.value || item.error)
+    .map(({ path, text, details, error }) => ({ file: path, caption: text.value || null, details, error }));
+  const lines = results.map((result) => `${JSON.stringify(result)}\n`);
+  const header = [...CSV_COLUMNS, "error"];
+  const rows = results.map(({ details, error, ...named }) => {
+    const values = { ...details, ...named, error: error?.code };
+    return header.map((column) => cell(values[column]));
+  });
+  files.push(["captions.jsonl", lines.join("")]);
+  files.push(["captions.csv", [header, ...rows].map((row) => `${row.join(",")}\r\n`).join("")]);
+  const href = URL.createObjectURL(zipOf(files));
   Object.assign(document.createElement("a"), { href, download: "captions.zip" }).click();
   setTimeout(() => URL.revokeObjectURL(href), 60_000);
   downloaded = true;
 }
 
 const stem = (path) => path.replace(/\.[^./]*$/, "");
-const cell = (value) => (/[",\r\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : (value ?? ""));
+
+// A CSV cell as Python's csv module writes it, because the command line's captions.csv comes from there.
+function cell(value) {
+  const text = typeof value === "boolean" ? (value ? "True" : "False") : String(value ?? "");
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}

@@ -1,12 +1,12 @@
-// What Gradio's components hold when a button is pressed, as the API's parameters.
+// The values of Gradio's components as parameters of the API.
 
-import { FIELDS } from "./words.js";
+import { FIELDS } from "./messages.js";
 
 export function parametersOf([rendered, prompt, style, length, extras, name, limit, ...fields]) {
-  const own = prompt && prompt !== rendered;
-  const values = own ? { prompt } : { style, length, name, extras: extras?.length ? JSON.stringify(extras) : "" };
+  const edited = prompt && prompt !== rendered;
+  const values = edited ? { prompt } : { style, length, name, extras: extras?.length ? JSON.stringify(extras) : "" };
   values.max_characters = limit;
-  FIELDS.forEach((field, at) => (values[field] = fields[at]));
+  FIELDS.forEach((field, index) => (values[field] = fields[index]));
   return Object.fromEntries(
     Object.entries(values)
       .map(([key, value]) => [key, String(value ?? "").trim()])

@@ -1,4 +1,4 @@
-// The one image: dropped, pasted, chosen, photographed or an example. It stays in the browser until a caption is asked.
+// The one image: dropped, pasted, chosen, photographed or an example. It leaves the browser only for a caption.
 
 let current = null;
 let changed = () => {};
@@ -11,7 +11,7 @@ export function watchImage(onChange) {
   const input = of("#image-file");
   input.addEventListener("change", () => input.files[0] && show(input.files[0]));
   of("#remove").addEventListener("click", () => show(null));
-  of("#image img").addEventListener("error", () => (of("#image .unseen").hidden = !current));
+  of("#image img").addEventListener("error", () => (of("#image .no-preview").hidden = !current));
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData.files[0];
     if (file && of("#image").offsetParent) {
@@ -19,18 +19,18 @@ export function watchImage(onChange) {
       show(file);
     }
   });
-  dropping(of("#image"), (items) => items.files[0] && show(items.files[0]));
-  for (const button of document.querySelectorAll("[data-example]")) offer(button);
-  photograph();
+  watchDrop(of("#image"), (data) => data.files[0] && show(data.files[0]));
+  for (const button of document.querySelectorAll("[data-example]")) addExample(button);
+  watchCamera();
 }
 
-export function dropping(place, onDrop) {
-  place.addEventListener("dragover", (event) => {
+export function watchDrop(area, onDrop) {
+  area.addEventListener("dragover", (event) => {
     event.preventDefault();
-    place.classList.add("over");
+    area.classList.add("over");
   });
-  for (const name of ["dragleave", "drop"]) place.addEventListener(name, () => place.classList.remove("over"));
-  place.addEventListener("drop", (event) => {
+  for (const name of ["dragleave", "drop"]) area.addEventListener(name, () => area.classList.remove("over"));
+  area.addEventListener("drop", (event) => {
     event.preventDefault();
     onDrop(event.dataTransfer);
   });
@@ -42,7 +42,7 @@ function show(file) {
   current = file;
   of("#image-file").value = "";
   of("#image").classList.toggle("full", Boolean(file));
-  of("#image .unseen").hidden = true;
+  of("#image .no-preview").hidden = true;
   of("#remove").hidden = preview.hidden = !file;
   of("#image-name").textContent = file ? file.name : "";
   preview.alt = file ? `The image to caption: ${file.name}` : "";
@@ -51,16 +51,16 @@ function show(file) {
   changed();
 }
 
-function offer(button) {
+function addExample(button) {
   const name = button.dataset.example;
   const url = new URL(`../examples/${name}`, import.meta.url);
   button.append(Object.assign(new Image(), { src: url, alt: "" }));
   button.addEventListener("click", async () => show(new File([await (await fetch(url)).blob()], name)));
 }
 
-function photograph() {
+function watchCamera() {
   const [shot, video] = [of("#shot"), of("#shot video")];
-  if (!navigator.mediaDevices?.getUserMedia) return; // only pages on this machine or behind TLS have it
+  if (!navigator.mediaDevices?.getUserMedia) return; // browsers offer it only on localhost and over HTTPS
   const close = () => {
     video.srcObject?.getTracks().forEach((track) => track.stop());
     shot.hidden = true;
@@ -71,7 +71,7 @@ function photograph() {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
       shot.hidden = false;
     } catch {
-      of("#image-name").textContent = "No camera can be used here.";
+      of("#image-name").textContent = "No camera is available.";
     }
   });
   of("#no-shot").addEventListener("click", close);

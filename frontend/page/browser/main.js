@@ -1,67 +1,67 @@
-// The page's buttons: Gradio calls `window.captioner` with what its components hold.
+// The page's buttons. Gradio calls `window.captioner` with the values of its components.
 
 import { caption } from "./api.js";
 import { captionAll, stopAll, watchBatch } from "./batch.js";
 import { parametersOf } from "./choice.js";
 import { image, watchImage } from "./image.js";
+import { details, note, problem } from "./messages.js";
 import { watchModel } from "./model.js";
-import { details, note, problem } from "./words.js";
 
 const of = (selector) => document.querySelector(selector);
 let running = null;
 
-function say(text) {
+function setCaption(text) {
   const area = of("#caption textarea");
   area.value = text;
-  area.dispatchEvent(new Event("input", { bubbles: true })); // so that Gradio knows it, for its copy button
+  area.dispatchEvent(new Event("input", { bubbles: true })); // Gradio's copy button needs to know it
 }
 
-function tell({ wrong = [], how = [] }) {
-  of("#problem").replaceChildren(...wrong);
-  of("#details").replaceChildren(...how);
+function show({ errors = [], results = [] }) {
+  of("#problem").replaceChildren(...errors);
+  of("#details").replaceChildren(...results);
 }
 
-function busy(is) {
-  of("#start").disabled = is;
-  of("#stop").disabled = !is;
+function setBusy(busy) {
+  of("#start").disabled = busy;
+  of("#stop").disabled = !busy;
 }
 
-async function write(choice) {
+async function captionImage(values) {
   const mine = (running = new AbortController());
   const isMine = () => running === mine;
   let text = "";
-  busy(true);
-  say("");
-  tell({ how: [note("Looking at the image …")] });
+  setBusy(true);
+  setCaption("");
+  show({ results: [note("Looking at the image …")] });
   try {
-    if (!image()) throw { code: "IMAGE_MISSING", message: "Drop, paste or choose one first." };
-    const found = await caption(image(), parametersOf(choice), {
+    if (!image()) throw { code: "IMAGE_MISSING", message: "Choose, drop or paste one first." };
+    const result = await caption(image(), parametersOf(values), {
       signal: mine.signal,
-      onText: (all) => isMine() && say((text = all)),
+      onText: (all) => isMine() && setCaption((text = all)),
     });
-    if (isMine()) tell({ how: details(found, text) });
+    if (isMine()) show({ results: details(result, text) });
   } catch (error) {
     if (!isMine()) return;
-    tell(error.name === "AbortError" ? { how: [note("Stopped.")] } : { wrong: [problem(error)] });
+    show(error.name === "AbortError" ? { results: [note("Stopped.")] } : { errors: [problem(error)] });
   } finally {
     if (isMine()) {
       running = null;
-      busy(false);
+      setBusy(false);
     }
   }
 }
 
-function anotherImage() {
+function onImageChange() {
   running?.abort();
   running = null;
-  busy(false);
-  say("");
-  tell({});
+  setBusy(false);
+  setCaption("");
+  show({});
 }
 
-function beginImage() {
-  watchImage(anotherImage);
-  busy(false);
+function startImageTab() {
+  watchImage(onImageChange);
+  setBusy(false);
   of("#caption textarea").ariaLabel = "Caption";
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") running?.abort();
@@ -69,15 +69,15 @@ function beginImage() {
   });
 }
 
-// Gradio renders a tab when it is first opened.
-function once(selectors, begin) {
-  const look = () => selectors.every(of) && (observer.disconnect(), begin());
-  const observer = new MutationObserver(look);
+// Calls `start` when all elements exist: Gradio renders a tab when it is first opened.
+function whenRendered(selectors, start) {
+  const check = () => selectors.every(of) && (observer.disconnect(), start());
+  const observer = new MutationObserver(check);
   observer.observe(document, { childList: true, subtree: true });
-  look();
+  check();
 }
 
-window.captioner = { caption: write, stop: () => running?.abort(), captionAll, stopAll };
-once(["#image img", "#caption textarea", "#start", "#stop"], beginImage);
-once(["#files input", "#batch tbody", "#start-batch", "#stop-batch"], watchBatch);
-once(["#about dl", "#server .server", "#look-again"], watchModel);
+window.captioner = { caption: captionImage, stop: () => running?.abort(), captionAll, stopAll };
+whenRendered(["#image img", "#caption textarea", "#start", "#stop"], startImageTab);
+whenRendered(["#files input", "#batch tbody", "#start-batch", "#stop-batch"], watchBatch);
+whenRendered(["#about dl", "#server .server", "#refresh"], watchModel);

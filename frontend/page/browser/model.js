@@ -1,92 +1,92 @@
-// Which model is served, asked again and again, and what its card says. Strangers write cards: all of it stays text.
-// Gradio has a timer for this, but reloads the page, captions and all, where one of its answers is lost.
+// Polls which model is served and shows its card. The card's author is not trusted: all of its content stays text.
+// Gradio has a timer for polling, but it reloads the page, and loses captions, when one of its responses is lost.
 
 import { servedModel } from "./api.js";
-import { LOOK_S, element, pairs } from "./words.js";
+import { POLL_S, element, pairs } from "./messages.js";
 
 const HUB = "https://huggingface.co";
 const HUB_ID = /^\w[\w.-]{0,95}\/\w[\w.-]{0,95}$/;
 const COMMIT = /^[0-9a-f]{40}$/;
-const LINE = 200, PARAGRAPH = 600; // the most characters that are shown
+const LINE = 200, PARAGRAPH = 600; // maximum characters shown
 const of = (selector) => document.querySelector(selector);
 
-let looking = false;
+let polling = false;
 
 export function watchModel() {
-  setInterval(look, LOOK_S * 1000);
-  document.addEventListener("visibilitychange", look);
-  look();
+  setInterval(poll, POLL_S * 1000);
+  document.addEventListener("visibilitychange", poll);
+  poll();
 }
 
-async function look() {
-  if (looking || document.hidden) return;
-  looking = true;
+async function poll() {
+  if (polling || document.hidden) return;
+  polling = true;
   try {
     const card = await servedModel();
-    if (!card || served(card) !== of("#server .server").dataset.served) of("#look-again").click();
-    if (card) tell(card);
+    if (!card || versionOf(card) !== of("#server .server").dataset.version) of("#refresh").click();
+    if (card) show(card);
   } catch {
-    // The page's own server is away; what was said stays.
+    // The page's own server is down. The last card stays.
   } finally {
-    looking = false;
+    polling = false;
   }
 }
 
-// As frontend/words.py writes it beside the model's name.
-const served = (card) => [card.id, card.revision, card.version, card.device, card.precision].join(" ");
+// The same text as `data-version` in frontend/page/messages.py.
+const versionOf = (card) => [card.id, card.revision, card.version, card.device, card.precision].join(" ");
 
-function tell(card) {
+function show(card) {
   const about = of("#about");
-  if (about.dataset.served === served(card)) return; // somebody may be selecting text there
-  about.dataset.served = served(card);
+  if (about.dataset.version === versionOf(card)) return; // the visitor may be selecting text in it
+  about.dataset.version = versionOf(card);
   about.hidden = false;
-  const told = {
-    Model: onHub(card.id),
+  const values = {
+    Model: hubLink(card.id),
     Commit: commit(card),
     Version: cut(card.version, LINE),
     Device: card.device,
     Precision: `decoder ${card.precision}, encoder ${card.encoder_precision}`,
     Licence: stated(card.license, LINE),
-    "Base model": card.base_model ? bases(card.base_model) : stated(""),
+    "Base model": card.base_model ? baseModels(card.base_model) : stated(""),
     "Intended use": stated(card.intended_use, PARAGRAPH),
   };
-  about.querySelector("dl").replaceChildren(...pairs(told));
+  about.querySelector("dl").replaceChildren(...pairs(values));
 }
 
 function commit({ id, revision }) {
-  const told = [element("code", cut(revision, LINE)), ...copying(revision)];
-  if (!HUB_ID.test(id) || !COMMIT.test(revision)) return told;
+  const parts = [element("code", cut(revision, LINE)), ...copyButton(revision)];
+  if (!HUB_ID.test(id) || !COMMIT.test(revision)) return parts;
   const hub = link(`${HUB}/${id}/commit/${revision}`, "On the Hub");
   hub.ariaLabel = "This commit on the Hub";
-  return [...told, hub];
+  return [...parts, hub];
 }
 
-function copying(text) {
-  if (!navigator.clipboard) return []; // only pages on this machine or behind TLS have it
-  const [button, told] = [element("button", "Copy"), element("span", "")];
+function copyButton(text) {
+  if (!navigator.clipboard) return []; // browsers offer it only on localhost and over HTTPS
+  const [button, status] = [element("button", "Copy"), element("span", "")];
   Object.assign(button, { type: "button", ariaLabel: "Copy the commit" });
-  told.role = "status";
+  status.role = "status";
   button.addEventListener("click", async () => {
-    const write = navigator.clipboard.writeText(text);
-    told.textContent = await write.then(() => "Copied", () => "This browser does not let it be copied");
-    setTimeout(() => (told.textContent = ""), 3000);
+    const copied = navigator.clipboard.writeText(text);
+    status.textContent = await copied.then(() => "Copied", () => "This browser does not allow copying");
+    setTimeout(() => (status.textContent = ""), 3000);
   });
-  return [button, told];
+  return [button, status];
 }
 
-const bases = (names) => cut(names, LINE).split(", ").flatMap((name) => [", ", onHub(name)]).slice(1);
+const baseModels = (names) => cut(names, LINE).split(", ").flatMap((name) => [", ", hubLink(name)]).slice(1);
 
-const onHub = (name) => (HUB_ID.test(name) ? link(`${HUB}/${name}`, name) : cut(name, LINE));
+const hubLink = (name) => (HUB_ID.test(name) ? link(`${HUB}/${name}`, name) : cut(name, LINE));
 
-const stated = (text, most) => (text ? cut(text, most) : element("i", "not stated"));
+const stated = (text, limit) => (text ? cut(text, limit) : element("i", "not stated"));
 
 function link(href, text) {
   return Object.assign(element("a", text), { href, target: "_blank", rel: "noopener noreferrer" });
 }
 
-// Whole words of a text, if its script has such, on one line.
-function cut(text, most) {
+// At most `limit` characters on one line, cut between words if the script separates words.
+function cut(text, limit) {
   const characters = [...text.trim().replace(/\s+/g, " ")];
-  if (characters.length <= most) return characters.join("");
-  return `${characters.slice(0, most - 1).join("").replace(/\s\S{0,40}$/, "")}…`;
+  if (characters.length <= limit) return characters.join("");
+  return `${characters.slice(0, limit - 1).join("").replace(/\s\S{0,40}$/, "")}…`;
 }

@@ -1,18 +1,18 @@
-// Zip archives, read and written by the browser itself: no library travels to it. Layout: PKWARE's APPNOTE, 4.3.
+// Read and write zip archives without a library. The format is section 4.3 of PKWARE's APPNOTE.
 
 const CENTRAL = 0x02014b50, LOCAL = 0x04034b50, END = 0x06054b50;
 const UTF8 = 0x800, ENCRYPTED = 1, STORED = 0, DEFLATED = 8;
 
-// The files of an archive: {name, open}, where `open()` gives the file's bytes as a Blob.
+// Yields {name, open} for each file of an archive. `open()` returns the file's content as a Blob.
 export async function* filesOf(archive) {
-  const tail = await bytes(archive.slice(-65557)); // the end record and the longest comment
+  const tail = await bytes(archive.slice(-65557)); // the end record and a comment of maximum length
   let at = tail.byteLength - 22;
   while (at >= 0 && tail.getUint32(at, true) !== END) at--;
-  if (at < 0) throw new Error("this is no zip archive, or one that is cut off");
+  if (at < 0) throw new Error("this file is not a zip archive, or it is truncated");
   const [count, size] = [tail.getUint16(at + 10, true), tail.getUint32(at + 12, true)];
   const start = tail.getUint32(at + 16, true);
   if (count === 0xffff || start === 0xffffffff) {
-    throw new Error("zip64 archives are not read here; unpack it and drop the folder");
+    throw new Error("zip64 archives are not supported; unpack the archive and drop the folder");
   }
   const directory = await bytes(archive.slice(start, start + size));
   for (let entry = 0; entry + 46 <= directory.byteLength && directory.getUint32(entry, true) === CENTRAL; ) {
@@ -29,15 +29,15 @@ export async function* filesOf(archive) {
 async function unpack(archive, { name, flags, method, packed, local }) {
   if (flags & ENCRYPTED) throw new Error(`${name} is encrypted`);
   const header = await bytes(archive.slice(local, local + 30));
-  if (header.byteLength < 30 || header.getUint32(0, true) !== LOCAL) throw new Error(`${name} is cut off`);
+  if (header.byteLength < 30 || header.getUint32(0, true) !== LOCAL) throw new Error(`${name} is truncated`);
   const start = local + 30 + header.getUint16(26, true) + header.getUint16(28, true);
   const data = archive.slice(start, start + packed);
   if (method === STORED) return data;
-  if (method !== DEFLATED) throw new Error(`${name} is packed by method ${method}; 0 and 8 are read here`);
+  if (method !== DEFLATED) throw new Error(`${name} uses compression method ${method}, which is not supported`);
   return new Response(data.stream().pipeThrough(new DecompressionStream("deflate-raw"))).blob();
 }
 
-// An archive of texts: [name, text] each, stored.
+// Returns an archive of [name, text] entries, stored without compression.
 export function zipOf(texts) {
   const encode = new TextEncoder();
   const [files, directory] = [[], []];

@@ -1,4 +1,4 @@
-"""Triton model `captioner`, the entry. It only translates between Triton and captioner.serving.service."""
+"""Triton model `captioner`, the endpoint. It only translates between Triton and captioner.serving.service."""
 
 import json
 import os
@@ -19,54 +19,54 @@ from captioner.serving.startup import load_service
 
 
 class TritonPythonModel:
-    """Decoupled: `execute` hands every request over and returns; answers follow from the service's own threads."""
+    """A decoupled model: `execute` passes requests on and returns; the service's own threads send the responses."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the published decoder onto this instance's device."""
+        """Load the published decoder onto this instance's device."""
         settings = Settings.of_config(args["model_config"], os.environ)
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         folder, version = Path(args["model_repository"]), args["model_version"]
-        self.shown = metrics.Shown(pb_utils.MetricFamily, version)
-        self.service = load_service(folder, version, gpu, settings, partial(encode, int(version)), self.shown.show)
+        self.metrics = metrics.TritonMetrics(pb_utils.MetricFamily, version)
+        self.service = load_service(folder, version, gpu, settings, partial(encode, int(version)), self.metrics.update)
 
     def execute(self, requests: list[Any]) -> None:
-        """image, prompt [1] and parameters → any number of caption and details [1]."""
+        """Answer image, prompt [1] and parameters with any number of caption and details [1]."""
         for request in requests:
-            reply = TritonReply(request)
+            writer = TritonWriter(request)
             try:
-                self.service.handle(read(request), reply)
-            except Exception as error:  # one unreadable request never silences its neighbours
-                reply.fail(typed(error))
+                self.service.handle(read(request), writer)
+            except Exception as error:  # an unreadable request must not fail the others
+                writer.fail(typed(error))
 
     def finalize(self) -> None:
-        """Answers everyone who is still waiting, then ends."""
+        """Answer all requests in flight, then stop."""
         self.service.close()
-        self.shown.close()
+        self.metrics.close()
 
 
 def read(request: Any) -> CaptionRequest:
-    """Copies what is needed; Triton takes the tensors back when `execute` returns."""
+    """Copy the inputs: Triton frees the tensors when `execute` returns."""
     image, prompt = (first(pb_utils.get_input_tensor_by_name(request, each.name)) for each in (wire.IMAGE, wire.PROMPT))
     parameters = json.loads(request.parameters() or "{}")
-    # Triton forwards the user agent from gRPC only, see captioner/triton_process.py.
+    # Triton forwards the user agent from gRPC only, see captioner/launcher/triton_process.py.
     return CaptionRequest(image, prompt, parameters, streaming="user-agent" in parameters)
 
 
 def first(tensor: Any) -> bytes | None:
-    """The one element of a BYTES tensor; None where the optional input was left out."""
+    """Return the one element of a BYTES tensor, or None for an optional input that is missing."""
     return None if tensor is None else bytes(tensor.as_numpy().reshape(-1)[0])
 
 
 def encode(version: int, image: bytes) -> Encoded:
-    """An image's way through its own version's encoder, whatever else is loaded; raises what preprocess refused."""
+    """Encode an image with the encoder of the same version. Raises the error that `preprocess` answered."""
     file = pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))
-    pixels, info = hop(wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
-    (features,) = hop(wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
+    pixels, info = infer(wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
+    (features,) = infer(wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
     return Encoded(features.as_numpy()[0].copy(), wire.ImageInfo(**json.loads(first(info) or b"{}")))
 
 
-def hop(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
-    """The outputs of another Triton model; blocks."""
+def infer(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
+    """Return the outputs `names` of another Triton model. Blocks."""
     memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
     request = pb_utils.InferenceRequest(
         model_name=model, model_version=version, inputs=[tensor], requested_output_names=names, preferred_memory=memory
@@ -77,8 +77,8 @@ def hop(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
     return [pb_utils.get_output_tensor_by_name(response, name) for name in names]
 
 
-class TritonReply:
-    """captioner.serving.response_sender.Reply over Triton's response sender."""
+class TritonWriter:
+    """A captioner.serving.response_sender.ResponseWriter over Triton's response sender."""
 
     def __init__(self, request: Any) -> None:
         self.sender = request.get_response_sender()

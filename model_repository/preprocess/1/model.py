@@ -1,4 +1,4 @@
-"""Triton model `preprocess`: image files to pixels. It only translates; the work is captioner.image.decode's."""
+"""Triton model `preprocess`: image files to pixels. It only translates between Triton and captioner.image.decode."""
 
 import logging
 from pathlib import Path
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
-    """Answers every request of a batch by itself: one refused image never spoils another."""
+    """Answers each request of a batch separately: a refused image does not fail the others."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads the size of the pixels that the published encoder wants."""
+        """Read the image size of the published encoder."""
         self.spec = Manifest.load(Path(args["model_repository"]) / args["model_version"]).image
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """image (B, 1) → pixels (B, height, width, 3), image_info (B, 1)."""
+        """Turn image (B, 1) into pixels (B, height, width, 3) and image_info (B, 1)."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:

@@ -1,8 +1,7 @@
-"""Triton's `onnxruntime` backend in Python, for a tritonserver that brings no native one.
+"""Triton's `onnxruntime` backend in Python, for a tritonserver without the native one.
 
-It reads the same fields of `config.pbtxt` and refuses at load what the native backend refuses, so that what
-loads here loads there. Triton takes a native `libtriton_onnxruntime.so`, where there is
-one, in place of this file.
+It reads the same fields of `config.pbtxt` and applies the same checks at load, so that a model that loads here also
+loads in the native backend. Where a native `libtriton_onnxruntime.so` exists, Triton uses it instead of this file.
 """
 
 from __future__ import annotations
@@ -42,15 +41,13 @@ GRAPH_LEVELS = {
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-# ONNX Runtime's own key. The native backend has no such setting and ignores the parameter; here the session
-# shares its cores with the decoder, and threads that spin after each run take them from it.
 
 
 class TritonPythonModel:
     """One instance of one ONNX model: one session."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model of this version; raises TritonModelException where it and its config disagree."""
+        """Load the model of this version. Raises TritonModelException if the model and its config disagree."""
         config = json.loads(args["model_config"])
         path = Path(pb_utils.get_model_dir()) / (config.get("default_model_filename") or "model.onnx")
         path = path / "model.onnx" if path.is_dir() else path
@@ -65,7 +62,7 @@ class TritonPythonModel:
         except Exception as error:  # ONNX Runtime's exceptions have no common class
             raise pb_utils.TritonModelException(f"{path} cannot be loaded: {error}") from error
         if self.session.get_providers()[0] != provider:  # ONNX Runtime itself falls back without an error
-            raise pb_utils.TritonModelException(f"{provider} was asked for and did not start: see the log above")
+            raise pb_utils.TritonModelException(f"{provider} is configured but did not start: see the log above")
         check(config, "input", self.session.get_inputs())
         check(config, "output", self.session.get_outputs())
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
@@ -81,7 +78,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers all requests by one session run; by more only where their shapes differ."""
+        """Answer all requests with one session run, or with one run per shape if their shapes differ."""
         responses: list[Any] = [None] * len(requests)
         inputs: dict[int, Arrays] = {}
         groups: dict[object, list[int]] = {}
@@ -104,7 +101,7 @@ class TritonPythonModel:
         return responses
 
     def read(self, request: Any) -> Arrays:
-        """The request's inputs by name, each (batch, ...) if the model batches."""
+        """Return the request's inputs by name, each (batch, ...) if the model batches. Raises ValueError."""
         arrays = {}
         for name in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -120,7 +117,7 @@ class TritonPythonModel:
         return arrays
 
     def run(self, inputs: list[Arrays]) -> list[Arrays | Exception]:
-        """The outputs of each; if a joint run fails, each runs alone, so that only the bad one fails."""
+        """Return each request's outputs. If the joint run fails, run each request alone, so that only the bad fail."""
         try:
             if len(inputs) == 1:
                 return [dict(zip(self.outputs, self.session.run(self.outputs, inputs[0]), strict=True))]
@@ -137,12 +134,15 @@ class TritonPythonModel:
 
 
 def refusal(error: Exception) -> Any:
-    """An error for one request."""
+    """Return an error response for one request."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
 
 
 def session_options(config: Config) -> ort.SessionOptions:
-    """The session's options from `optimization.graph.level` and the native backend's `parameters`."""
+    """Return session options from `optimization.graph.level` and the native backend's `parameters`.
+
+    The native backend ignores the parameter `session.intra_op.allow_spinning`.
+    """
     options = ort.SessionOptions()
     level = config.get("optimization", {}).get("graph", {}).get("level", 0)
     if level not in GRAPH_LEVELS:
@@ -159,7 +159,7 @@ def session_options(config: Config) -> ort.SessionOptions:
 
 
 def parameter(config: Config, name: str, parse: Callable[[str], Any], default: Any) -> Any:
-    """The value of a `parameters` entry, or `default`."""
+    """Return the parsed value of a `parameters` entry, or `default`."""
     entry = config.get("parameters", {}).get(name)
     if entry is None:
         return default
@@ -170,14 +170,14 @@ def parameter(config: Config, name: str, parse: Callable[[str], Any], default: A
 
 
 def boolean(text: str) -> bool:
-    """`true` or `1`, `false` or `0`."""
+    """Parse `true`, `1`, `false` or `0`. Raises ValueError."""
     if text.lower() not in ("true", "1", "false", "0"):
         raise ValueError(text)
     return text.lower() in ("true", "1")
 
 
 def execution_provider(config: Config, kind: str, device: str) -> tuple[str, dict[str, str]]:
-    """The provider for this instance and its options; one that is asked for is never replaced."""
+    """Return the execution provider of this instance and its options. A configured provider is never replaced."""
     side = "gpu" if kind == "GPU" else "cpu"
     provider = CUDA if kind == "GPU" else CPU
     options = {"device_id": device} if kind == "GPU" else {}
@@ -185,21 +185,22 @@ def execution_provider(config: Config, kind: str, device: str) -> tuple[str, dic
     for accelerator in accelerators.get(f"{side}_execution_accelerator", []):
         if kind != "GPU" or accelerator["name"] != "cuda":
             raise pb_utils.TritonModelException(
-                f"the config asks for the {side} accelerator {accelerator['name']!r}, which only the native backend has"
+                f"the config names the {side} accelerator {accelerator['name']!r}, which only the native backend has"
             )
         options |= accelerator.get("parameters", {})
     if provider not in ort.get_available_providers():
         raise pb_utils.TritonModelException(
-            "the config asks for KIND_GPU, but this onnxruntime has only "
+            "the config sets KIND_GPU, but this onnxruntime has only "
             f"{', '.join(ort.get_available_providers())}; install onnxruntime-gpu or set KIND_CPU"
         )
     return provider, options
 
 
 def check(config: Config, side: str, tensors: list[Any]) -> None:
-    """The native backend's load checks: names, data types and dimensions of config and graph.
+    """Apply the native backend's load checks to the names, data types and dimensions of the config and the graph.
 
-    Inputs: the graph's fixed dimensions must be the config's. Outputs: all must be equal, −1 if symbolic.
+    Inputs: fixed dimensions of the graph must equal the config's. Outputs: all dimensions must be equal; a symbolic
+    one is −1. Raises TritonModelException.
     """
     prefix = f"unable to load model {config['name']!r}, "
     graph = {tensor.name: tensor for tensor in tensors}

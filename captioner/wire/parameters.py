@@ -1,0 +1,152 @@
+"""The request parameters: one table with type, range, default and help text, and the parser that checks them."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from captioner.errors import ParameterInvalid, ParameterUnknown
+
+# Triton handles these itself, and passes some of them on to the model.
+TRITON_PARAMETERS = frozenset({"id", "binary_data_output", "user-agent"})
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One request parameter. With `default` None the model's own default applies."""
+
+    name: str
+    kind: type[str] | type[int] | type[float] | type[bool]
+    doc: str
+    default: str | int | float | bool | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
+
+    @property
+    def range(self) -> str:
+        """The allowed values as text, for error messages and help."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return "text"
+        noun = "a whole number" if self.kind is int else "a number"
+        return f"{noun} from {self.minimum:g} to {self.maximum:g}" + (f" {self.unit}" if self.unit else "")
+
+    def check(self, value: object) -> str | int | float | bool:
+        """Return `value` in this parameter's type. Raises ParameterInvalid, which names the value and the range."""
+        if self.kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)  # JSON writes 1.0 as 1
+        valid = type(value) is self.kind
+        if valid and self.minimum is not None and self.maximum is not None:
+            valid = self.minimum <= value <= self.maximum  # type: ignore[operator]  # False for NaN
+        if valid and isinstance(value, str):  # JSON can contain lone surrogates, which tokenizers reject
+            valid = not any("\ud800" <= character <= "\udfff" for character in value)
+        if not valid:
+            raise ParameterInvalid(f"{self.name} is {reprlib.repr(value)}; it must be {self.range}")
+        return value  # type: ignore[return-value]
+
+
+PARAMETERS = {
+    parameter.name: parameter
+    for parameter in (
+        Parameter("style", str, "the kind of caption, one of the model's styles"),
+        Parameter("length", str, "short, medium or long, if the model has lengths"),
+        Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]'),
+        Parameter("name", str, "the name of the person or character in the image"),
+        Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, 2048, "tokens"),
+        Parameter(
+            "max_characters",
+            int,
+            "maximum length of the caption, which ends after the last complete sentence that fits, or else word",
+            None,
+            10,
+            10_000,
+            "characters",
+        ),
+        Parameter("temperature", float, "0 selects the most likely token; higher values vary more", 0.0, 0, 2),
+        Parameter("top_p", float, "sample from the most likely tokens that hold this much probability", 1.0, 0.01, 1),
+        Parameter("top_k", int, "sample from this many most likely tokens; 0 uses all", 0, 0, 1000, "tokens"),
+        Parameter("repetition_penalty", float, "above 1 discourages tokens that are already in the text", None, 0.5, 2),
+        Parameter("num_beams", int, "above 1, use beam search with this many beams", None, 1, 5, "beams"),
+        Parameter("stop", str, 'JSON list of up to 4 texts that end the caption and are cut from it, such as ["."]'),
+        Parameter("repetition_guard", bool, "end a caption that repeats itself", True),
+        Parameter("seed", int, "equal seeds give equal captions; if absent, drawn and reported", None, 0, 2**53),
+        Parameter("stream", bool, "send text as it is generated (the default over gRPC), or one response", None),
+        Parameter("deadline_ms", int, "fail, or end the caption, after this time", None, 1, 600_000, "ms"),
+        Parameter("priority_level", int, "1 is served first, 3 last", 2, 1, 3),
+        Parameter("describe", bool, "return the model card instead of a caption; no image is read", False),
+    )
+}
+
+TEXT_LISTS = frozenset({"extras", "stop"})  # sent as JSON text: Triton's request parameters cannot be lists
+MAX_STOPS = 4
+
+
+@dataclass(frozen=True)
+class CaptionParameters:
+    """The checked parameters of one request. None selects the model's default."""
+
+    style: str | None = None
+    length: str | None = None
+    extras: tuple[str, ...] = ()
+    name: str | None = None
+    max_tokens: int | None = None
+    max_characters: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float | None = None
+    num_beams: int | None = None
+    stop: tuple[str, ...] = ()
+    repetition_guard: bool = True
+    seed: int | None = None
+    stream: bool | None = None
+    deadline_ms: int | None = None
+    priority_level: int = 2
+    describe: bool = False
+
+
+assert {field.name for field in fields(CaptionParameters)} == set(PARAMETERS)  # the table and the class must agree
+
+
+def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
+    """Return parameters as they are sent: without None, and with lists of texts as JSON."""
+    values = {name: value for name, value in parameters.items() if value is not None}
+    for name in TEXT_LISTS & values.keys():
+        if isinstance(values[name], list | tuple):
+            values[name] = json.dumps(values[name])
+    return values
+
+
+def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
+    """Check every value. Raises ParameterUnknown or ParameterInvalid for the first wrong name or value."""
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in TRITON_PARAMETERS or name.startswith("triton_"):
+            continue
+        parameter = PARAMETERS.get(name)
+        if parameter is None:
+            known = ", ".join(PARAMETERS)
+            raise ParameterUnknown(f"{reprlib.repr(name)} is not a parameter; the parameters are {known}")
+        checked[name] = parameter.check(value)
+    for name in TEXT_LISTS & checked.keys():
+        checked[name] = _texts(name, checked[name])
+    if len(checked.get("stop", ())) > MAX_STOPS or not all(checked.get("stop", ())):
+        raise ParameterInvalid(
+            f"stop is {reprlib.repr(checked['stop'])}; it must be up to {MAX_STOPS} texts, none empty"
+        )
+    return CaptionParameters(**checked)
+
+
+def _texts(name: str, text: str) -> tuple[str, ...]:
+    try:
+        texts = json.loads(text)
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise ParameterInvalid(f'{name} is {text[:80]!r}; it must be a JSON list of texts, such as ["one", "two"]')
+    return tuple(texts)

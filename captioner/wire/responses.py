@@ -1,0 +1,114 @@
+"""What a server answers: the caption, its details, and the card of the served model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+# "stop": the model ended the caption, or a stop text did. "length": max_tokens or max_characters. "repetition": the
+# repetition guard. "deadline": deadline_ms.
+FinishReason = Literal["stop", "length", "repetition", "deadline"]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """The properties of the image file, before it was decoded and resized."""
+
+    format: str
+    width: int  # px, as shown (after rotation)
+    height: int  # px
+    frames: int
+    rotated: bool  # EXIF orientation was applied
+    alpha: bool  # transparency was composited on white
+    tile_rows: int = 0  # for models that split large images into tiles; 0 if the image was not split
+    tile_columns: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Times of one request in ms since it arrived."""
+
+    queue: float
+    encode: float
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Details:
+    """How a caption was generated, complete enough to reproduce it."""
+
+    model: str
+    revision: str
+    version: str  # Triton's version number of the model
+    prompt: str  # exactly as given to the model
+    seed: int
+    max_tokens: int
+    max_characters: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    num_beams: int
+    finish_reason: FinishReason
+    tokens: int  # of the caption
+    prompt_tokens: int  # of the prompt; includes image tokens if the family puts them between the prompt's tokens
+    confidence: float | None  # probability that the main subject is right; None if the model has no calibration
+    unsure: bool | None  # confidence is below the model's threshold
+    mean_logprob: float  # nats per token; not a probability of being right
+    image: ImageInfo
+    timings_ms: Timings
+    cache_hit: bool  # the image's features came from the feature cache
+
+    @classmethod
+    def from_json(cls, text: str) -> Details:
+        """Parse what `to_json` wrote."""
+        values = json.loads(text)
+        values["image"] = ImageInfo(**values["image"])
+        values["timings_ms"] = Timings(**values["timings_ms"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A complete caption and its details."""
+
+    text: str
+    details: Details
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The card of the served model. `styles` maps each style to its lengths."""
+
+    model: str
+    revision: str
+    version: str
+    license: str
+    base_model: str  # the model it was fine-tuned from, as its card says; empty if the card does not say
+    intended_use: str  # a paragraph of its card
+    styles: dict[str, list[str]]
+    extras: dict[str, str]  # name → the sentence that it adds to the prompt
+    takes_name: bool
+    default_style: str
+    default_length: str
+    max_tokens: int
+    device: str
+    precision: str  # of the decoder
+    encoder_precision: str
+    follows_instructions: bool  # the model answers a prompt; otherwise the prompt is the beginning of the caption
+    prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Parse what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def to_json(value: Details | ModelCard | ImageInfo) -> str:
+    """Return compact JSON on one line, with non-ASCII text unescaped."""
+    return json.dumps(asdict(value), ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,49 @@
+"""GET /v1/models and GET /v1/models/{model}: the served model and its card, in the format of OpenAI's API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from captioner.wire import ModelCard
+from frontend.api.chat_request import check_model
+from frontend.api.openapi import EXAMPLE_CARD, responses
+from frontend.model_card_cache import ModelCardCache
+
+
+def add_models(router: APIRouter, cards: ModelCardCache) -> None:
+    """Add the endpoints to the API's router."""
+
+    @router.get(
+        "/v1/models",
+        name="models",
+        responses=responses("The model", "application/json", example=_list(EXAMPLE_CARD)),
+    )
+    async def models() -> JSONResponse:
+        """List the served model with its card. There is always exactly one."""
+        return JSONResponse(_list(await cards.get()))
+
+    @router.get(
+        "/v1/models/{model:path}",
+        name="models",
+        responses=responses("The model", "application/json", example=_model(EXAMPLE_CARD)),
+    )
+    async def retrieve(model: str) -> JSONResponse:
+        """Return the served model's card by its id."""
+        card = await cards.get()
+        check_model(model, card)
+        return JSONResponse(_model(card))
+
+
+def _list(card: ModelCard) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(card)]}
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    owner, slash, _ = card.model.partition("/")
+    rest = {name: value for name, value in asdict(card).items() if name != "model"}
+    # `created` is required by OpenAI's clients; the true time is not known.
+    return {"id": card.model, "object": "model", "created": 0, "owned_by": owner if slash else "captioner"} | rest

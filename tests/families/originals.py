@@ -1,0 +1,133 @@
+"""What transformers' own processors and models give for a model folder: prompt ids and image features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    GitForCausalLM,
+    LlavaForConditionalGeneration,
+    VisionEncoderDecoderModel,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+from transformers.models.llava.processing_llava import LlavaProcessor
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from benchmarks.seeded import blip, idefics3, llava
+from captioner.families.llava import SYSTEM
+
+Features = Callable[[Image.Image], torch.Tensor]  # → (image tokens, width)
+PromptIds = Callable[[Image.Image, str], list[int]]
+
+
+def plain_prompt_ids(start_id: int) -> Callable[[Path], PromptIds]:
+    """Return the ids of a model without a processor for text: a start id, then the prompt."""
+
+    def open_folder(folder: Path) -> PromptIds:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return lambda image, text: [start_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    return open_folder
+
+
+def blip_prompt_ids(folder: Path) -> PromptIds:
+    """Return the ids of BlipProcessor as generate() changes them: BOS for [CLS], and no [SEP]."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda image, text: [blip.TINY_TOKENS, *tokenizer(text)["input_ids"][1:-1]]
+
+
+def llava_prompt_ids(folder: Path) -> PromptIds:
+    processor = LlavaProcessor(
+        SiglipImageProcessorPil.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        patch_size=7,
+        vision_feature_select_strategy="full",
+        image_token=llava.IMAGE,
+    )
+
+    def prompt_ids(image: Image.Image, text: str) -> list[int]:
+        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+        rendered = processor.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return list(processor(text=[rendered], images=[image], add_special_tokens=False)["input_ids"][0])
+
+    return prompt_ids
+
+
+def idefics3_prompt_ids(model_type: idefics3.ModelType) -> Callable[[Path], PromptIds]:
+    def open_folder(folder: Path) -> PromptIds:
+        processor = Idefics3Processor(
+            idefics3.PROCESSORS[model_type].from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+            image_seq_len=4,
+            chat_template=(folder / "chat_template.jinja").read_text(),
+        )
+
+        def prompt_ids(image: Image.Image, text: str) -> list[int]:
+            chat: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            rendered = processor.apply_chat_template(chat, add_generation_prompt=True)
+            return list(processor(text=[rendered], images=[[image]])["input_ids"][0])
+
+        return prompt_ids
+
+    return open_folder
+
+
+def blip_features(folder: Path) -> Features:
+    model: Any = BlipForConditionalGeneration.from_pretrained(folder).eval()
+    processor = BlipImageProcessorPil.from_pretrained(folder)
+    return lambda image: model.vision_model(**processor(image, return_tensors="pt")).last_hidden_state[0]
+
+
+def git_features(folder: Path) -> Features:
+    model: Any = GitForCausalLM.from_pretrained(folder).eval().git
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+
+    def features(image: Image.Image) -> torch.Tensor:
+        hidden = model.image_encoder(**processor(image, return_tensors="pt")).last_hidden_state
+        projected: torch.Tensor = model.visual_projection(hidden)[0]
+        return projected
+
+    return features
+
+
+def vision_encoder_decoder_features(folder: Path) -> Features:
+    model: Any = VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    processor = ViTImageProcessorPil.from_pretrained(folder)
+
+    def features(image: Image.Image) -> torch.Tensor:
+        hidden = model.encoder(**processor(image, return_tensors="pt")).last_hidden_state
+        projected: torch.Tensor = model.enc_to_dec_proj(hidden)[0]
+        return projected
+
+    return features
+
+
+def llava_features(folder: Path) -> Features:
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    processor = SiglipImageProcessorPil.from_pretrained(folder)
+    return lambda image: model.get_image_features(**processor(image, return_tensors="pt")).pooler_output[0]
+
+
+def idefics3_features(model_type: idefics3.ModelType) -> Callable[[Path], Features]:
+    def open_folder(folder: Path) -> Features:
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        processor: Any = idefics3.PROCESSORS[model_type].from_pretrained(folder)
+
+        def features(image: Image.Image) -> torch.Tensor:
+            made = processor([[image]], return_tensors="pt")
+            tiles = model.get_image_features(made["pixel_values"], made["pixel_attention_mask"]).pooler_output
+            return torch.cat(list(tiles))
+
+        return features
+
+    return open_folder

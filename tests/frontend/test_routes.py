@@ -1,0 +1,155 @@
+"""The API's router: every endpoint has limits and metrics; health checks, metrics and the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter
+
+from captioner.client import Client
+from captioner.wire import PARAMETERS
+from frontend.api import routes
+from frontend.options import Options
+from tests.support.api_client import BASE64, CAPTIONS, error_of, send, soon
+from tests.support.api_server import DEAD, api_server
+from tests.support.served import Served
+
+
+def add_endpoint(monkeypatch: pytest.MonkeyPatch, cancelled: threading.Event) -> None:
+    """Add POST /elsewhere to the API's router. FastAPI parses its body; it waits if the body has `wait`."""
+
+    async def answer(body: dict[str, str]) -> dict[str, str]:
+        try:
+            if "wait" in body:
+                await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return body
+
+    def api_router(*arguments: Any) -> APIRouter:
+        router = original(*arguments)
+        router.add_api_route("/elsewhere", answer, methods=["POST"], name="elsewhere")
+        return router
+
+    original = routes.api_router
+    monkeypatch.setattr(routes, "api_router", api_router)
+
+
+def test_an_endpoint_at_any_path_has_limits_cancellation_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = threading.Event()
+    add_endpoint(monkeypatch, cancelled)
+    with api_server(DEAD, Options(max_in_flight=1)) as url:
+
+        def metrics_have(sample: str) -> bool:
+            return sample in httpx.get(f"{url}/metrics").text
+
+        def counted(status: int) -> bool:
+            return metrics_have(f'captioner_api_requests_total{{endpoint="elsewhere",status="{status}"}}')
+
+        assert httpx.post(f"{url}/elsewhere", json={"a": "b"}).json() == {"a": "b"}
+        assert counted(200)
+        too_large = httpx.post(f"{url}/elsewhere", json={"a": "b" * 29 * 2**20}, timeout=60)
+        assert (too_large.status_code, error_of(too_large)["code"]) == (413, "BODY_TOO_LARGE")
+        assert counted(413)
+        with send(url, {"wait": "long"}, "/elsewhere"):
+            assert soon(lambda: metrics_have("captioner_api_in_flight 1.0"))
+            for path in ("/elsewhere", CAPTIONS):
+                busy = httpx.post(url + path, json={})
+                assert (busy.status_code, error_of(busy)["code"]) == (503, "SERVER_BUSY")
+            assert counted(503)
+            assert httpx.get(f"{url}/healthz").status_code == 200
+            assert httpx.get(f"{url}/readyz").json() == {"status": "SERVER_UNREACHABLE"}
+        assert cancelled.wait(5)
+        assert soon(lambda: counted(499) and metrics_have("captioner_api_in_flight 0.0"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/v1/captions", 405, "GET is not supported here; POST is"),
+        ("POST", "/v1/models", 405, "POST is not supported here; GET is"),
+        ("DELETE", "/v1/models/owner/model", 405, "DELETE is not supported here; GET is"),
+        ("POST", "/v1/embeddings", 404, "/v1/embeddings does not exist; the endpoints are /v1/captions, "),
+        ("GET", "/v1/", 404, "/v1/ does not exist"),
+    ],
+)
+def test_an_unknown_path_or_method_returns_an_error_in_json(
+    dead_url: str, method: str, path: str, status: int, words: str
+) -> None:
+    answer = httpx.request(method, dead_url + path)
+    assert answer.status_code == status
+    assert words in error_of(answer)["message"]
+    assert status != 405 or answer.headers["allow"] in error_of(answer)["message"]
+
+
+@pytest.mark.triton
+def test_every_example_of_the_openapi_document_is_a_valid_request(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    tried = 0
+    for path, methods in document["paths"].items():
+        for content in methods.get("post", {}).get("requestBody", {}).get("content", {}).values():
+            names = set(content["schema"]["properties"])
+            assert names >= set(PARAMETERS) - {"describe", "stream"}
+            if "example" in content:
+                answer = httpx.post(url + path, json=content["example"])
+                assert answer.status_code == 200, answer.text
+                tried += 1
+    assert tried == 2
+
+
+def test_an_unreachable_captioner_server_returns_503_with_retry_after(dead_url: str) -> None:
+    for stream in (True, False):
+        answer = httpx.post(dead_url + CAPTIONS, json={"image": BASE64, "stream": stream})
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "SERVER_UNREACHABLE")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_without_a_captioner_server_the_api_is_alive_but_not_ready(dead_url: str) -> None:
+    assert httpx.get(f"{dead_url}/healthz").status_code == 200
+    answer = httpx.get(f"{dead_url}/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "SERVER_UNREACHABLE"})
+
+
+def test_readiness_fails_if_the_captioner_server_does_not_respond_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "READY_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with api_server(f"127.0.0.1:{silent.getsockname()[1]}") as url:
+            began = time.monotonic()
+            answer = httpx.get(f"{url}/readyz", timeout=10)
+            assert (answer.status_code, answer.json()) == (503, {"status": "STREAM_STALLED"})
+            assert 0.4 < time.monotonic() - began < 4
+
+
+@pytest.mark.triton
+def test_the_api_is_ready_when_the_captioner_server_returns_its_card(url: str, served: Served) -> None:
+    with Client(served.grpc) as client:
+        card = client.describe()
+    expected = {"status": "ready", "model": card.model, "revision": card.revision}
+    assert httpx.get(f"{url}/readyz").json() == expected
+
+
+@pytest.mark.triton
+def test_metrics_count_by_endpoint_and_status_and_time_the_first_text(url: str) -> None:
+    def value(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    good, bad = (f'captioner_api_requests_total{{endpoint="captions",status="{status}"}}' for status in (200, 400))
+    timed = 'captioner_api_first_text_seconds_count{endpoint="captions"}'
+    before = value(good), value(bad), value(timed)
+    httpx.post(url + CAPTIONS, json={"image": BASE64})
+    httpx.post(url + CAPTIONS, json={"image": BASE64, "stream": True})
+    httpx.post(url + CAPTIONS, json={})
+    after = value(good), value(bad), value(timed)
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 1, 1]
+    assert value("captioner_api_in_flight") == 0

@@ -1,0 +1,110 @@
+"""The training loop, its metrics, rewards and calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.conftest import PHOTOS, TEXTS, lower_features, tiny_captioner
+from training import caption_metrics, confidence
+from training.dataset import Caption, Photo
+from training.generate import generate_captions
+from training.model import Regularisation
+from training.reward import Reward, tag_reward
+from training.train import TrainingConfig, train
+from training.validation import validation_loss
+
+
+def test_the_loop_memorises_four_captions() -> None:
+    captioner, tokenizer = tiny_captioner()
+    config = TrainingConfig(
+        epochs=60,
+        batch=4,
+        learning_rate=1e-2,
+        validations=2,
+        regularisation=Regularisation(dropout=0, label_smoothing=0, image_token_dropout=0, concept_token_dropout=0),
+    )
+    features = lower_features(4)
+    train(
+        captioner,
+        tokenizer,
+        PHOTOS,
+        [features],
+        lambda candidate: validation_loss(candidate, tokenizer, PHOTOS, features),
+        config,
+        log=lambda line: None,
+    )
+    captions = generate_captions(captioner, tokenizer, features, 4, ("short",))["short"]
+    assert [caption.text for caption in captions] == list(TEXTS)
+    assert all(-1 < caption.mean_logprob < 0 for caption in captions)
+
+
+def test_a_stopped_run_resumes_from_its_state_file(tmp_path: Path) -> None:
+    captioner, tokenizer = tiny_captioner()
+    features, lines = lower_features(4), list[str]()
+    for epochs in (2, 4):
+        train(
+            captioner,
+            tokenizer,
+            PHOTOS,
+            [features],
+            lambda candidate: validation_loss(candidate, tokenizer, PHOTOS, features),
+            TrainingConfig(epochs=epochs, batch=4, validations=1),
+            tmp_path / "state.pt",
+            lines.append,
+        )
+    assert any("resuming from step 2" in line for line in lines)
+    assert lines[-1].startswith("step 4")
+
+
+def test_metrics_distinguish_good_captions_from_bad_ones() -> None:
+    references = [["A dog on a sofa", "A brown dog sleeps on a sofa."], ["Two boats on a lake", "Boats on water."]]
+    good = caption_metrics.score(["A brown dog sleeps on a sofa.", "Two boats on a lake"], references)
+    bad = caption_metrics.score(["Two boats on a lake", "A man and a dog"], references)
+    assert good["CIDEr"].mean() > 1 > bad["CIDEr"].mean()
+    assert good["subject"].tolist() == [1, 1]
+    assert bad["subject"].tolist() == [0, 0]
+    assert bad["invented person"].tolist() == [0, 1]
+    assert bad["invented animal"].tolist() == [0, 1]
+    assert good["object precision"].tolist() == [1, 1]
+
+
+def test_a_person_is_not_invented_if_a_reference_names_a_hand() -> None:
+    assert caption_metrics.invented_person("A man holds a phone", ["A hand holds a phone"]) == 0
+    assert caption_metrics.invented_person("A man holds a phone", ["A phone on a table"]) == 1
+
+
+def test_the_main_subject_is_what_most_references_name() -> None:
+    assert caption_metrics.main_subject(["A red bus on a street", "A bus", "People wait"]) == "bus"
+    assert caption_metrics.main_subject(["Shiny"]) is None
+
+
+def test_confidence_is_calibrated() -> None:
+    rng = np.random.default_rng(0)
+    logprobs = rng.uniform(-3, 0, 4000)
+    correct = (rng.random(4000) < 1 / (1 + np.exp(-(2 * logprobs + 3)))).astype(float)
+    curve = confidence.fit(logprobs, correct)
+    assert (curve.slope, curve.intercept) == pytest.approx((2, 3), abs=0.3)
+    values = confidence.confidences(curve, logprobs)
+    assert confidence.expected_calibration_error(values, correct) < 0.03
+    assert confidence.expected_calibration_error(1 - values, correct) > 0.3
+
+
+def test_repeated_tags_lower_the_reward() -> None:
+    references = ["A dog on a sofa", "A dog beside a lamp"]
+    assert tag_reward("dog, sofa, lamp", references) == 1
+    assert tag_reward("dog, dog", references) < tag_reward("dog", references) < 1
+    assert tag_reward("bus", references) == 0
+
+
+def test_the_reward_of_a_batch_uses_document_frequencies_of_all_photos() -> None:
+    photos = [
+        Photo(f"{i}", (Caption(text, "medium"),), synthetic=True) for i, text in enumerate([*TEXTS, *TEXTS[:1] * 9])
+    ]
+    reward = Reward(photos)
+    common, rare = reward([TEXTS[0]], photos[:1])[0], reward([TEXTS[1]], photos[1:2])[0]
+    assert rare > 5, "an exact caption is worth up to 10, less if its words are in many captions"
+    partly = reward(["A brown dog on a lake"], photos[:1])[0]
+    assert common > partly > reward(["Two boats on a lake"], photos[:1])[0]
