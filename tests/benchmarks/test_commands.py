@@ -62,6 +62,7 @@ def test_the_engine_benchmark_compares_captions_of_the_same_lengths_with_generat
     assert any(line.startswith(f"| 16 | {engine.ENGINE} | ") for line in lines)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
 @pytest.mark.usefixtures("tiny_model")
 def test_the_served_benchmark_measures_the_same_captions_on_both_sides(main: Main) -> None:
@@ -83,6 +84,7 @@ def test_the_device_benchmark_reports_that_there_is_no_device(main: Main) -> Non
     assert "not run" in sentence and json.loads(last)["run"] is False
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
 @pytest.mark.browser
 def test_every_endpoint_is_compared_with_grpc(served: Served, serve_page: Serve) -> None:

@@ -445,6 +445,7 @@ def test_a_full_disk_ends_the_job_and_the_same_command_resumes(
     assert sorted(json.loads(line)["file"] for line in out.read_text().splitlines()) == sorted(GOOD)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_job_on_ray_writes_what_a_local_job_writes(
     served: Served, bad: Path, tmp_path: Path, captions: dict[str, str]
