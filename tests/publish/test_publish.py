@@ -24,6 +24,7 @@ from captioner.publish.publish import publish
 from captioner.publish.rollback import rollback
 from captioner.wire import CAPTIONER
 from tests.support.publishing import Load, Stand, damaged, quiet, revision
+from tests.support.served import assert_soon
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -144,6 +145,8 @@ def test_a_version_that_fails_on_one_server_is_quarantined_and_the_previous_one_
         with pytest.raises(CaptionerError, match=reason):
             publish(bad, stand.store, controls, quiet)
         assert stand.live(0) == stand.live(replica) == ("1", revision(exports[0]))
+        # A version that is refused before it is loaded leaves the requests no time.
+        assert_soon(lambda: bool(load.by_version and replica_load.by_version), 20)
     assert load.faults == replica_load.faults == []
     assert set(load.by_version) == set(replica_load.by_version) == {"1"}
     number, entry = list(stand.store.quarantined().items())[-1]
