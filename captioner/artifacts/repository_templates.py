@@ -6,7 +6,6 @@ a user's repository is a data folder, and `install` fills it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import py_compile
@@ -14,6 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from captioner.artifacts.manifest import sha256
 from captioner.errors import ArtefactBroken
 from captioner.wire import CAPTIONER, MODELS
 
@@ -74,8 +74,8 @@ def _install(source: Path, repository: Path) -> list[str]:
     known = _read(record)
     hashes, edited = {}, []
     for name in _names(source):
-        target, hashes[name] = repository / name, _sha256(source / name)
-        found = _sha256(target) if target.is_file() else None
+        target, hashes[name] = repository / name, sha256(source / name)
+        found = sha256(target) if target.is_file() else None
         unedited = (None, hashes[name], known.get(name), _RELEASED.get(name))
         if target.name == "config.pbtxt" and found not in unedited:
             edited.append(name)
@@ -118,7 +118,3 @@ def _read(record: Path) -> dict[str, str]:
         return dict(json.loads(record.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,7 +34,9 @@ VERSIONED = (VISION_ENCODER, PREPROCESS, CAPTIONER)  # in the order of their ren
 STAGED, QUARANTINE, LOCK, REASON = ".staged", ".quarantine", ".lock", "why.json"
 _OLD_QUARANTINE = ".aside"  # the folder in repositories of version 0.1; `recover` renames it
 _EXPORT_PREFIX, _MAX_EXPORT_SECONDS = ".exported-", 24 * 3600
-_MIN_KEPT = 2  # the live version and the previous one, so that a rollback is always possible
+# Versions in memory: the live one and those before it, so that a rollback only moves traffic. At least 2.
+KEEP_LOADED = 2
+KEEP = 4  # default number of versions on disk; at least KEEP_LOADED
 
 QuarantineState = Literal["refused", "rolled back"]
 
@@ -202,9 +204,10 @@ class VersionStore:
     def prune(self, keep: int) -> list[int]:
         """Delete all but the newest `keep` versions, and all but as many quarantined ones; return their numbers.
 
-        The live and the previous version are always kept. Version 1 keeps its model.py, which new versions copy.
+        The versions that stay loaded (KEEP_LOADED) are always kept.
+        Version 1 keeps its model.py, which new versions copy.
         """
-        old = self.numbers()[: -max(keep, _MIN_KEPT)]
+        old = self.numbers()[: -max(keep, KEEP_LOADED)]
         for version in old:
             for model in reversed(VERSIONED):
                 for path in _published(self.folder(model, version), version):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from captioner import wire
 from captioner.artifacts.repository_templates import default_repository
-from captioner.publish.warm_standby import KEEP, KEEP_LOADED
+from captioner.artifacts.version_store import KEEP, KEEP_LOADED
 
 if TYPE_CHECKING:
     from captioner.publish.model_control import ModelControl

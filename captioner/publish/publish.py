@@ -21,13 +21,13 @@ import numpy as np
 
 from captioner.artifacts.golden import check_caption, load_features
 from captioner.artifacts.manifest import GOLDEN_IMAGE, NAME, GoldenSample, Manifest
-from captioner.artifacts.version_store import VERSIONED, VersionStore
+from captioner.artifacts.version_store import KEEP, KEEP_LOADED, VERSIONED, VersionStore
 from captioner.client import Client, RetryPolicy
 from captioner.errors import ArtefactBroken, ParameterInvalid, StartupRefused, typed
 from captioner.hub.resolve import ResolvedModel
 from captioner.publish.model_control import ModelControl
 from captioner.publish.rollback import abort
-from captioner.publish.warm_standby import ENCODER, KEEP, KEEP_LOADED, Log, newest, unload_others
+from captioner.publish.warm_standby import ENCODER, Log, newest, unload_others
 from captioner.wire import CAPTIONER, FEATURES, IMAGE, PIXELS, PREPROCESS, VISION_ENCODER, EncoderPrecision
 from export.export import export
 from export.precision import compare

@@ -12,18 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from captioner.artifacts.version_store import VersionStore
+from captioner.artifacts.version_store import KEEP_LOADED, VersionStore
 from captioner.errors import CaptionerError
+from captioner.publish.model_control import ModelControl, admin_key
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 
-if TYPE_CHECKING:
-    from captioner.publish.model_control import ModelControl  # imports tritonclient: `captioner --help` stays fast
-
-# Versions in memory: the live one and those before it, so that a rollback only moves traffic. At least 2.
-KEEP_LOADED = 2
-KEEP = 4  # default number of versions on disk; at least KEEP_LOADED
 ENCODER = (VISION_ENCODER, PREPROCESS)
 DRAIN_SECONDS = 60.0  # for the requests in flight of a version that is unloaded
 _POLL_SECONDS = 1.0
@@ -62,8 +56,6 @@ def load_previous_when_ready(path: Path, address: str, log: Log, seconds: float)
 
     A publish that runs at the same time holds the lock and loads what it needs itself.
     """
-    from captioner.publish.model_control import ModelControl, admin_key
-
     end = time.monotonic() + seconds
     try:
         control = ModelControl(address, admin_key(path))

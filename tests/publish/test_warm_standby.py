@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from captioner.artifacts.version_store import VersionStore
+from captioner.artifacts.version_store import KEEP_LOADED, VersionStore
 from captioner.errors import ArtefactBroken, StartupRefused
 from captioner.publish import publish as publishing
 from captioner.publish import warm_standby
 from captioner.publish.model_control import ModelControl
 from captioner.publish.publish import publish
 from captioner.publish.rollback import rollback
-from captioner.publish.warm_standby import KEEP_LOADED, load_previous_version
+from captioner.publish.warm_standby import load_previous_version
 from captioner.wire import CAPTIONER, PREPROCESS, VISION_ENCODER
 from tests.support.publishing import quiet, text_export
 from tests.support.scripted_server import ScriptedServer
