@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from captioner.errors import ParameterInvalid, ParameterRefused, ParameterUnknown
 from captioner.wire import (
+    MAX_PARAMETERS_BYTES,
     PARAMETERS,
     TEXT_LISTS,
     CaptionParameters,
@@ -109,8 +110,23 @@ def test_an_absent_parameter_has_the_default_of_the_table() -> None:
 
 def test_stop_is_a_json_list_of_up_to_four_texts() -> None:
     assert parse_parameters({"stop": '[".", "</s>"]'}).stop == (".", "</s>")
-    for texts in ('[""]', '["a", "b", "c", "d", "e"]'):
-        assert "up to 4 texts, none empty" in refusal(stop=texts)
+    for texts in ('[""]', '["a", "b", "c", "d", "e"]', json.dumps(["x" * 257])):
+        assert "up to 4 texts of 1 to 256 characters" in refusal(stop=texts)
+    longest = ["😀" * 256] * 4
+    assert parse_parameters({"stop": json.dumps(longest)}).stop == tuple(longest)
+
+
+@pytest.mark.parametrize("parameter", [each for each in PARAMETERS.values() if each.kind is str], ids=named)
+def test_every_text_has_a_maximum_length(parameter: Parameter) -> None:
+    assert parameter.max_length is not None
+    for size in (parameter.max_length + 1, 5_000_000):
+        sentence = refusal(**{parameter.name: "x" * size})
+        assert sentence == f"{parameter.name} has {size} characters; the limit is {parameter.max_length}"
+
+
+def test_all_parameters_at_their_maximum_length_fit_into_a_request() -> None:
+    longest = {each.name: "\x00" * (each.max_length or 0) for each in PARAMETERS.values() if each.kind is str}
+    assert len(json.dumps(longest)) < MAX_PARAMETERS_BYTES
 
 
 def test_extras_are_a_json_list_of_texts() -> None:
@@ -129,8 +145,8 @@ def test_extras_are_a_json_list_of_texts() -> None:
         "[1]",
         '[["camera"]]',
         '["camera"',
-        "[" * 100_000,
-        '{"a":' * 100_000,
+        "[" * 4096,
+        '{"a":' * 800,
         "[NaN]",
     ],
     ids=range(11),
@@ -176,6 +192,11 @@ def test_details_round_trip(text: str, number: int, sure: float | None) -> None:
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
     assert "\n" not in to_json(details), "a newline ends a server-sent event"
+
+
+def test_json_never_holds_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(ImageInfo("JPEG", math.nan, 480, 1, True, False))  # type: ignore[arg-type]
 
 
 def test_a_model_card_round_trips() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SERVER = f"127.0.0.1:{wire.GRPC_PORT}"
 PRECISIONS = get_args(wire.EncoderPrecision)
-INTERNAL_PARAMETERS = ("stream", "describe")  # set by the command itself
+INTERNAL_PARAMETERS = ("stream", "describe", "client_id")  # set by the command itself or its client
 TABLES, SIDECARS = ("jsonl", "csv"), ("txt", "xmp", "exif")  # values of `caption --to`
 LOCAL, IN_PROCESS, RAY = "local", "in-process", "ray"  # values of `caption --engine`
 

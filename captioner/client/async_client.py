@@ -63,6 +63,7 @@ class AsyncClient:
             raise ParameterInvalid(f"server is {addresses!r}; it must be HOST:PORT, or several separated by commas")
         self._replicas = [Replica(name, connection) for name in names]
         self._outage = Outage(retry)
+        self._client_id = secrets.token_hex(8)
 
     @property
     def address(self) -> str:
@@ -149,6 +150,8 @@ class AsyncClient:
     ) -> AsyncCaptionStream:
         if parameters.get("temperature") and parameters.get("seed") is None:
             parameters = {**parameters, "seed": secrets.randbits(32)}  # another replica must generate the same text
+        if parameters.get("client_id") is None:
+            parameters = {**parameters, "client_id": self._client_id}
         infer_request({}, parameters)  # raises for wrong parameters
         stream = AsyncCaptionStream(self._replicas, inputs, parameters, self._outage)
         await stream.start()

@@ -81,8 +81,7 @@ class Detokenizer:
     def _settled(self, text: str) -> str:
         """Return the beginning of `text` that stays, whatever ids follow."""
         generated = text[self._start :]
-        begun = (size for stop in self._stop for size in range(1, len(stop)) if generated.endswith(stop[:size]))
-        text = text[: len(text) - max(begun, default=0)]
+        text = text[: len(text) - max((_overlap(generated, stop) for stop in self._stop), default=0)]
         return text if self._max_characters is None else text[: self._fitting(text, self._max_characters)]
 
     def _fitting(self, text: str, limit: int) -> int:
@@ -97,3 +96,11 @@ class Detokenizer:
 
     def _ends_in_byte_token(self) -> bool:
         return bool(self._ids) and (self._tokenizer.id_to_token(self._ids[-1]) or "").startswith(_BYTE_TOKEN)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` could be the beginning of `stop`."""
+    start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return len(text) - start if start >= 0 else 0

@@ -6,6 +6,9 @@ page all follow it. It knows neither Triton nor any model.
 
 from captioner.wire.csv_columns import CSV_COLUMNS
 from captioner.wire.parameters import (
+    MAX_PARAMETERS_BYTES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_STOP_CHARACTERS,
     PARAMETERS,
     TEXT_LISTS,
     CaptionParameters,
@@ -48,6 +51,9 @@ __all__ = [
     "IMAGE",
     "IMAGE_INFO",
     "MAX_IMAGE_BYTES",
+    "MAX_PARAMETERS_BYTES",
+    "MAX_PROMPT_CHARACTERS",
+    "MAX_STOP_CHARACTERS",
     "METRICS_PORT",
     "MODELS",
     "PAGE_PORT",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,13 +11,19 @@ from typing import Any
 
 from captioner.errors import ParameterInvalid, ParameterUnknown
 
+MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
+MAX_PROMPT_CHARACTERS = 32_768
+# Of all parameters of a request, as JSON: more than every parameter at its maximum length.
+MAX_PARAMETERS_BYTES = 128 * 2**10
+
 # Triton handles these itself, and passes some of them on to the model.
 TRITON_PARAMETERS = frozenset({"id", "binary_data_output", "user-agent"})
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One request parameter. With `default` None the model's own default applies."""
+    """One request parameter. With `default` None the model's own default applies. A text has a `max_length`."""
 
     name: str
     kind: type[str] | type[int] | type[float] | type[bool]
@@ -25,6 +32,7 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     unit: str = ""
+    max_length: int | None = None  # characters
 
     @property
     def range(self) -> str:
@@ -32,7 +40,7 @@ class Parameter:
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
-            return "text"
+            return f"text of at most {self.max_length} characters"
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} from {self.minimum:g} to {self.maximum:g}" + (f" {self.unit}" if self.unit else "")
 
@@ -40,11 +48,13 @@ class Parameter:
         """Return `value` in this parameter's type. Raises ParameterInvalid, which names the value and the range."""
         if self.kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)  # JSON writes 1.0 as 1
+        if isinstance(value, str) and self.max_length is not None and len(value) > self.max_length:
+            raise ParameterInvalid(f"{self.name} has {len(value)} characters; the limit is {self.max_length}")
         valid = type(value) is self.kind
         if valid and self.minimum is not None and self.maximum is not None:
             valid = self.minimum <= value <= self.maximum  # type: ignore[operator]  # False for NaN
         if valid and isinstance(value, str):  # JSON can contain lone surrogates, which tokenizers reject
-            valid = not any("\ud800" <= character <= "\udfff" for character in value)
+            valid = _LONE_SURROGATE.search(value) is None
         if not valid:
             raise ParameterInvalid(f"{self.name} is {reprlib.repr(value)}; it must be {self.range}")
         return value  # type: ignore[return-value]
@@ -53,10 +63,10 @@ class Parameter:
 PARAMETERS = {
     parameter.name: parameter
     for parameter in (
-        Parameter("style", str, "the kind of caption, one of the model's styles"),
-        Parameter("length", str, "short, medium or long, if the model has lengths"),
-        Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]'),
-        Parameter("name", str, "the name of the person or character in the image"),
+        Parameter("style", str, "the kind of caption, one of the model's styles", max_length=64),
+        Parameter("length", str, "short, medium or long, if the model has lengths", max_length=64),
+        Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]', max_length=4096),
+        Parameter("name", str, "the name of the person or character in the image", max_length=200),
         Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, 2048, "tokens"),
         Parameter(
             "max_characters",
@@ -72,18 +82,29 @@ PARAMETERS = {
         Parameter("top_k", int, "sample from this many most likely tokens; 0 uses all", 0, 0, 1000, "tokens"),
         Parameter("repetition_penalty", float, "above 1 discourages tokens that are already in the text", None, 0.5, 2),
         Parameter("num_beams", int, "above 1, use beam search with this many beams", None, 1, 5, "beams"),
-        Parameter("stop", str, 'JSON list of up to 4 texts that end the caption and are cut from it, such as ["."]'),
+        Parameter(
+            "stop",
+            str,
+            f"JSON list of up to {MAX_STOPS} texts, each of at most {MAX_STOP_CHARACTERS} characters, that end the "
+            'caption and are cut from it, such as ["."]',
+            max_length=16_384,
+        ),
         Parameter("repetition_guard", bool, "end a caption that repeats itself", True),
         Parameter("seed", int, "equal seeds give equal captions; if absent, drawn and reported", None, 0, 2**53),
         Parameter("stream", bool, "send text as it is generated (the default over gRPC), or one response", None),
         Parameter("deadline_ms", int, "fail, or end the caption, after this time", None, 1, 600_000, "ms"),
         Parameter("priority_level", int, "1 is served first, 3 last", 2, 1, 3),
+        Parameter(
+            "client_id",
+            str,
+            "requests with equal client_id share their turns while the server is busy; drawn by the Python client",
+            max_length=64,
+        ),
         Parameter("describe", bool, "return the model card instead of a caption; no image is read", False),
     )
 }
 
 TEXT_LISTS = frozenset({"extras", "stop"})  # sent as JSON text: Triton's request parameters cannot be lists
-MAX_STOPS = 4
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,7 @@ class CaptionParameters:
     stream: bool | None = None
     deadline_ms: int | None = None
     priority_level: int = 2
+    client_id: str = ""
     describe: bool = False
 
 
@@ -123,7 +145,10 @@ def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
 
 
 def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
-    """Check every value. Raises ParameterUnknown or ParameterInvalid for the first wrong name or value."""
+    """Check every value. Raises ParameterUnknown or ParameterInvalid for the first wrong name or value.
+
+    The cost is bounded: a text is not read beyond its maximum length.
+    """
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name in TRITON_PARAMETERS or name.startswith("triton_"):
@@ -135,10 +160,10 @@ def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
         checked[name] = parameter.check(value)
     for name in TEXT_LISTS & checked.keys():
         checked[name] = _texts(name, checked[name])
-    if len(checked.get("stop", ())) > MAX_STOPS or not all(checked.get("stop", ())):
-        raise ParameterInvalid(
-            f"stop is {reprlib.repr(checked['stop'])}; it must be up to {MAX_STOPS} texts, none empty"
-        )
+    stops = checked.get("stop", ())
+    if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
+        rule = f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters"
+        raise ParameterInvalid(f"stop is {reprlib.repr(stops)}; it must be {rule}")
     return CaptionParameters(**checked)
 
 

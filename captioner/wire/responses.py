@@ -110,5 +110,5 @@ class ModelCard:
 
 
 def to_json(value: Details | ModelCard | ImageInfo) -> str:
-    """Return compact JSON on one line, with non-ASCII text unescaped."""
-    return json.dumps(asdict(value), ensure_ascii=False, separators=(",", ":"))
+    """Return compact JSON on one line, with non-ASCII text unescaped. Raises ValueError for NaN and infinity."""
+    return json.dumps(asdict(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)

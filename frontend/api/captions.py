@@ -21,7 +21,8 @@ from frontend.api.responses import MEDIA_TYPES, event, respond
 from frontend.http_errors import error_body
 from frontend.remote_images import RemoteImages
 
-NAMES = tuple(name for name in PARAMETERS if name != "describe")  # the model's card is at /v1/models
+# The model's card is at /v1/models, and clients may not choose whose turns they take.
+NAMES = tuple(name for name in PARAMETERS if name not in ("describe", "client_id"))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from frontend.http_errors import ModelUnknown
 ROLES = ("system", "developer", "user", "assistant")
 PROMPT_CHOICES = ("style", "length", "extras", "name")  # they select a prompt, so they exclude a text
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-WIRE_NAMES = tuple(name for name in PARAMETERS if name not in ("stream", "describe", *TOKEN_LIMITS))
+WIRE_NAMES = tuple(name for name in PARAMETERS if name not in ("stream", "describe", "client_id", *TOKEN_LIMITS))
 OWN_NAMES = ("model", "messages", "stream", "stream_options", *TOKEN_LIMITS)
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # ignored
 NEUTRAL: dict[str, tuple[object, ...]] = {  # the values that match what this server does anyway

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from captioner.serving.detokenizer import Detokenizer
+from captioner.serving.detokenizer import Detokenizer, _overlap
+from captioner.wire import MAX_STOP_CHARACTERS
 from tests.support import tiny
 
 TOKENS = tiny.tokenizer()
@@ -222,3 +226,22 @@ def test_a_limit_of_characters_ends_the_text_at_a_sentence_or_else_at_a_word(tex
 def test_the_earlier_of_stop_text_and_limit_ends_the_text(stop: str, limit: int, text: str, reason: str) -> None:
     stream = Detokenizer(TOKENS, [], (stop,), limit)
     assert (stream.push(encode("a dog in the fog, a cat"), final=True), stream.finish_reason) == (text, reason)
+
+
+def test_the_longest_stop_texts_cost_less_than_a_millisecond_a_token() -> None:
+    ids = TOKENS.encode("a" * 400).ids
+    stops = tuple("a" * (MAX_STOP_CHARACTERS - 1) + end for end in "bcde")
+    fastest = math.inf
+    for _ in range(5):
+        text = Detokenizer(TOKENS, [], stops)
+        began = time.perf_counter()
+        for token in ids:
+            text.push([token])
+        fastest = min(fastest, time.perf_counter() - began)
+    assert fastest / len(ids) < 0.001
+
+
+@given(st.text("ab", max_size=12), st.text("ab", min_size=1, max_size=6))
+def test_text_is_held_back_exactly_while_it_may_begin_a_stop_text(text: str, stop: str) -> None:
+    expected = max((size for size in range(len(stop)) if text.endswith(stop[:size])), default=0)
+    assert _overlap(text, stop) == expected
