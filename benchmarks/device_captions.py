@@ -75,7 +75,7 @@ class Captions:
         engine = Engine(runner, (), max_waiting=len(self.sequences))
         self.sent = time.perf_counter()
         for sequence in self.sequences:
-            engine.admit()
+            engine.admit(sequence)
             engine.submit(sequence)
         engine.start()
         engine.close()

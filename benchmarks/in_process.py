@@ -83,7 +83,7 @@ class ClosedLoop:
             on_finish=lambda reason: self._on_finish(request, sequence, reason, sent, times),
             features=self._work.features_of(request),
         )
-        self._engine.admit()
+        self._engine.admit(sequence)
         self._engine.submit(sequence)
 
     def _on_finish(

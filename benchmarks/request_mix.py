@@ -113,7 +113,7 @@ def run(engine: Engine, requests: list[ScheduledRequest]) -> None:
     while any(request.reason is None for request in requests):
         for request in requests:
             if request.arrival == step:
-                engine.admit()
+                engine.admit(request.sequence)
                 engine.submit(request.sequence)
             if request.cancelled_after is not None and request.arrival + request.cancelled_after == step:
                 request.sequence.cancelled = True

@@ -127,6 +127,13 @@ class StreamStalled(CaptionerError):
     status = "UNAVAILABLE"
 
 
+class EncoderStalled(CaptionerError):
+    """The image encoder gave no answer in time; its process may have died."""
+
+    code = "ENCODER_STALLED"
+    status = "UNAVAILABLE"
+
+
 class AccessDenied(CaptionerError):
     """The API key or token is missing or wrong, at the server, a proxy in front of it, or the Hub."""
 

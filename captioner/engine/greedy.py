@@ -20,7 +20,7 @@ def greedy(runner: Runner, stop_ids: tuple[int, ...], requests: Iterable[Request
     sequences = []
     for prompt_ids, features, max_tokens in requests:
         sequences.append(Sequence(list(prompt_ids), Sampling(), max_tokens, features=features))
-        engine.admit()
+        engine.admit(sequences[-1])
         engine.submit(sequences[-1])
     while (load := engine.load()).running + load.waiting:
         engine.step()

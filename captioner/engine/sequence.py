@@ -42,6 +42,7 @@ class Sequence:
     beams: BeamSearch | None = None
     deadline: float = float("inf")
     priority_level: int = 2
+    client_id: str = ""  # requests of one client share its turns
     features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over num_sampled_tokens
@@ -50,6 +51,7 @@ class Sequence:
     cancelled: bool = False  # set by any thread, read between steps
     error: BaseException | None = None
     rows: list[int] = field(default_factory=list)  # cache rows, one per beam; written by the scheduler
+    order: tuple[int, int, int] = (0, 0, 0)  # in the queues; written by the scheduler
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.sampling.seed)
@@ -62,3 +64,9 @@ class Sequence:
     def uniform(self) -> float:
         """Return the next step's random number in [0, 1). It depends on the seed alone, not on other requests."""
         return self._random.random() if self.sampling.temperature else 0.0
+
+    def release(self) -> None:
+        """Drop the features and callbacks of a finished request: they would keep it, and each other, in memory."""
+        self.on_token = self.on_finish = _no_callback
+        self.is_stop = _never_stop
+        self.features = None

@@ -61,7 +61,7 @@ def unwrap(data: bytes) -> bytes:
     if sniff(data) is not None:
         check_file_size(len(data))
         return data
-    check_file_size(math.ceil(len(data) / _BASE64_BYTES))
+    check_wrapped_size(len(data))
     text = data.strip()
     if not text:
         raise ImageMissing("the image is empty")
@@ -77,6 +77,11 @@ def unwrap(data: bytes) -> bytes:
             raise ImageFormatUnknown(f"the data URL's base64 cannot be decoded: {error}") from None
         return data
     return file if is_url or sniff(file) is not None else data
+
+
+def check_wrapped_size(size: int) -> None:
+    """Raise ImageTooLarge for a number of bytes that exceeds the limit of a file even as base64 text."""
+    check_file_size(math.ceil(size / _BASE64_BYTES))
 
 
 def first_bytes(data: bytes) -> str:

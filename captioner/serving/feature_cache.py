@@ -32,6 +32,13 @@ class FeatureCache:
         self._in_flight: dict[bytes, Future[Encoded]] = {}
         self._lock = threading.Lock()
 
+    def cached(self, key: bytes) -> Encoded | None:
+        """Return the features of `key` if they are in the cache. Never blocks."""
+        with self._lock:
+            if key in self._cached:
+                self._cached.move_to_end(key)
+            return self._cached.get(key)
+
     def get(self, key: bytes, encode: Callable[[], Encoded]) -> tuple[Encoded, bool]:
         """Return the features of `key` and whether this was a cache hit. Blocks while any thread encodes them.
 
@@ -53,6 +60,7 @@ class FeatureCache:
             with self._lock:
                 del self._in_flight[key]
             future.set_exception(error)
+            del future, encode  # the traceback refers to this frame: a reference cycle would keep the image
             raise
         with self._lock:
             del self._in_flight[key]

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
-from queue import PriorityQueue
 from typing import Protocol
 
 from captioner.errors import CaptionerError
 from captioner.serving.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
-_FIRST_TOKEN, _LATER, _CLOSE = range(3)  # priorities, in sending order
 
 
 class ResponseWriter(Protocol):
@@ -57,11 +55,17 @@ class ResponseQueue:
         """Set how ids become text. Call it before the first `put`."""
         self._detokenizer, self._streaming = detokenizer, streaming
 
+    @property
+    def has_first_token(self) -> bool:
+        """Whether the next flush sends the first token."""
+        return bool(self._token_ids) and not self.first_token_sent
+
     def put(self, token_id: int) -> None:
-        """Append one token of the caption."""
+        """Append one token of the caption. Without streaming, nothing is sent before the end."""
         with self._lock:
             self._token_ids.append(token_id)
-            self._wake()
+            if self._streaming:
+                self._wake()
 
     def finish(self, details: Callable[[], str]) -> None:
         """Close with the caption; `details` is called when the final response is written."""
@@ -91,7 +95,7 @@ class ResponseQueue:
         """Send everything that has gathered. Runs on the sender's thread."""
         with self._lock:
             # The first token is sent alone: it is what the client waits for.
-            count = len(self._token_ids) if self.first_token_sent else 1
+            count = 1 if self._streaming and not self.first_token_sent else len(self._token_ids)
             ids, self._token_ids = self._token_ids[:count], self._token_ids[count:]
             more = bool(self._token_ids)
             final = None if more else self._final
@@ -125,15 +129,19 @@ class ResponseQueue:
 
 
 class ResponseSender:
-    """The thread that flushes response queues: first tokens before all others, then in order of arrival.
+    """The thread that flushes response queues.
 
-    A step gives every running caption a token at the same time, and each takes its time to send. A client that waits
-    for its first token must not wait behind the later tokens of all others.
+    First tokens are sent before later ones: a step gives every running caption a token at the same time, and a client
+    that waits for its first token must not wait behind the later tokens of all others. Responses without tokens, such
+    as refusals, take every second turn: a flood of them does not starve captions, and captions do not starve them.
     """
 
     def __init__(self) -> None:
-        self._ready: PriorityQueue[tuple[int, int, ResponseQueue | None]] = PriorityQueue()
-        self._order = count()
+        self._first: deque[ResponseQueue] = deque()
+        self._later: deque[ResponseQueue] = deque()
+        self._tokenless: deque[ResponseQueue] = deque()
+        self._closing = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
@@ -143,18 +151,35 @@ class ResponseSender:
 
     def close(self) -> None:
         """Send everything that is queued, also what is queued meanwhile, then return."""
-        self._ready.put((_CLOSE, next(self._order), None))
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join()
 
     def _schedule(self, queue: ResponseQueue) -> None:
-        self._ready.put((_LATER if queue.first_token_sent else _FIRST_TOKEN, next(self._order), queue))
+        turn = self._first if queue.has_first_token else self._later if queue.first_token_sent else self._tokenless
+        with self._changed:
+            turn.append(queue)
+            self._changed.notify()
 
     def _run(self) -> None:
-        while True:
-            _, _, queue = self._ready.get()
-            if queue is None:
-                return
+        tokens_next = True
+        while (queue := self._next(tokens_next)) is not None:
+            tokens_next = not tokens_next
             try:
                 queue.flush()
             except Exception:  # one client's broken connection must not stop the others
                 log.exception("a response could not be sent")
+
+    def _next(self, tokens_next: bool) -> ResponseQueue | None:
+        """Return the queue to flush, or None once everything is sent and the sender is closed."""
+        with self._changed:
+            while True:
+                turns = [self._first, self._later]
+                turns.insert(2 if tokens_next else 0, self._tokenless)
+                for turn in turns:
+                    if turn:
+                        return turn.popleft()
+                if self._closing:
+                    return None
+                self._changed.wait()

@@ -22,7 +22,15 @@ from captioner.families import family
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.response_sender import ResponseQueue
-from captioner.wire import CaptionParameters, Details, FinishReason, ModelCard, Timings
+from captioner.wire import (
+    MAX_PROMPT_CHARACTERS,
+    CaptionParameters,
+    Details,
+    FinishReason,
+    ImageInfo,
+    ModelCard,
+    Timings,
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,17 @@ class InFlightRequest:
 
     queue: ResponseQueue
     sequence: Sequence
-    text_limits: Detokenizer | None  # on the decode thread; None without stop texts and max_characters
+    parameters: CaptionParameters
+    image: bytes  # emptied once its features are known
     prompt: str
+    own_texts: tuple[str, ...]  # the texts of the client in the prompt
+    streaming: bool
     num_beams: int
-    max_characters: int | None
     arrived: float
+    text_limits: Detokenizer | None = None  # on the decode thread; None without stop texts and max_characters
+    image_key: bytes = b""  # SHA-256 of the image
+    info: ImageInfo | None = None
+    cache_hit: bool = False
     encode_started: float = 0.0
     encode_ended: float = 0.0
     first_token: float = 0.0
@@ -64,6 +78,7 @@ class ServedModel:
         self._tokenizer = tokenizer
         self._slots = slots
         self._family = family(manifest.family)
+        self._reserved_ids = _reserved_ids(tokenizer, manifest)
 
     def card(self) -> ModelCard:
         """Return what a client may ask for."""
@@ -88,17 +103,46 @@ class ServedModel:
             prompts=prompts.styles,
         )
 
-    def prepare(self, request: CaptionRequest, parameters: CaptionParameters, queue: ResponseQueue) -> InFlightRequest:
-        """Resolve everything the request asks for and open `queue`. Raises a subclass of ParameterRefused."""
+    def accept(self, request: CaptionRequest, parameters: CaptionParameters, queue: ResponseQueue) -> InFlightRequest:
+        """Resolve everything that takes no time. Raises a subclass of ParameterRefused."""
         arrived = time.monotonic()
-        manifest = self.manifest
         if request.prompt is None:
-            prompt = manifest.prompts.render(parameters.style, parameters.length, parameters.extras, parameters.name)
+            prompt = self.manifest.prompts.render(
+                parameters.style, parameters.length, parameters.extras, parameters.name
+            )
+            own_texts = () if parameters.name is None else (parameters.name,)
         else:
-            prompt = _utf8(request.prompt)
+            prompt = _checked_prompt(request.prompt)
+            own_texts = (prompt,)
+        sequence = Sequence(
+            prompt_ids=[],
+            sampling=self._sampling(parameters),
+            max_tokens=0,
+            repetition_guard=parameters.repetition_guard,
+            deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
+            priority_level=parameters.priority_level,
+            client_id=parameters.client_id,
+        )
+        return InFlightRequest(
+            queue=queue,
+            sequence=sequence,
+            parameters=parameters,
+            image=request.image or b"",
+            prompt=prompt,
+            own_texts=own_texts,
+            streaming=request.streaming if parameters.stream is None else parameters.stream,
+            num_beams=self._num_beams(parameters),
+            arrived=arrived,
+        )
+
+    def prepare(self, request: InFlightRequest) -> None:
+        """Tokenize the prompt and open the response queue. Raises a subclass of ParameterRefused."""
+        manifest, parameters, sequence = self.manifest, request.parameters, request.sequence
+        for text in request.own_texts:
+            self._check_text(text)
         # Assume the most tiles an image may have: the prompt must fit before the image is decoded.
         tiles = manifest.image.max_tiles
-        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, prompt, tiles, tiles)
+        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, tiles, tiles)
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
             raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
@@ -106,23 +150,21 @@ class ServedModel:
             raise ParameterInvalid(
                 f"max_tokens is {parameters.max_tokens}; this model has room for {room} after the prompt"
             )
-        sequence = Sequence(
-            prompt_ids=prompt_ids,
-            sampling=self._sampling(parameters),
-            max_tokens=parameters.max_tokens or min(manifest.generation.max_tokens, room),
-            repetition_guard=parameters.repetition_guard,
-            deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
-            priority_level=parameters.priority_level,
-        )
-        num_beams = self._num_beams(parameters)
+        sequence.prompt_ids = prompt_ids
+        sequence.max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
-        text = self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters
-        queue.open(Detokenizer(*text), request.streaming if parameters.stream is None else parameters.stream)
-        text_limits = None
+        text_rules = self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters
+        request.queue.open(Detokenizer(*text_rules), request.streaming)
         if parameters.stop or parameters.max_characters is not None:
-            text_limits = Detokenizer(*text)  # the queue's runs behind, on the sender's thread
-            sequence.is_stop = text_limits.is_stop
-        return InFlightRequest(queue, sequence, text_limits, prompt, num_beams, parameters.max_characters, arrived)
+            request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread
+            sequence.is_stop = request.text_limits.is_stop
+
+    def _check_text(self, text: str) -> None:
+        """Refuse control tokens in a client's text: they could end the user's turn of a chat and begin another."""
+        reserved = self._reserved_ids.intersection(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if reserved:
+            token = self._tokenizer.id_to_token(min(reserved))
+            raise ParameterInvalid(f"the prompt contains {token!r}, a control token of this model; leave it out")
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -147,9 +189,13 @@ class ServedModel:
             raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
         return beams
 
-    def set_features(self, request: InFlightRequest, encoded: Encoded) -> None:
-        """Give the sequence what depends on the image. Raises ArtefactBroken for features of another shape or NaN."""
+    def set_features(self, request: InFlightRequest, encoded: Encoded, hit: bool) -> None:
+        """Give the sequence what depends on the image; `hit` means that the features came from the cache.
+
+        Raises ArtefactBroken for features of another shape or NaN.
+        """
         manifest, sequence, info = self.manifest, request.sequence, encoded.info
+        request.info, request.cache_hit, request.image = info, hit, b""
         tokens = manifest.feature_tokens * (info.tile_rows * info.tile_columns + 1)
         expected = (tokens, manifest.feature_width)
         if encoded.features.shape != expected:
@@ -173,8 +219,9 @@ class ServedModel:
                 repetition_penalty=sequence.sampling.repetition_penalty,
             )
 
-    def details(self, request: InFlightRequest, reason: FinishReason, encoded: Encoded, hit: bool) -> Details:
-        """Return how a finished caption was made; `reason` is why the engine ended it, `hit` a feature cache hit."""
+    def details(self, request: InFlightRequest, reason: FinishReason) -> Details:
+        """Return how a finished caption was made; `reason` is why the engine ended it."""
+        assert request.info is not None
         sequence, now = request.sequence, time.monotonic()
         encode_s = request.encode_ended - request.encode_started
         queue_s = request.encode_started - request.arrived + sequence.started - request.encode_ended
@@ -192,7 +239,7 @@ class ServedModel:
             prompt=request.prompt,
             seed=sequence.sampling.seed,
             max_tokens=sequence.max_tokens,
-            max_characters=request.max_characters,
+            max_characters=request.parameters.max_characters,
             temperature=sequence.sampling.temperature,
             top_p=sequence.sampling.top_p,
             top_k=sequence.sampling.top_k,
@@ -204,16 +251,29 @@ class ServedModel:
             confidence=confidence,
             unsure=None if calibration is None or confidence is None else confidence < calibration.unsure_below,
             mean_logprob=round(mean_logprob, 4),
-            image=encoded.info,
+            image=request.info,
             timings_ms=Timings(
                 *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - request.arrived, now - request.arrived))
             ),
-            cache_hit=hit,
+            cache_hit=request.cache_hit,
         )
 
 
-def _utf8(prompt: bytes) -> str:
+def _checked_prompt(prompt: bytes) -> str:
+    """Return the text of a prompt. Raises PromptTooLong before anything is tokenized, and ParameterInvalid."""
+    if len(prompt) > 4 * MAX_PROMPT_CHARACTERS:  # a character has at most 4 bytes
+        raise PromptTooLong(f"the prompt has {len(prompt)} bytes; the limit is {MAX_PROMPT_CHARACTERS} characters")
     try:
-        return prompt.decode()
+        text = prompt.decode()
     except UnicodeDecodeError as error:
         raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise PromptTooLong(f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARACTERS}")
+    return text
+
+
+def _reserved_ids(tokenizer: Tokenizer, manifest: Manifest) -> frozenset[int]:
+    """Return the ids of special tokens that are in none of the model's own prompts."""
+    prompts = [prompt for lengths in manifest.prompts.styles.values() for prompt in lengths.values()]
+    special = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return frozenset(number for number, text in special.items() if not any(text in prompt for prompt in prompts))

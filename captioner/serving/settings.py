@@ -27,12 +27,13 @@ class Settings:
     max_waiting: int = 64  # requests encoding or waiting beyond the slots
     feature_cache_mib: int = 256  # 0 turns the cache off
     encode_workers: int = 16  # images, or tiles of images, that are encoded at the same time
+    encode_timeout_s: int = 60  # of one image, in both models of the encoder
     cancel_poll_ms: int = 50
     decode_threads: int = 0  # torch's intra-op threads; 0: every core, or one for a small decoder
     precision: str = AUTO  # of the decoder, see decoders/load_weights.py; auto is bf16 on CUDA and fp32 on a CPU
 
     def __post_init__(self) -> None:
-        for name in ("encode_workers", "cancel_poll_ms"):
+        for name in ("encode_workers", "encode_timeout_s", "cancel_poll_ms"):
             if getattr(self, name) < 1:
                 raise StartupRefused(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("slots", "kv_cache_mib", "max_waiting", "feature_cache_mib", "decode_threads"):

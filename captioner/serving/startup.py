@@ -19,6 +19,7 @@ from captioner.engine.runner import Runner
 from captioner.errors import ArtefactBroken, StartupRefused
 from captioner.families import family
 from captioner.serving.feature_cache import Encoded
+from captioner.serving.metrics import Values
 from captioner.serving.self_check import check_decoder
 from captioner.serving.served_model import ServedModel
 from captioner.serving.service import CaptionService
@@ -34,7 +35,7 @@ def load_service(
     gpu: int | None,
     settings: Settings,
     encode: Callable[[bytes], Encoded],
-    report: Callable[[dict[str, float]], None],
+    report: Callable[[Values], None],
 ) -> CaptionService:
     """Return the service of `folder/version`; `folder` is the captioner model inside a model repository.
 

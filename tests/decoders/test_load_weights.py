@@ -43,9 +43,9 @@ def captions(folder: Path, precision: Precision) -> tuple[CrossAttentionDecoder,
     features = torch.randn(4, IMAGE_TOKENS, WIDTH, generator=generator)
     sequences = [Sequence([0], Sampling(), 8, features=each) for each in features]
     for sequence in sequences:
-        engine.admit()
+        engine.admit(sequence)
         engine.submit(sequence)
-    for _ in range(8):
+    for _ in range(10):
         engine.step()
     assert [sequence.error for sequence in sequences] == [None] * 4
     return decoder, [sequence.token_ids for sequence in sequences]

@@ -61,9 +61,10 @@ class Clock:
 
 
 class FaultyDecoder(CrossAttentionDecoder):
-    """The real decoder; the methods named in `fails` raise RuntimeError."""
+    """The real decoder; the methods named in `fails` raise `error`, by default a RuntimeError."""
 
     fails: frozenset[str] = frozenset()
+    error: Exception | None = None
 
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
         self._check("prefill")
@@ -79,7 +80,7 @@ class FaultyDecoder(CrossAttentionDecoder):
 
     def _check(self, method: str) -> None:
         if method in self.fails:
-            raise RuntimeError(f"{method} failed")
+            raise self.error or RuntimeError(f"{method} failed")
 
 
 def make_engine(
@@ -107,7 +108,7 @@ def make_faulty(slots: int) -> tuple[Engine, FaultyDecoder]:
 def submit(engine: Engine, *sequences: Sequence) -> None:
     """Admit and queue sequences."""
     for sequence in sequences:
-        engine.admit()
+        engine.admit(sequence)
         engine.submit(sequence)
 
 

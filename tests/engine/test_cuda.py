@@ -37,7 +37,7 @@ def captions(device: str, samplings: list[Sampling], precision: Precision = "fp3
         for number, sampling in enumerate(samplings)
     ]
     for sequence in sequences:
-        engine.admit()
+        engine.admit(sequence)
         engine.submit(sequence)
         for _ in range(chance.randrange(3)):
             engine.step()

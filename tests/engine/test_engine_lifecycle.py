@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import random
 import threading
+import weakref
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.engine import engine as engine_module
+from captioner.engine.beam_search import BeamSearch
+from captioner.engine.engine import MAX_PREFILLS
+from captioner.engine.sequence import Sequence
 from captioner.errors import ServerBusy, ServerStopping
 from tests.engine.harness import LONG, Clock, RecordedSequence, crowd, make_engine, make_faulty, run, submit
 from tests.support import tiny
@@ -128,14 +137,14 @@ def test_close_finishes_the_requests_of_all_threads() -> None:
     assert all(len(sequence.reasons) == 1 for sequence in sequences)
     assert [sequence.received for sequence in sequences] == [sequence.alone() for sequence in sequences]
     with pytest.raises(ServerStopping):
-        engine.admit()
+        engine.admit(RecordedSequence())
 
 
 def test_close_waits_for_requests_that_are_still_encoding() -> None:
-    engine, sequence = make_engine(), RecordedSequence()
+    engine, sequence, other = make_engine(), RecordedSequence(), RecordedSequence()
     engine.start()
-    engine.admit()
-    engine.admit()
+    engine.admit(sequence)
+    engine.admit(other)
     closing = threading.Thread(target=engine.close)
     closing.start()
     closing.join(0.1)
@@ -143,25 +152,26 @@ def test_close_waits_for_requests_that_are_still_encoding() -> None:
     engine.submit(sequence)
     assert sequence.done.wait(10)
     assert closing.is_alive(), "one request is still admitted"
-    engine.withdraw()
+    engine.withdraw(other)
     closing.join(10)
     assert not closing.is_alive()
 
 
 @given(st.lists(st.sampled_from(["admit", "withdraw", "submit", "late", "cancel", "broken", "step"]), max_size=40))
 @settings(max_examples=40, deadline=None)
-def test_no_order_of_events_leaks_an_admission(events: list[str]) -> None:
+def test_no_order_of_events_leaks_an_admission(events: list[str]) -> None:  # noqa: PLR0912
     clock = Clock()
     engine = make_engine(slots=2, max_waiting=3, clock=clock)
-    encoding, sequences = 0, list[RecordedSequence]()
+    encoding, sequences = list[RecordedSequence](), list[RecordedSequence]()
     for event in events:
         if event == "admit":
+            sequence = RecordedSequence(len(sequences), max_tokens=3)
             if engine.load().running + engine.load().waiting < 5:
-                engine.admit()
-                encoding += 1
+                engine.admit(sequence)
+                encoding.append(sequence)
             else:
                 with pytest.raises(ServerBusy):
-                    engine.admit()
+                    engine.admit(sequence)
         elif event == "step":
             clock.now += 1
             engine.step()
@@ -169,20 +179,167 @@ def test_no_order_of_events_leaks_an_admission(events: list[str]) -> None:
             for sequence in sequences[-1:]:
                 sequence.cancelled = True
         elif encoding and event == "withdraw":
-            engine.withdraw()
-            encoding -= 1
+            engine.withdraw(encoding.pop())
         elif encoding:
-            deadline = clock.now + 1 if event == "late" else float("inf")
-            sequences.append(RecordedSequence(len(sequences), max_tokens=3, deadline=deadline))
+            sequences.append(encoding.pop())
+            if event == "late":
+                sequences[-1].deadline = clock.now + 1
             if event == "broken":
                 sequences[-1].features = None
             engine.submit(sequences[-1])
-            encoding -= 1
-    for _ in range(encoding):
-        engine.withdraw()
+    for sequence in encoding:
+        engine.withdraw(sequence)
     run(engine)
     assert all(len(sequence.reasons) == 1 for sequence in sequences)
     for _ in range(5):
-        engine.admit()
+        engine.admit(RecordedSequence())
     with pytest.raises(ServerBusy):
-        engine.admit()
+        engine.admit(RecordedSequence())
+
+
+def test_a_burst_of_arrivals_holds_up_a_running_caption_by_two_prefills_at_most() -> None:
+    engine = make_engine(slots=12)
+    running, prefills = RecordedSequence(LONG, max_tokens=20), list[int]()
+    join = engine._runner.join
+
+    def counting_join(sequence: Sequence) -> None:
+        prefills.append(len(running.received))
+        join(sequence)
+
+    engine._runner.join = counting_join  # type: ignore[method-assign]
+    submit(engine, running)
+    engine.step()
+    burst = [RecordedSequence(number, max_tokens=20) for number in range(10)]
+    submit(engine, *burst)
+    for _ in range(5):
+        engine.step()
+    assert max(Counter(prefills).values()) == MAX_PREFILLS
+    assert burst[0].received, "the first of the burst has its first token before the last one is prefilled"
+    run(engine)
+    assert [sequence.received for sequence in burst] == [sequence.alone() for sequence in burst]
+
+
+def test_a_request_that_expires_behind_a_prefill_is_not_prefilled() -> None:
+    clock = Clock()
+    engine = make_engine(slots=4, clock=clock)
+    first, late = RecordedSequence(1), RecordedSequence(2, deadline=5.0)
+    join = engine._runner.join
+
+    def slow_join(sequence: Sequence) -> None:
+        assert sequence is first
+        clock.now = 6.0
+        join(sequence)
+
+    engine._runner.join = slow_join  # type: ignore[method-assign]
+    submit(engine, first, late)
+    run(engine)
+    assert first.received == first.alone()
+    assert late.reasons == ["deadline"]
+
+
+@pytest.mark.parametrize("state", ["prepared", "to encode", "encoding"])
+def test_deadlines_and_cancels_end_a_request_before_the_engine_has_it(state: str) -> None:
+    clock = Clock()
+    engine = make_engine(slots=1, max_waiting=1, clock=clock)
+    late, leaving = RecordedSequence(1, deadline=5.0), RecordedSequence(2)
+    for sequence in (late, leaving):
+        engine.admit(sequence)
+        if state != "prepared":
+            engine.enqueue_encode(sequence)
+        if state == "encoding":
+            assert engine.next_to_encode() is sequence
+    clock.now, leaving.cancelled = 5.0, True
+    engine.drop_expired()
+    assert (late.reasons, leaving.reasons) == (["deadline"], ["cancelled"])
+    assert engine.load().waiting == 0, "their places are free"
+    for sequence in (late, leaving):
+        engine.submit(sequence)  # the encoding ends later
+        assert not engine.withdraw(sequence)
+    run(engine)
+    assert (late.reasons, leaving.reasons) == (["deadline"], ["cancelled"])
+
+
+def test_an_evicted_request_is_refused_as_busy() -> None:
+    engine = make_engine(slots=1, max_waiting=2)
+    flood = [RecordedSequence(number, client_id="flood") for number in range(3)]
+    submit(engine, *flood)
+    single = RecordedSequence(4, client_id="single")
+    submit(engine, single)
+    assert [sequence.reasons for sequence in flood] == [[], [], ["failed"]]
+    assert isinstance(flood[-1].error, ServerBusy)
+    run(engine)
+    assert single.received == single.alone()
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_logits_that_are_nan_fail_their_own_caption(width: int) -> None:
+    engine = make_engine(slots=4)
+    bad, good = RecordedSequence(1, max_tokens=20), RecordedSequence(2, max_tokens=20)
+    if width > 1:
+        bad.beams = BeamSearch(bad.prompt_ids, width=width, max_tokens=20, stop_ids=(1, tiny.STOP))
+    forward = engine._runner._forward
+
+    def nan_in_first_rows(*arguments: Any) -> Any:
+        tokens, logprobs, logits = forward(*arguments)
+        if len(bad.received) >= (1 if width == 1 else 0) and bad.rows:
+            logprobs[bad.rows], logits[bad.rows] = math.nan, math.nan
+        return tokens, logprobs, logits
+
+    engine._runner._forward = nan_in_first_rows  # type: ignore[method-assign, assignment]
+    submit(engine, bad, good)
+    run(engine)
+    assert bad.reasons == ["failed"]
+    assert "not numbers (NaN)" in str(bad.error)
+    assert good.received == good.alone()
+
+
+def test_a_lost_device_ends_the_process_and_a_full_memory_does_not() -> None:
+    for error, deaths in ((torch.OutOfMemoryError("full"), 0), (torch.AcceleratorError("lost"), 1)):
+        died = list[None]()
+        engine, decoder = make_faulty(2)
+        engine._on_death = lambda: died.append(None)  # noqa: B023
+        decoder.fails, decoder.error = frozenset({"decode"}), error
+        sequence = RecordedSequence(1)
+        submit(engine, sequence)
+        engine.step()
+        assert (sequence.reasons, len(died)) == (["failed"], deaths)
+
+
+def test_a_dead_decode_thread_ends_the_process() -> None:
+    died = threading.Event()
+    engine = make_engine()
+    engine._on_death = died.set
+    engine.step = lambda: 1 / 0  # type: ignore[method-assign, assignment]
+    engine.start()
+    submit(engine, RecordedSequence())
+    assert died.wait(10)
+
+
+def test_a_callback_that_raises_does_not_end_the_decode_thread() -> None:
+    engine = make_engine()
+    bad, good = RecordedSequence(1), RecordedSequence(2)
+    bad.on_finish = lambda _: 1 / 0  # type: ignore[assignment]
+    submit(engine, bad, good)
+    run(engine)
+    assert good.received == good.alone()
+
+
+def test_nothing_of_a_finished_request_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_engine()
+    gc.disable()
+    try:
+        alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        for number in range(5):
+            sequence = RecordedSequence(number, deadline=-1.0 if number == 3 else math.inf)
+            alive.update((sequence, sequence.features))
+            sequence.on_token = lambda _, keep=sequence: keep  # type: ignore[misc]
+            sequence.on_finish = lambda _, keep=sequence: keep  # type: ignore[misc]
+            if number == 4:
+                sequence.prompt_ids = []  # its prefill fails
+            submit(engine, sequence)
+        del sequence
+        with caplog.at_level("CRITICAL", engine_module.__name__):  # a record would hold its traceback
+            run(engine)
+        assert not list(alive)
+    finally:
+        gc.enable()

@@ -154,7 +154,7 @@ def test_greedy_tokens_equal_those_of_generate(exported: Path, model: Path, mani
     engine = Engine(Runner(decoder, 3), manifest.stop_ids, max_waiting=4)
     sequences = [Sequence([0], Sampling(), 16, features=each) for each in torch.from_numpy(features)]
     for sequence in sequences:
-        engine.admit()
+        engine.admit(sequence)
         engine.submit(sequence)
     for _ in range(100):
         engine.step()

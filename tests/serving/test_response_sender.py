@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -187,3 +187,73 @@ def test_cancellation_is_not_polled_after_the_final_response(sender: ResponseSen
     assert writer.ended.wait(5)
     queue.is_cancelled()
     assert not writer.polled_after_final, "Triton has freed the request"
+
+
+def test_a_flood_of_refusals_does_not_starve_a_running_stream(sender: ResponseSender) -> None:
+    order: list[str] = []
+    go = threading.Event()
+    held = opened(sender, Recorder(lambda: go.wait(10)))
+    running = opened(sender, Recorder(lambda: order.append("token")))
+    running.put(IDS[0])
+    wait_for(lambda: order == ["token"])
+    held.put(IDS[0])  # keeps the sender busy while all others queue behind it
+    time.sleep(0.05)
+    for _ in range(200):
+        sender.queue(Refused(order)).fail(CaptionerError("busy"))
+    running.put(IDS[1])
+    go.set()
+    wait_for(lambda: len(order) == 202)
+    assert order.index("token", 1) <= 2
+
+
+def test_running_streams_do_not_starve_a_refusal(sender: ResponseSender) -> None:
+    order: list[str] = []
+    go = threading.Event()
+    held = opened(sender, Recorder(lambda: go.wait(10)))
+    running = [opened(sender, Recorder(lambda: order.append("token"))) for _ in range(50)]
+    held.put(IDS[0])
+    time.sleep(0.05)
+    for queue in running:
+        queue.put(IDS[0])
+    sender.queue(Refused(order)).fail(CaptionerError("busy"))
+    go.set()
+    wait_for(lambda: len(order) == 51)
+    assert order.index("refusal") <= 1
+
+
+def test_a_caption_that_is_not_streamed_is_detokenized_once(sender: ResponseSender) -> None:
+    pushes: list[int] = []
+
+    class Counting(Detokenizer):
+        def push(self, ids: list[int], final: bool = False) -> str:
+            pushes.append(len(ids))
+            return super().push(ids, final)
+
+    writer = Recorder()
+    queue = sender.queue(writer)
+    queue.open(Counting(TOKENS, []), False)
+    for token in IDS:
+        queue.put(token)
+        time.sleep(0.001)
+    queue.finish(lambda: "{}")
+    assert writer.ended.wait(5)
+    assert (pushes, writer.text) == ([len(IDS)], TEXT)
+
+
+class Refused(Recorder):
+    """Records the order of refusals."""
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self.order = order
+
+    def fail(self, error: CaptionerError) -> None:
+        self.order.append("refusal")
+        super().fail(error)
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end, "not true within 10 s"
+        time.sleep(0.001)

@@ -26,6 +26,7 @@ from captioner.errors import CaptionerError, ImageBroken, StartupRefused
 from captioner.serving import served_model
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
+from captioner.serving.metrics import Values
 from captioner.serving.served_model import CaptionRequest, ServedModel
 from captioner.serving.service import CaptionService
 from captioner.serving.settings import Settings
@@ -67,6 +68,17 @@ class Encoder:
 Start = Callable[..., CaptionService]
 
 
+def named(metrics: dict[str, float]) -> Callable[[Values], None]:
+    """Return a `report` that keeps each metric by its name, and refusals also as name{code}."""
+
+    def report(values: Values) -> None:
+        refused = sum(value for (name, _), value in values.items() if name == "captioner_refused_total")
+        metrics.update({f"{name}{{{code}}}" if code else name: value for (name, code), value in values.items()})
+        metrics["captioner_refused_total"] = refused
+
+    return report
+
+
 def served(manifest: Manifest, engine: Engine) -> ServedModel:
     return ServedModel(manifest, "1", "cpu", "fp32", TOKENS, engine.load().slots)
 
@@ -89,7 +101,7 @@ def start(encoder: Encoder, metrics: dict[str, float]) -> Iterator[Start]:
     def begin(**settings: Any) -> CaptionService:
         folder = tiny.published()
         chosen = Settings(**({"slots": 4, "cancel_poll_ms": 5} | settings))
-        services.append(load_service(folder.parent, folder.name, None, chosen, encoder, metrics.update))
+        services.append(load_service(folder.parent, folder.name, None, chosen, encoder, named(metrics)))
         return services[-1]
 
     yield begin
@@ -121,6 +133,11 @@ def ask(
 def details(writer: Recorder) -> Details:
     assert writer.code == "", writer.errors
     return Details.from_json(writer.details[-1])
+
+
+def captioned(writer: Recorder) -> str:
+    assert writer.code == "", writer.errors
+    return writer.text
 
 
 def alone(image: int, prompt: str = tiny.SHORT, max_tokens: int = 20) -> str:
@@ -279,7 +296,7 @@ class Slow(CrossAttentionDecoder):
 def test_a_cancelled_request_frees_its_slot_within_a_few_tokens(encoder: Encoder, metrics: dict[str, float]) -> None:
     engine = Engine(tiny.runner(1, Slow), (), max_waiting=4)
     manifest, settings = Manifest.load(tiny.published()), Settings(slots=1, cancel_poll_ms=5)
-    service = CaptionService(served(manifest, engine), engine, encoder, metrics.update, settings)
+    service = CaptionService(served(manifest, engine), engine, encoder, named(metrics), settings)
     leaving = ask(service, LONG, max_tokens=46)
     until(lambda: bool(leaving.pieces))
     leaving.cancelled = True
@@ -563,7 +580,7 @@ def test_a_calibrated_model_reports_its_confidence_and_whether_it_is_unsure(
 ) -> None:
     manifest = replace(Manifest.load(tiny.published()), calibration=Calibration(1.5, 2.0, unsure_below=threshold))
     engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
-    service = CaptionService(served(manifest, engine), engine, encoder, metrics.update, Settings())
+    service = CaptionService(served(manifest, engine), engine, encoder, named(metrics), Settings())
     found = details(ask(service, b"1"))
     assert found.confidence == pytest.approx(1 / (1 + math.exp(-(1.5 * found.mean_logprob + 2.0))), abs=1e-3)
     assert found.unsure == (threshold == 1.0)
@@ -602,3 +619,158 @@ def test_the_number_of_slots_follows_from_the_cache_memory(start: Start, metrics
     service = start(slots=0, kv_cache_mib=1)
     assert service._engine.load().slots == min(2**20 // slot_bytes, 16)
     assert start(slots=3)._engine.load().slots == 3
+
+
+def test_a_deadline_ends_a_request_that_waits_for_the_encoder(start: Start, encoder: Encoder) -> None:
+    service = start(slots=1, max_waiting=2, encode_workers=1)
+    encoder.go.clear()
+    encoding, waiting = ask(service, b"1", deadline_ms=100), ask(service, b"2", deadline_ms=100)
+    began = time.monotonic()
+    assert (encoding.code, waiting.code) == ("DEADLINE_EXCEEDED",) * 2
+    assert time.monotonic() - began < 2, "both end while the encoder still works"
+    assert service._engine.load().waiting == 0
+    encoder.go.set()
+    assert captioned(ask(service, b"3")) == alone(3)
+    assert encoding.finals == waiting.finals == 1
+
+
+def test_a_cancel_ends_a_request_that_is_being_encoded(start: Start, encoder: Encoder) -> None:
+    service = start(slots=1, max_waiting=1, encode_workers=1)
+    encoder.go.clear()
+    writer = ask(service, b"1")
+    until(lambda: encoder.calls == [b"1"])
+    writer.cancelled = True
+    assert writer.code == "CANCELLED"
+    assert service._engine.load().waiting == 0
+    encoder.go.set()
+
+
+def test_images_are_encoded_by_priority(start: Start, encoder: Encoder) -> None:
+    service = start(slots=1, max_waiting=40, encode_workers=1)
+    encoder.go.clear()
+    writers = [ask(service, b"0")]
+    until(lambda: encoder.calls == [b"0"])
+    writers += [ask(service, str(number).encode(), priority_level=3) for number in range(1, 9)]
+    writers.append(ask(service, b"9", priority_level=1))
+    until(lambda: service._engine.load().waiting == 10)
+    time.sleep(0.05)  # all are prepared
+    encoder.go.set()
+    assert [writer.code for writer in writers] == [""] * 10
+    assert encoder.calls[1] == b"9"
+
+
+def test_a_known_image_does_not_wait_for_the_encoder(start: Start, encoder: Encoder) -> None:
+    service = start(encode_workers=1)
+    assert ask(service, b"1").code == ""
+    encoder.go.clear()
+    waiting = ask(service, b"2")
+    until(lambda: encoder.calls == [b"1", b"2"])
+    assert details(ask(service, b"1")).cache_hit
+    assert not waiting.ended.is_set()
+    encoder.go.set()
+    assert waiting.code == ""
+
+
+def test_an_encoder_that_never_answers_fails_its_requests_only(start: Start, encoder: Encoder) -> None:
+    service = start(encode_workers=1, encode_timeout_s=1)
+    encoder.go.clear()
+    lost = ask(service, b"1")
+    assert lost.code == "ENCODER_STALLED"
+    assert "no answer within 1 s" in str(lost.errors[0])
+    encoder.go = threading.Event()
+    encoder.go.set()
+    assert captioned(ask(service, b"2")) == alone(2)
+    assert service._engine.load().waiting == 0
+
+
+def test_a_client_with_many_requests_gives_a_place_to_one_with_few(
+    start: Start, encoder: Encoder, metrics: dict[str, float]
+) -> None:
+    service = start(slots=1, max_waiting=4, encode_workers=1)
+    encoder.go.clear()
+    flood = [ask(service, str(number).encode(), client_id="flood") for number in range(5)]
+    until(lambda: encoder.calls == [b"0"])
+    time.sleep(0.05)  # all are prepared
+    assert ask(service, b"8", client_id="flood").code == "SERVER_BUSY"
+    single = ask(service, b"9", client_id="single")
+    assert flood[-1].code == "SERVER_BUSY"
+    encoder.go.set()
+    assert captioned(single) == alone(9)
+    assert [writer.code for writer in flood[:-1]] == [""] * 4
+    assert encoder.calls[1] == b"9"
+    until(lambda: metrics.get("captioner_refused_total{SERVER_BUSY}") == 2)
+
+
+def test_a_prompt_far_beyond_the_limit_is_refused_before_it_is_tokenized(
+    service: CaptionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service._model, "_tokenizer", None)
+    for prompt in (b"a cat " * 3_333_333, "é".encode() * 32_769):
+        began = time.monotonic()
+        writer = ask(service, prompt=prompt)
+        assert writer.code == "PROMPT_TOO_LONG"
+        assert "the limit is 32768" in str(writer.errors[0])
+        assert time.monotonic() - began < 0.1
+
+
+def test_a_file_beyond_the_limit_is_refused_before_it_is_encoded(service: CaptionService, encoder: Encoder) -> None:
+    writer = ask(service, bytes(30 * 2**20))
+    assert writer.code == "IMAGE_TOO_LARGE"
+    assert encoder.calls == []
+
+
+@pytest.mark.parametrize("request_", [{"prompt": b"a<|eos|>b"}, {"style": "named", "name": "Ada<|bos|>"}])
+def test_a_control_token_in_a_clients_text_is_refused(service: CaptionService, request_: dict[str, Any]) -> None:
+    writer = ask(service, **request_)
+    assert writer.code == "PARAMETER_INVALID"
+    assert "a control token of this model" in str(writer.errors[0])
+
+
+def test_a_token_of_the_models_own_prompts_may_be_in_a_prompt(service: CaptionService) -> None:
+    assert details(ask(service, prompt=tiny.SHORT.encode())).prompt == tiny.SHORT
+
+
+def test_a_request_that_cannot_be_polled_does_not_hide_the_others(start: Start, encoder: Encoder) -> None:
+    class Broken(Recorder):
+        def is_cancelled(self) -> bool:
+            raise BrokenPipeError("gone")
+
+    service = start()
+    encoder.go.clear()
+    broken = [ask(service, b"1", writer=Broken()) for _ in range(3)]
+    leaving = ask(service, b"2")
+    broken += [ask(service, b"3", writer=Broken()) for _ in range(3)]
+    leaving.cancelled = True
+    assert leaving.code == "CANCELLED"
+    encoder.go.set()
+    assert all(writer.code == "" for writer in broken)
+
+
+@pytest.mark.parametrize("image", [b"1", b"shape", b"broken"])
+def test_features_and_images_of_finished_requests_are_freed_without_the_garbage_collector(
+    start: Start, encoder: Encoder, image: bytes
+) -> None:
+    features: list[weakref.ref[Any]] = []
+
+    images: list[int] = []
+
+    class Image(bytes):
+        """Bytes that can be watched."""
+
+        def __del__(self) -> None:
+            images.append(len(self))
+
+    def encode(data: bytes) -> Encoded:
+        encoded = encoder(bytes(data))
+        features.append(weakref.ref(encoded.features))
+        return encoded
+
+    service = start(feature_cache_mib=0)
+    service._encode = encode
+    gc.disable()
+    try:
+        for _ in range(20):
+            ask(service, Image(image)).ended.wait(20)
+        until(lambda: not any(array() is not None for array in features) and len(images) == 20)
+    finally:
+        gc.enable()

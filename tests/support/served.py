@@ -30,12 +30,11 @@ class Served:
 
 
 def metric(served: Served, name: str) -> float:
-    """A metric's value as the server shows it now."""
+    """A metric's value as the server shows it now, summed over its labels; 0 if it has not been counted yet."""
     with urllib.request.urlopen(f"http://{served.metrics}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    found = re.search(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
-    assert found, f"{name} is not shown"
-    return float(found[1])
+    assert f"# TYPE {name} " in text, f"{name} is not shown"
+    return sum(float(value) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
 
 
 def assert_soon(holds: Callable[[], bool], seconds: float = 5) -> None:
