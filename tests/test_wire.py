@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from captioner.errors import ParameterInvalid, ParameterRefused, ParameterUnknown
 from captioner.wire import (
-    MAX_PARAMETERS_BYTES,
     PARAMETERS,
     TEXT_LISTS,
     CaptionParameters,
@@ -21,6 +20,7 @@ from captioner.wire import (
     ModelCard,
     Parameter,
     Timings,
+    load_parameters,
     parse_parameters,
     to_json,
 )
@@ -126,7 +126,9 @@ def test_every_text_has_a_maximum_length(parameter: Parameter) -> None:
 
 def test_all_parameters_at_their_maximum_length_fit_into_a_request() -> None:
     longest = {each.name: "\x00" * (each.max_length or 0) for each in PARAMETERS.values() if each.kind is str}
-    assert len(json.dumps(longest)) < MAX_PARAMETERS_BYTES
+    assert load_parameters(json.dumps(longest)) == longest
+    with pytest.raises(ParameterInvalid, match="the parameters have 5000012 bytes; the limit is 131072"):
+        load_parameters(json.dumps({"stop": "x" * 5_000_000}))
 
 
 def test_extras_are_a_json_list_of_texts() -> None:

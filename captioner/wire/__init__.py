@@ -6,7 +6,6 @@ page all follow it. It knows neither Triton nor any model.
 
 from captioner.wire.csv_columns import CSV_COLUMNS
 from captioner.wire.parameters import (
-    MAX_PARAMETERS_BYTES,
     MAX_PROMPT_CHARACTERS,
     MAX_STOP_CHARACTERS,
     PARAMETERS,
@@ -14,6 +13,7 @@ from captioner.wire.parameters import (
     CaptionParameters,
     Parameter,
     encode_parameters,
+    load_parameters,
     parse_parameters,
 )
 from captioner.wire.responses import Caption, Details, FinishReason, ImageInfo, ModelCard, Timings, to_json
@@ -51,7 +51,6 @@ __all__ = [
     "IMAGE",
     "IMAGE_INFO",
     "MAX_IMAGE_BYTES",
-    "MAX_PARAMETERS_BYTES",
     "MAX_PROMPT_CHARACTERS",
     "MAX_STOP_CHARACTERS",
     "METRICS_PORT",
@@ -74,6 +73,7 @@ __all__ = [
     "Tensor",
     "Timings",
     "encode_parameters",
+    "load_parameters",
     "parse_parameters",
     "to_json",
 ]

@@ -144,6 +144,17 @@ def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
+def load_parameters(text: str) -> dict[str, object]:
+    """Return the parameters of a request to Triton, which passes them as JSON. Raises ParameterInvalid if they are long.
+
+    All other requests wait while one is parsed.
+    """
+    if len(text) > MAX_PARAMETERS_BYTES:
+        raise ParameterInvalid(f"the parameters have {len(text)} bytes; the limit is {MAX_PARAMETERS_BYTES}")
+    values: dict[str, object] = json.loads(text or "{}")
+    return values
+
+
 def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
     """Check every value. Raises ParameterUnknown or ParameterInvalid for the first wrong name or value.
 

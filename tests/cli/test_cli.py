@@ -7,9 +7,10 @@ import pytest
 from captioner import __version__, wire
 from captioner.bulk.engines.base import RETRY_FOR_S
 from captioner.cli import main, parser
+from captioner.cli.options import INTERNAL_PARAMETERS
 from captioner.client import DEFAULT_IN_FLIGHT
 
-PARAMETERS = [parameter for parameter in wire.PARAMETERS.values() if parameter.name not in ("stream", "describe")]
+PARAMETERS = [parameter for name, parameter in wire.PARAMETERS.items() if name not in INTERNAL_PARAMETERS]
 SAMPLE = {str: "text", int: "7", float: "0.5"}
 
 

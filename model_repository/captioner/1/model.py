@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import wire
-from captioner.errors import CaptionerError, ParameterInvalid, from_wire, typed
+from captioner.errors import CaptionerError, from_wire, typed
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.served_model import CaptionRequest
@@ -46,10 +46,7 @@ class TritonPythonModel:
 
 def read(request: Any) -> CaptionRequest:
     """Copy the inputs: Triton frees the tensors when `execute` returns."""
-    text = request.parameters() or "{}"
-    if len(text) > wire.MAX_PARAMETERS_BYTES:  # before it is parsed: every other request waits meanwhile
-        raise ParameterInvalid(f"the parameters have {len(text)} bytes; the limit is {wire.MAX_PARAMETERS_BYTES}")
-    parameters = json.loads(text)
+    parameters = wire.load_parameters(request.parameters())
     image, prompt = (first(pb_utils.get_input_tensor_by_name(request, each.name)) for each in (wire.IMAGE, wire.PROMPT))
     # Triton forwards the user agent from gRPC only, see captioner/launcher/triton_process.py.
     return CaptionRequest(image, prompt, parameters, streaming="user-agent" in parameters)
