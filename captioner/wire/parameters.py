@@ -145,7 +145,7 @@ def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
 
 
 def load_parameters(text: str) -> dict[str, object]:
-    """Return the parameters of a request to Triton, which passes them as JSON. Raises ParameterInvalid if they are long.
+    """Return the parameters of a request to Triton, which passes them as JSON. Raises ParameterInvalid for a long text.
 
     All other requests wait while one is parsed.
     """
