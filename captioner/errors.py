@@ -61,6 +61,12 @@ class ImageBroken(ImageRefused):
     code = "IMAGE_BROKEN"
 
 
+class ImageTooSlow(ImageRefused):
+    """Decoding the file takes longer than the time limit."""
+
+    code = "IMAGE_TOO_SLOW"
+
+
 class ParameterRefused(CaptionerError):
     """A request parameter or prompt is invalid. Values are never clamped or ignored."""
 

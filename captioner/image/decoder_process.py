@@ -1,0 +1,123 @@
+"""Decode image files in a process of its own, with a time limit and a memory limit.
+
+Image libraries are written in C: a hostile file can take minutes, gigabytes or the process. The process that decodes it
+is ended, its request alone fails, and the next process starts in a fraction of a second. Files go in, and pixels and
+JSON come out; nothing is pickled. It does not know Triton.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioner.errors import ImageBroken, ImageTooSlow, StartupRefused, from_wire, typed
+from captioner.image.limits import DECODE_SECONDS, DECODER_BYTES
+from captioner.image.spec import ImageSpec
+from captioner.wire import ImageInfo
+
+_START_SECONDS = 60
+_PR_SET_PDEATHSIG = 1
+
+
+class DecoderProcess:
+    """A process that decodes one file at a time. The constructor returns when the process is ready.
+
+    Not thread-safe. Raises StartupRefused if the process does not start.
+    """
+
+    def __init__(self, spec: ImageSpec, seconds: float = DECODE_SECONDS, max_bytes: int = DECODER_BYTES) -> None:
+        self._spec = spec
+        self._seconds = seconds
+        self._max_bytes = max_bytes
+        self._start()
+
+    def load_pixels(self, data: bytes) -> tuple[NDArray[np.uint8], ImageInfo]:
+        """Return what `decode.load_pixels` returns.
+
+        Raises a subclass of ImageRefused: ImageTooSlow after the time limit, ImageBroken if the process dies.
+        """
+        if self._process.poll() is not None:  # killed while it was idle
+            self._restart()
+        try:
+            self._connection.send_bytes(data)
+            if not self._connection.poll(self._seconds):
+                self._restart()
+                raise ImageTooSlow(f"decoding the file of {len(data)} bytes takes more than {self._seconds:g} s")
+            answer = json.loads(self._connection.recv_bytes())
+            if "error" in answer:
+                raise from_wire(answer["error"])
+            pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8).reshape(answer["shape"])
+        except (EOFError, OSError):
+            ending = self._restart()
+            raise ImageBroken(f"the decoder crashed ({ending}) on the file of {len(data)} bytes") from None
+        return pixels, ImageInfo(**answer["info"])
+
+    def close(self) -> str:
+        """End the process; return how it ended."""
+        self._connection.close()
+        self._process.kill()
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _restart(self) -> str:
+        ending = self.close()
+        self._start()
+        return ending
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        arguments = [str(theirs.fileno()), str(os.getpid()), str(self._max_bytes), json.dumps(asdict(self._spec))]
+        # In Triton's stub, sys.executable is wrong and PYTHONPATH may be ignored.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *arguments]
+        try:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd="/")
+        finally:
+            theirs.close()
+        try:
+            ready = self._connection.poll(_START_SECONDS) and self._connection.recv_bytes()
+        except (EOFError, OSError):
+            ready = b""
+        if not ready:
+            raise StartupRefused(f"the process that decodes images does not start ({self.close()}): {command}")
+
+
+def main(fd: int, parent: int, max_bytes: int, spec: ImageSpec) -> None:
+    """Answer each file from the connection `fd` with a header and pixels. Ends with the process `parent`."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    from captioner.image.decode import load_pixels
+
+    resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = Connection(fd)
+    connection.send_bytes(b"ready")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes a line about every odd tag
+    while True:
+        try:
+            file = connection.recv_bytes()
+        except EOFError:
+            return
+        try:
+            pixels, info = load_pixels(file, spec)
+        except Exception as error:
+            connection.send_bytes(json.dumps({"error": typed(error).wire()}).encode())
+            continue
+        connection.send_bytes(json.dumps({"shape": pixels.shape, "info": asdict(info)}).encode())
+        connection.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), ImageSpec(**json.loads(sys.argv[4])))
