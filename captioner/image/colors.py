@@ -19,6 +19,7 @@ _LAB = ImageCms.createProfile("LAB")
 _INVISIBLE = 2  # of 255 levels: a profile that changes no color by more is left out
 _CONTRAST = 32  # of 255 levels: a picture that differs less from white is hidden on white
 _VISIBLE_ALPHA = 16  # of 255
+_SAMPLE_PX = 512  # of each side
 _HIDDEN_SHARE = 0.99  # of the visible pixels
 
 
@@ -34,23 +35,25 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
         return _srgb(image, profile), False
-    layer = image.convert("RGBA")
-    gray = image.mode in ("L", "LA", "La")
-    colored = _srgb(layer.convert("L" if gray else "RGB"), profile)
-    colored.putalpha(layer.getchannel("A"))
-    return _flatten(colored), True
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    if profile:
+        gray = image.mode in ("L", "LA", "La")
+        alpha = layer.getchannel("A")
+        layer = _srgb(layer.convert("L" if gray else "RGB"), profile)
+        layer.putalpha(alpha)
+    flat = Image.new("RGBA", layer.size, "black" if _white_hides(layer) else "white")
+    flat.alpha_composite(layer)
+    return flat.convert("RGB"), True
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Return an opaque picture in sRGB. Without a usable profile, RGB and gray count as sRGB."""
-    if image.mode not in ("L", "CMYK", "LAB"):
+    if image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGB")
     transform = None
     if image.mode == "LAB" or (profile and len(profile) <= MAX_PROFILE_BYTES):
         transform = _transform(profile or b"", image.mode)
-    if transform is None:
-        return image.convert("RGB")
-    return transform.apply(image)
+    return image.convert("RGB") if transform is None else transform.apply(image)
 
 
 @lru_cache(maxsize=8)
@@ -73,18 +76,17 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return transform if change > _INVISIBLE else None
 
 
-def _flatten(layer: Image.Image) -> Image.Image:
-    """Return an RGBA picture composited on white, or on black if white hides nearly all of it."""
-    flat = Image.new("RGBA", layer.size, "white")
-    flat.alpha_composite(layer)
-    alpha = np.asarray(layer.getchannel("A"))
+def _white_hides(layer: Image.Image) -> bool:
+    """Return whether nearly all visible pixels of an RGBA picture vanish on white, and some pixels are transparent."""
+    sample = layer.resize((min(layer.width, _SAMPLE_PX), min(layer.height, _SAMPLE_PX)), Image.Resampling.NEAREST)
+    alpha = np.asarray(sample)[..., 3]
     visible = alpha >= _VISIBLE_ALPHA
-    if not visible.all() and visible.any():
-        hidden = np.asarray(flat)[..., :3].min(-1) > 255 - _CONTRAST
-        if np.count_nonzero(hidden & visible) > _HIDDEN_SHARE * np.count_nonzero(visible):
-            flat = Image.new("RGBA", layer.size, "black")
-            flat.alpha_composite(layer)
-    return flat.convert("RGB")
+    if alpha.min() == 255 or not visible.any():
+        return False
+    on_white = Image.new("RGBA", sample.size, "white")
+    on_white.alpha_composite(sample)
+    hidden = np.asarray(on_white)[..., :3].min(-1) > 255 - _CONTRAST
+    return bool(np.count_nonzero(hidden & visible) > _HIDDEN_SHARE * np.count_nonzero(visible))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

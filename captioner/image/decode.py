@@ -19,7 +19,7 @@ from pi_heif import register_heif_opener
 from PIL import AvifImagePlugin, Image
 
 from captioner.errors import ImageBroken, ImageFormatUnknown, ImageRefused, ImageTooLarge
-from captioner.image import png_chunks, tiles
+from captioner.image import side_information, tiles
 from captioner.image.colors import to_rgb
 from captioner.image.formats import NAMES, first_bytes, sniff, unwrap
 from captioner.image.limits import MAX_PIXELS, check_dimensions, check_file_size
@@ -93,10 +93,10 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
             except (ImageRefused, MemoryError, Image.DecompressionBombError):
                 raise
             except Exception:
-                essential = png_chunks.essential(data) if file_format == "PNG" else data
-                if len(essential) == len(data):
+                pixels_only = side_information.png_without_text(data) if file_format == "PNG" else data
+                if len(pixels_only) == len(data):
                     raise
-                return _decode(essential, file_format)
+                return _decode(pixels_only, file_format)
     except ImageRefused:
         raise
     except MemoryError:
@@ -114,13 +114,18 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
 def _decode(data: bytes, file_format: str) -> tuple[Image.Image, ImageInfo]:
     if file_format == "JPEG" and (blocks := data.count(_EXIF_BLOCK)) > _MAX_EXIF_BLOCKS:
         raise ImageBroken(f"the JPEG file has {blocks} EXIF blocks; the limit is {_MAX_EXIF_BLOCKS}")
+    if file_format == "GIF":
+        data = side_information.gif_without_comments(data)
     with Image.open(io.BytesIO(data), formats=_PLUGINS.get(file_format, [file_format])) as image:
         check_dimensions(*image.size)
-        # Pillow rotates a TIFF upright when it loads it, and then drops the orientation tag.
+        # Pillow rotates a TIFF when it loads it, and then drops the orientation tag.
         rotated = file_format == "TIFF" and _orientation(image) in _UPRIGHT
         image.load()
         check_dimensions(*image.size)  # the picture inside an ICO or HEIF file may differ from the header
-        frames = getattr(image, "n_frames", 1) if file_format != "TIFF" else 1 + image.is_animated  # type: ignore[attr-defined]
+        # Pillow counts the pages of a TIFF in quadratic time.
+        frames = 1 + getattr(image, "is_animated", False) if file_format == "TIFF" else getattr(image, "n_frames", 1)
+        # An HEIF file is rotated by its decoder, which then resets the orientation tag.
+        rotated = rotated or image.info.get("original_orientation") in _UPRIGHT
         orientation = _orientation(image)
         rgb, alpha, frame = _first_picture(image, frames)
     if orientation in _UPRIGHT:  # ImageOps.exif_transpose fails if any other tag is malformed
@@ -139,6 +144,7 @@ def _first_picture(image: Image.Image, frames: int) -> tuple[Image.Image, bool, 
         for frame in range(1, min(frames, _MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
             try:
                 image.seek(frame)
+                check_dimensions(*image.size)
                 later, later_alpha = to_rgb(image)
             except Exception:
                 break

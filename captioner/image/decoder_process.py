@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -27,6 +29,7 @@ from captioner.image.spec import ImageSpec
 from captioner.wire import ImageInfo
 
 _START_SECONDS = 60
+_BUSY_MACHINE = 3  # seconds that may pass for a second of processor time
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,7 +39,7 @@ class DecoderProcess:
     Not thread-safe. Raises StartupRefused if the process does not start.
     """
 
-    def __init__(self, spec: ImageSpec, seconds: float = DECODE_SECONDS, max_bytes: int = DECODER_BYTES) -> None:
+    def __init__(self, spec: ImageSpec, seconds: int = DECODE_SECONDS, max_bytes: int = DECODER_BYTES) -> None:
         self._spec = spec
         self._seconds = seconds
         self._max_bytes = max_bytes
@@ -51,22 +54,26 @@ class DecoderProcess:
             self._restart()
         try:
             self._connection.send_bytes(data)
-            if not self._connection.poll(self._seconds):
-                self._restart()
-                raise ImageTooSlow(f"decoding the file of {len(data)} bytes takes more than {self._seconds:g} s")
+            if not self._connection.poll(_BUSY_MACHINE * self._seconds):
+                raise TimeoutError
             answer = json.loads(self._connection.recv_bytes())
             if "error" in answer:
                 raise from_wire(answer["error"])
             pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8).reshape(answer["shape"])
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:  # TimeoutError is an OSError
             ending = self._restart()
+            if isinstance(error, TimeoutError) or ending == signal.SIGXCPU.name:
+                raise ImageTooSlow(
+                    f"decoding the file of {len(data)} bytes takes more than {self._seconds} s of processor time"
+                ) from None
             raise ImageBroken(f"the decoder crashed ({ending}) on the file of {len(data)} bytes") from None
         return pixels, ImageInfo(**answer["info"])
 
     def close(self) -> str:
         """End the process; return how it ended."""
         self._connection.close()
-        self._process.kill()
+        if self._process.poll() is None:
+            self._process.kill()
         code = self._process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
@@ -77,7 +84,8 @@ class DecoderProcess:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(self._max_bytes), json.dumps(asdict(self._spec))]
+        numbers = (theirs.fileno(), os.getpid(), self._seconds, self._max_bytes)
+        arguments = [*map(str, numbers), json.dumps(asdict(self._spec))]
         # In Triton's stub, sys.executable is wrong and PYTHONPATH may be ignored.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *arguments]
@@ -93,7 +101,7 @@ class DecoderProcess:
             raise StartupRefused(f"the process that decodes images does not start ({self.close()}): {command}")
 
 
-def main(fd: int, parent: int, max_bytes: int, spec: ImageSpec) -> None:
+def main(fd: int, parent: int, seconds: int, max_bytes: int, spec: ImageSpec) -> None:
     """Answer each file from the connection `fd` with a header and pixels. Ends with the process `parent`."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -110,6 +118,8 @@ def main(fd: int, parent: int, max_bytes: int, spec: ImageSpec) -> None:
             file = connection.recv_bytes()
         except EOFError:
             return
+        used = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))  # then SIGXCPU
         try:
             pixels, info = load_pixels(file, spec)
         except Exception as error:
@@ -120,4 +130,4 @@ def main(fd: int, parent: int, max_bytes: int, spec: ImageSpec) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), ImageSpec(**json.loads(sys.argv[4])))
+    main(*map(int, sys.argv[1:5]), ImageSpec(**json.loads(sys.argv[5])))
