@@ -154,7 +154,7 @@ def _first_picture(image: Image.Image, frames: int) -> tuple[Image.Image, bool, 
 
 
 def _is_flat(rgb: Image.Image) -> bool:
-    return all(int(high) - int(low) < _FLAT for low, high in rgb.getextrema())  # type: ignore[misc, arg-type]
+    return all(int(high) - int(low) < _FLAT for low, high in rgb.getextrema())  # type: ignore[misc]
 
 
 def _orientation(image: Image.Image) -> int:

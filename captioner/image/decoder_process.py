@@ -69,6 +69,11 @@ class DecoderProcess:
             raise ImageBroken(f"the decoder crashed ({ending}) on the file of {len(data)} bytes") from None
         return pixels, ImageInfo(**answer["info"])
 
+    @property
+    def pid(self) -> int:
+        """The process id; another one after a restart."""
+        return self._process.pid
+
     def close(self) -> str:
         """End the process; return how it ended."""
         self._connection.close()
@@ -85,20 +90,19 @@ class DecoderProcess:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         numbers = (theirs.fileno(), os.getpid(), self._seconds, self._max_bytes)
-        arguments = [*map(str, numbers), json.dumps(asdict(self._spec))]
+        command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *map(str, numbers)]
         # In Triton's stub, sys.executable is wrong and PYTHONPATH may be ignored.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *arguments]
+        command.append(json.dumps(asdict(self._spec)))
         try:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd="/")
-        finally:
-            theirs.close()
-        try:
-            ready = self._connection.poll(_START_SECONDS) and self._connection.recv_bytes()
-        except (EOFError, OSError):
-            ready = b""
-        if not ready:
-            raise StartupRefused(f"the process that decodes images does not start ({self.close()}): {command}")
+            with theirs:
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd="/")
+            if not self._connection.poll(_START_SECONDS):
+                raise TimeoutError(f"not ready after {_START_SECONDS} s")
+            self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            self._connection.close()
+            raise StartupRefused(f"the process that decodes images does not start: {error!r}: {command}") from None
 
 
 def main(fd: int, parent: int, seconds: int, max_bytes: int, spec: ImageSpec) -> None:
@@ -130,4 +134,6 @@ def main(fd: int, parent: int, seconds: int, max_bytes: int, spec: ImageSpec) ->
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:5]), ImageSpec(**json.loads(sys.argv[5])))
+    *numbers, spec = sys.argv[1:]
+    fd, parent, seconds, max_bytes = map(int, numbers)
+    main(fd, parent, seconds, max_bytes, ImageSpec(**json.loads(spec)))

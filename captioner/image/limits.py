@@ -11,8 +11,7 @@ from captioner.wire import MAX_IMAGE_BYTES
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 16_384
 MAX_PIXELS = 100_000_000  # 300 MB of RGB while decoding
-# The slowest and the largest legal files that we know (`docs/reliability.md`) take a third of the time and two thirds of
-# the memory.
+# The legal files that take the most time and memory (`docs/reliability.md`) need a third and two thirds of these.
 DECODE_SECONDS = 20  # of one core
 DECODER_BYTES = 3 * 2**30
 

@@ -36,7 +36,6 @@ from tests.image.pictures import (
     refusal,
 )
 
-
 LOSSY: dict[str, dict[str, object]] = {
     "JPEG": {"quality": 100, "subsampling": 0},
     "AVIF": {"quality": 100, "subsampling": "4:4:4"},

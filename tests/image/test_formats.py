@@ -25,14 +25,16 @@ TEXT = base64.b64encode(PNG)
 def test_pillows_file_of_every_format_is_recognized_and_decoded(image_format: Format, tmp_path: Path) -> None:
     for suffix in () if image_format.name == "HEIF" else image_format.suffixes:  # Pillow has no encoder of HEIC
         path = tmp_path / f"photo{suffix}"
-        picture().save(path, **({"sizes": [(WIDTH, HEIGHT)]} if suffix == ".ico" else {}))  # the suffix is the format
+        picture().save(path, sizes=[(WIDTH, HEIGHT)])  # of an icon; Pillow chooses the format by the suffix
         assert sniff(path.read_bytes()) == image_format.name
         image, info = decode(path.read_bytes())
         assert (info.format, image.size) == (image_format.name, (WIDTH, HEIGHT))
         assert Image.MIME[info.format] == image_format.mime
 
 
-@pytest.mark.parametrize("data", [b"GIF87a", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF\x01\xff\x00\x20WEBP", b"\0\0\0\x18ftypheic"])
+@pytest.mark.parametrize(
+    "data", [b"GIF87a", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF\x01\xff\x00\x20WEBP", b"\0\0\0\x18ftypheic"]
+)
 def test_the_other_signatures_of_a_format_are_recognized(data: bytes) -> None:
     assert sniff(data) is not None
     assert sniff(data[:-1]) is None

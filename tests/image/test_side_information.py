@@ -99,8 +99,8 @@ SLOW = {  # each of about a MiB; Pillow's own time for them is quadratic
 @pytest.mark.parametrize("data", SLOW.values(), ids=SLOW)
 def test_the_time_grows_no_faster_than_the_file(data: bytes) -> None:
     began = time.process_time()
-    try:
+    if data[:2] == b"\xff\xd8":
+        assert "EXIF blocks; the limit is" in refusal(data, ImageBroken)
+    else:
         assert decode(data)[0].width in (8, 64)
-    except ImageBroken as error:
-        assert "EXIF blocks; the limit is" in str(error)
     assert time.process_time() - began < 1
