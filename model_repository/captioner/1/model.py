@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import wire
-from captioner.errors import CaptionerError, from_wire, typed
+from captioner.errors import CaptionerError, ServerBusy, from_wire, typed
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.served_model import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
+
+QUEUE_SECONDS = 20  # of waiting for room in another model's queue
 
 
 class TritonPythonModel:
@@ -68,12 +71,22 @@ def encode(version: int, image: bytes) -> Encoded:
 def infer(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
     """Return the outputs `names` of another Triton model. Blocks."""
     memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
-    request = pb_utils.InferenceRequest(
-        model_name=model, model_version=version, inputs=[tensor], requested_output_names=names, preferred_memory=memory
-    )
-    response = request.exec()
-    if response.has_error():
-        raise from_wire(response.error().message())
+    give_up = time.monotonic() + QUEUE_SECONDS
+    while True:
+        request = pb_utils.InferenceRequest(
+            model_name=model,
+            model_version=version,
+            inputs=[tensor],
+            requested_output_names=names,
+            preferred_memory=memory,
+        )
+        response = request.exec()
+        if not response.has_error():
+            break
+        error = from_wire(response.error().message())
+        if not isinstance(error, ServerBusy) or time.monotonic() > give_up:
+            raise error
+        time.sleep(0.005)  # direct requests fill the queue, and Triton gives a model's requests no priority over them
     return [pb_utils.get_output_tensor_by_name(response, name) for name in names]
 
 
