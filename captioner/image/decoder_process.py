@@ -90,13 +90,12 @@ class DecoderProcess:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         numbers = (theirs.fileno(), os.getpid(), self._seconds, self._max_bytes)
+        # sys.executable is wrong in Triton's stub, which runs in the environment of the first python3 on its PATH.
         command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *map(str, numbers)]
-        # In Triton's stub, sys.executable is wrong and PYTHONPATH may be ignored.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command.append(json.dumps(asdict(self._spec)))
         try:
             with theirs:
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, cwd="/")
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/")
             if not self._connection.poll(_START_SECONDS):
                 raise TimeoutError(f"not ready after {_START_SECONDS} s")
             self._connection.recv_bytes()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from captioner import wire
-from captioner.errors import CaptionerError, ServerBusy, from_wire, typed
+from captioner.errors import CaptionerError, from_wire, typed
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
+from captioner.serving.queue_room import wait_for_room
 from captioner.serving.served_model import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
-
-QUEUE_SECONDS = 20  # of waiting for room in another model's queue
 
 
 class TritonPythonModel:
@@ -63,30 +61,20 @@ def first(tensor: Any) -> bytes | None:
 def encode(version: int, image: bytes) -> Encoded:
     """Encode an image with the encoder of the same version. Raises the error that `preprocess` answered."""
     file = pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))
-    pixels, info = infer(wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
-    (features,) = infer(wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
+    pixels, info = wait_for_room(infer, wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
+    (features,) = wait_for_room(infer, wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
     return Encoded(features.as_numpy()[0].copy(), wire.ImageInfo(**json.loads(first(info) or b"{}")))
 
 
 def infer(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
     """Return the outputs `names` of another Triton model. Blocks."""
     memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
-    give_up = time.monotonic() + QUEUE_SECONDS
-    while True:
-        request = pb_utils.InferenceRequest(
-            model_name=model,
-            model_version=version,
-            inputs=[tensor],
-            requested_output_names=names,
-            preferred_memory=memory,
-        )
-        response = request.exec()
-        if not response.has_error():
-            break
-        error = from_wire(response.error().message())
-        if not isinstance(error, ServerBusy) or time.monotonic() > give_up:
-            raise error
-        time.sleep(0.005)  # direct requests fill the queue, and Triton gives a model's requests no priority over them
+    request = pb_utils.InferenceRequest(
+        model_name=model, model_version=version, inputs=[tensor], requested_output_names=names, preferred_memory=memory
+    )
+    response = request.exec()
+    if response.has_error():
+        raise from_wire(response.error().message())
     return [pb_utils.get_output_tensor_by_name(response, name) for name in names]
 
 
