@@ -61,6 +61,12 @@ class ImageBroken(ImageRefused):
     code = "IMAGE_BROKEN"
 
 
+class ImageTooSlow(ImageRefused):
+    """Decoding the file takes longer than the time limit."""
+
+    code = "IMAGE_TOO_SLOW"
+
+
 class ParameterRefused(CaptionerError):
     """A request parameter or prompt is invalid. Values are never clamped or ignored."""
 
@@ -200,6 +206,7 @@ CaptionerError.by_code[CaptionerError.code] = CaptionerError
 
 # Triton's own messages while it loads a model or shuts down; they have no code.
 _NOT_READY = re.compile("Server is stopping|Server not ready|unknown model|is not ready|is not healthy|Stub process")
+_QUEUE_FULL = "Exceeds maximum queue size"  # of `max_queue_size` in a config.pbtxt
 _CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 
 
@@ -214,4 +221,6 @@ def from_wire(message: str) -> CaptionerError:
         error = CaptionerError.by_code.get(match[1])
         if error is not None:
             return error(message[match.end() :].strip())
+    if _QUEUE_FULL in message:
+        return ServerBusy("too many requests wait for this model; retry later")
     return (ServerStopping if _NOT_READY.search(message) else CaptionerError)(message.strip())

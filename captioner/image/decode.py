@@ -1,8 +1,9 @@
 """Decode an image file to RGB pixels, or raise an error that says why it is refused.
 
-Cheap checks run first: the file size, the first bytes, the dimensions in the header, then a full decode. EXIF rotation
-is applied, transparency is composited on white, and animations are reduced to their first frame; `ImageInfo` reports
-all of this. The module knows the pixel size that a model expects, not the model.
+Cheap checks run first: the file size, the first bytes, the dimensions in the header, then a full decode. Rotation and
+color profiles are applied, transparency is composited, and animations are reduced to one frame; `ImageInfo` reports
+this. The module knows the pixel size that a model expects, not the model. A hostile file can take seconds, gigabytes or
+the process: `decoder_process.py` limits all three.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from pi_heif import register_heif_opener
+from PIL import AvifImagePlugin, Image
 
-from captioner.errors import ImageBroken, ImageFormatUnknown, ImageTooLarge, ImageTooSmall
-from captioner.image import tiles
+from captioner.errors import ImageBroken, ImageFormatUnknown, ImageRefused, ImageTooLarge
+from captioner.image import side_information, tiles
+from captioner.image.colors import to_rgb
 from captioner.image.formats import NAMES, first_bytes, sniff, unwrap
 from captioner.image.limits import MAX_PIXELS, check_dimensions, check_file_size
 from captioner.image.spec import ImageSpec
@@ -26,6 +29,16 @@ from captioner.wire import ImageInfo
 # Longer images are cropped to this aspect ratio before a resize + center crop: resizing a 2000 : 1 strip takes 400 MB.
 MAX_ASPECT_RATIO = 64
 
+# One file occupies one core, as the number of Triton's instances assumes.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+
+_PLUGINS = {"HEIF": ["AVIF", "HEIF"]}  # a file with the brand mif1 or msf1 may be either
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")  # the frames of other formats are pages or different photos
+_MAX_FRAMES = 32
+_FLAT = 32  # of 255 levels, in each channel
+_EXIF_BLOCK = b"Exif\0\0"
+_MAX_EXIF_BLOCKS = 1000  # Pillow takes quadratic time to join them
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, these are the other values
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,7 +80,7 @@ def _center_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
-    """Return the upright RGB image in a file's bytes. Raises a subclass of ImageRefused."""
+    """Return the upright sRGB image in a file's bytes. Raises a subclass of ImageRefused."""
     check_file_size(len(data))
     file_format = sniff(data)
     if file_format is None:
@@ -75,14 +88,19 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large images; the limits here are stricter
-            with Image.open(io.BytesIO(data), formats=[file_format]) as image:
-                check_dimensions(*image.size)
-                # Pillow rotates a TIFF upright when it loads it, and then drops the orientation tag.
-                already_rotated = file_format == "TIFF" and _orientation(image) in _UPRIGHT
-                image.load()
-                return _upright_rgb(image, already_rotated)
-    except (ImageTooLarge, ImageTooSmall, ImageFormatUnknown):
+            try:
+                return _decode(data, file_format)
+            except (ImageRefused, MemoryError, Image.DecompressionBombError):
+                raise
+            except Exception:
+                pixels_only = side_information.png_without_text(data) if file_format == "PNG" else data
+                if len(pixels_only) == len(data):
+                    raise
+                return _decode(pixels_only, file_format)
+    except ImageRefused:
         raise
+    except MemoryError:
+        raise ImageTooLarge(f"decoding the {file_format} file of {len(data)} bytes takes too much memory") from None
     except Image.DecompressionBombError as error:  # raised by Image.open, before our own check
         pixels = int(re.findall(r"\d+", str(error))[0])
         raise ImageTooLarge(f"{pixels / 1e6:.0f} MP; the limit is {MAX_PIXELS // 10**6} MP") from None
@@ -93,33 +111,50 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
         raise ImageBroken(f"the {file_format} file of {len(data)} bytes cannot be decoded: {reason}") from error
 
 
-def _upright_rgb(image: Image.Image, already_rotated: bool) -> tuple[Image.Image, ImageInfo]:
-    file_format = image.format or ""
-    frames = getattr(image, "n_frames", 1)
-    orientation = _orientation(image)
-    rotated = already_rotated or orientation in _UPRIGHT
-    if image.mode.startswith("I;16"):
-        image = _eight_bits(image)
-    elif image.mode in ("I", "F"):
-        raise ImageFormatUnknown(f"32 bits per channel (mode {image.mode}) are not supported; use 8 or 16 bits")
-    alpha = image.has_transparency_data
-    if alpha:
-        layer = image.convert("RGBA")
-        image = Image.new("RGBA", layer.size, "white")
-        image.alpha_composite(layer)
-    rgb = image.convert("RGB")
+def _decode(data: bytes, file_format: str) -> tuple[Image.Image, ImageInfo]:
+    if file_format == "JPEG" and (blocks := data.count(_EXIF_BLOCK)) > _MAX_EXIF_BLOCKS:
+        raise ImageBroken(f"the JPEG file has {blocks} EXIF blocks; the limit is {_MAX_EXIF_BLOCKS}")
+    if file_format == "GIF":
+        data = side_information.gif_without_comments(data)
+    with Image.open(io.BytesIO(data), formats=_PLUGINS.get(file_format, [file_format])) as image:
+        check_dimensions(*image.size)
+        # Pillow rotates a TIFF when it loads it, and then drops the orientation tag.
+        rotated = file_format == "TIFF" and _orientation(image) in _UPRIGHT
+        image.load()
+        check_dimensions(*image.size)  # the picture inside an ICO or HEIF file may differ from the header
+        # Pillow counts the pages of a TIFF in quadratic time.
+        frames = 1 + getattr(image, "is_animated", False) if file_format == "TIFF" else getattr(image, "n_frames", 1)
+        # An HEIF file is rotated by its decoder, which then resets the orientation tag.
+        rotated = rotated or image.info.get("original_orientation") in _UPRIGHT
+        orientation = _orientation(image)
+        rgb, alpha, frame = _first_picture(image, frames)
     if orientation in _UPRIGHT:  # ImageOps.exif_transpose fails if any other tag is malformed
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return rgb, ImageInfo(file_format, rgb.width, rgb.height, frames, rotated, alpha)
+        rgb, rotated = rgb.transpose(_UPRIGHT[orientation]), True
+    return rgb, ImageInfo(image.format or "", rgb.width, rgb.height, frames, rotated, alpha, frame=frame)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit gray to 8 bits. Pillow's convert() clips every value above 255 to white."""
-    gray = np.asarray(image)
-    converted = Image.fromarray((gray.astype(np.uint32) // 257).astype(np.uint8))
-    if "transparency" in image.info:  # the gray value that is transparent
-        converted.putalpha(Image.fromarray(np.where(gray == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return converted
+def _first_picture(image: Image.Image, frames: int) -> tuple[Image.Image, bool, int]:
+    """Return the first frame that is not one flat color, whether it had transparency, and its index.
+
+    Only animations are searched, and at most `_MAX_FRAMES` frames and MAX_PIXELS pixels of them. Without such a frame,
+    or if a later one is broken, the first frame is returned.
+    """
+    first, alpha = to_rgb(image)
+    if image.format in _ANIMATED and _is_flat(first):
+        for frame in range(1, min(frames, _MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
+            try:
+                image.seek(frame)
+                check_dimensions(*image.size)
+                later, later_alpha = to_rgb(image)
+            except Exception:
+                break
+            if not _is_flat(later):
+                return later, later_alpha, frame
+    return first, alpha, 0
+
+
+def _is_flat(rgb: Image.Image) -> bool:
+    return all(int(high) - int(low) < _FLAT for low, high in rgb.getextrema())  # type: ignore[misc]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -18,7 +18,7 @@ _BASE64_BYTES = 4 / 3 * 80 / 76  # maximum number of base64 characters per byte,
 
 @dataclass(frozen=True)
 class Format:
-    """One image format. `name` is Pillow's; a file of this format starts with one of `magic`."""
+    """One image format. `name` is Pillow's; a file of this format starts with one of `magic`, where ? is any byte."""
 
     name: str
     mime: str
@@ -26,6 +26,7 @@ class Format:
     magic: tuple[bytes, ...]
 
 
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 FORMATS = (
     Format("JPEG", "image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif"), (b"\xff\xd8\xff",)),
     Format("PNG", "image/png", (".png",), (b"\x89PNG\r\n\x1a\n",)),
@@ -33,10 +34,14 @@ FORMATS = (
     Format("GIF", "image/gif", (".gif",), (b"GIF87a", b"GIF89a")),
     Format("BMP", "image/bmp", (".bmp",), (b"BM",)),
     Format("TIFF", "image/tiff", (".tif", ".tiff"), (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")),
+    Format("AVIF", "image/avif", (".avif",), (b"????ftypavif", b"????ftypavis")),
+    # The brands mif1 and msf1 may also contain AVIF, which the decoder tries first.
+    Format("HEIF", "image/heif", (".heic", ".heif", ".hif"), tuple(b"????ftyp" + brand for brand in _HEIF_BRANDS)),
+    Format("ICO", "image/x-icon", (".ico",), (b"\x00\x00\x01\x00",)),
 )
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
 NAMES = ", ".join(each.name for each in FORMATS)
-_ANY = ord("?")  # in `magic`: any byte
+_ANY = ord("?")
 
 
 def is_image(name: str) -> bool:

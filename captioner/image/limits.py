@@ -1,4 +1,7 @@
-"""The size limits of an image: file size, pixels on a side, pixels in all. This module does not import Pillow."""
+"""The limits of an image: file size, pixels on a side and in all, time and memory to decode it.
+
+This module does not import Pillow.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from captioner.wire import MAX_IMAGE_BYTES
 MIN_SIDE_PX = 8
 MAX_SIDE_PX = 16_384
 MAX_PIXELS = 100_000_000  # 300 MB of RGB while decoding
+# The legal files that take the most time and memory (`docs/reliability.md`) need a third and two thirds of these.
+DECODE_SECONDS = 20  # of one core
+DECODER_BYTES = 3 * 2**30
 
 
 def check_file_size(size: int) -> None:

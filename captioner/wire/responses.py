@@ -18,11 +18,12 @@ class ImageInfo:
     format: str
     width: int  # px, as shown (after rotation)
     height: int  # px
-    frames: int
+    frames: int  # of an animation or a sequence; 2 for any TIFF file of several pages
     rotated: bool  # EXIF orientation was applied
-    alpha: bool  # transparency was composited on white
+    alpha: bool  # transparency was composited on white, or on black where white would hide the picture
     tile_rows: int = 0  # for models that split large images into tiles; 0 if the image was not split
     tile_columns: int = 0
+    frame: int = 0  # the frame of an animation that was captioned: the first that is not one flat color
 
 
 @dataclass(frozen=True)

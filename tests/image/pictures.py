@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from captioner.image.decode import decode
 from captioner.image.formats import unwrap
 
 WIDTH, HEIGHT = 24, 16
+# An encoder that we do not depend on wrote these from `picture`. `rotated` has both a rotation and an EXIF orientation.
+HEIC = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "heic").iterdir())}
+HEIC_SIZE = (96, 64)
 LOSSLESS = ("PNG", "BMP", "TIFF", "WEBP", "GIF")
 Pixels = NDArray[np.uint8]
 
@@ -63,6 +67,39 @@ def png_claiming(width: int, height: int) -> bytes:
     """A small PNG file whose header claims these dimensions."""
     header = struct.pack(">II", width, height) + PNG[24:29]
     return PNG[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + PNG[33:]
+
+
+def profile(kind: bytes, space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile: a header, a table of tags, and the tags."""
+    header = struct.pack(">4x4sI4s4s4s", b"none", 0x02100000, kind, space, b"Lab " if space == b"CMYK" else b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    header += bytes(128 - len(header))
+    table, body, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, tag in tags.items():
+        table += struct.pack(">4sII", name, at + len(body), len(tag))
+        body += tag + bytes(-len(tag) % 4)
+    whole = header + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+def rgb_profile(order: str = "RGB") -> bytes:
+    """The profile of sRGB's primaries with gamma 2.2, in another order: "GRB" swaps red and green."""
+    xyz = {"R": (0.4360, 0.2225, 0.0139), "G": (0.3851, 0.7169, 0.0971), "B": (0.1431, 0.0606, 0.7141)}
+    tags = {b"wtpt": b"XYZ " + struct.pack(">4xiii", 0xF6D6, 0x10000, 0xD32D)}
+    for channel, primary in zip(b"rgb", order, strict=True):
+        tags[bytes([channel]) + b"XYZ"] = b"XYZ " + struct.pack(">4xiii", *(round(v * 65536) for v in xyz[primary]))
+        tags[bytes([channel]) + b"TRC"] = b"curv" + struct.pack(">4xIH", 1, round(2.2 * 256))
+    return profile(b"mntr", b"RGB ", tags)
+
+
+def cmyk_profile() -> bytes:
+    """A print profile in which every ink is black, except that magenta alone is mid-gray."""
+    identity = bytes(range(256))
+    lab = [b"\xff\x80\x80"] + [b"\x00\x80\x80"] * 15  # by C, M, Y, K as the bits of the index
+    lab[0b0100] = b"\x80\x80\x80"
+    matrix = struct.pack(">9i", *(0x10000 * (at % 4 == 0) for at in range(9)))
+    table = b"mft1" + struct.pack(">4xBBBx", 4, 3, 2) + matrix + identity * 4 + b"".join(lab) + identity * 3
+    return profile(b"prtr", b"CMYK", {b"A2B0": table})
 
 
 def pixels(data: bytes) -> Pixels:

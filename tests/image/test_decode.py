@@ -13,13 +13,17 @@ from PIL import Image
 
 from captioner.errors import ImageFormatUnknown
 from captioner.image.decode import decode, load_pixels
+from captioner.image.formats import sniff
 from captioner.image.spec import ImageSpec
 from captioner.wire import ImageInfo
 from tests.image.pictures import (
     GRAY,
     GRAY_RGB,
+    HEIC,
+    HEIC_SIZE,
     HEIGHT,
     LOSSLESS,
+    NOISE,
     PNG,
     RGB,
     WIDTH,
@@ -32,6 +36,11 @@ from tests.image.pictures import (
     refusal,
 )
 
+LOSSY: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
 
 def on_white(image: Image.Image) -> Pixels:
     """The pixels of `half_transparent` composited on white."""
@@ -40,11 +49,11 @@ def on_white(image: Image.Image) -> Pixels:
     return expected
 
 
-@pytest.mark.parametrize("file_format", [*LOSSLESS, "JPEG"])
+@pytest.mark.parametrize("file_format", [*LOSSLESS, *LOSSY])
 def test_every_format_is_decoded_to_rgb(file_format: str) -> None:
-    data = file(picture(), file_format, **({"quality": 100, "subsampling": 0} if file_format == "JPEG" else {}))
+    data = file(picture(), file_format, **LOSSY.get(file_format, {}))
     difference = np.abs(pixels(data).astype(int) - RGB)
-    assert difference.max() <= (8 if file_format == "JPEG" else 0)
+    assert difference.max() <= (8 if file_format in LOSSY else 0)
     assert decode(data)[1] == ImageInfo(file_format, WIDTH, HEIGHT, 1, rotated=False, alpha=False)
 
 
@@ -132,13 +141,12 @@ CAMERA: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 @pytest.mark.parametrize("orientation", CAMERA)
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_a_photo_of_a_rotated_camera_is_upright(file_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(np.ascontiguousarray(CAMERA[orientation](RGB)))
-    options = {"quality": 100, "subsampling": 0} if file_format == "JPEG" else {}
-    data = file(image, file_format, exif=exif, **options)
+    data = file(image, file_format, exif=exif, **LOSSY.get(file_format, {}))
     assert pixels(data).shape == RGB.shape
     assert np.abs(pixels(data).astype(int) - RGB).max() <= 8
     assert decode(data)[1].rotated == (orientation != 1)
@@ -166,12 +174,69 @@ def test_a_photo_with_a_broken_exif_block_is_decoded(data: st.DataObject) -> Non
     assert decode(bytes(whole))[0].size in ((WIDTH, HEIGHT), (HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_an_animation_is_reduced_to_its_first_frame_and_its_frames_are_counted(file_format: str) -> None:
     later = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "blue")]
     data = file(picture(), file_format, save_all=True, append_images=later)
+    assert np.abs(pixels(data).astype(int) - RGB).mean() < (30 if file_format == "AVIF" else 1e-9)
+    assert (decode(data)[1].frames, decode(data)[1].frame) == (3, 0)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_an_animation_that_fades_in_is_reduced_to_its_first_frame_that_is_not_flat(file_format: str) -> None:
+    photo = picture(64, 48)
+    black, dim = Image.new("RGB", photo.size), photo.point(lambda level: level // 16)
+    data = file(black, file_format, save_all=True, append_images=[dim, photo, black])
+    assert np.abs(pixels(data).astype(int) - np.asarray(photo)).mean() < 30
+    assert (decode(data)[1].frames, decode(data)[1].frame) == (4, 2)
+
+
+@pytest.mark.parametrize("colors", [["black"], ["black", "gray", "white"], ["black", "red"] * 60])
+def test_an_animation_of_flat_frames_is_reduced_to_its_first_frame(colors: list[str]) -> None:
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in colors]
+    data = file(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    assert not pixels(data).any()
+    assert decode(data)[1].frame == 0
+
+
+def test_an_animation_with_a_broken_second_frame_is_reduced_to_its_first_frame() -> None:
+    data = file(Image.new("RGB", (64, 48)), "GIF", save_all=True, append_images=[NOISE])
+    assert decode(data)[1].frame == 1
+    assert not pixels(data[:-3000]).any()
+    assert decode(data[:-3000])[1].frame == 0
+
+
+def test_the_first_page_of_a_tiff_is_decoded() -> None:
+    data = file(picture(), "TIFF", save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT), "red")] * 4)
     assert (pixels(data) == RGB).all()
-    assert decode(data)[1].frames == 3
+    assert decode(data)[1].frames == 2, "the pages are not counted"
+
+
+@pytest.mark.parametrize("name", ["plain", "rotated", "two"])
+def test_a_heic_photo_is_upright_once(name: str) -> None:
+    found, expected = pixels(HEIC[name]).astype(int), np.asarray(picture(*HEIC_SIZE)).astype(int)
+    assert np.abs(found - expected).mean() < 6
+    info = decode(HEIC[name])[1]
+    assert (info.format, info.frames, info.rotated) == ("HEIF", 1 + (name == "two"), name == "rotated")
+
+
+def test_a_transparent_heic_is_composited_on_white() -> None:
+    assert (pixels(HEIC["transparent"])[:, :40] > 250).all()
+    assert decode(HEIC["transparent"])[1].alpha
+
+
+def test_an_avif_file_with_the_brand_of_the_container_is_decoded() -> None:
+    data = file(picture(64, 48), "AVIF")
+    assert sniff(data) == "AVIF"
+    renamed = data[:8] + b"mif1" + data[12:]
+    assert sniff(renamed) == "HEIF"
+    assert (pixels(renamed) == pixels(data)).all()
+    assert decode(renamed)[1].format == "AVIF"
+
+
+def test_the_largest_picture_of_an_icon_is_decoded() -> None:
+    data = file(picture(64, 48), "ICO", sizes=[(16, 16), (64, 48)])
+    assert (pixels(data) == np.asarray(picture(64, 48))).all()
 
 
 def test_the_first_photo_of_a_multi_picture_jpeg_is_decoded() -> None:

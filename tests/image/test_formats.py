@@ -23,16 +23,18 @@ TEXT = base64.b64encode(PNG)
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda each: each.name)
 def test_pillows_file_of_every_format_is_recognized_and_decoded(image_format: Format, tmp_path: Path) -> None:
-    for suffix in image_format.suffixes:
+    for suffix in () if image_format.name == "HEIF" else image_format.suffixes:  # Pillow has no encoder of HEIC
         path = tmp_path / f"photo{suffix}"
-        picture().save(path)  # Pillow chooses the format by the suffix
+        picture().save(path, sizes=[(WIDTH, HEIGHT)])  # of an icon; Pillow chooses the format by the suffix
         assert sniff(path.read_bytes()) == image_format.name
         image, info = decode(path.read_bytes())
         assert (info.format, image.size) == (image_format.name, (WIDTH, HEIGHT))
         assert Image.MIME[info.format] == image_format.mime
 
 
-@pytest.mark.parametrize("data", [b"GIF87a", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF\x01\xff\x00\x20WEBP"])
+@pytest.mark.parametrize(
+    "data", [b"GIF87a", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF\x01\xff\x00\x20WEBP", b"\0\0\0\x18ftypheic"]
+)
 def test_the_other_signatures_of_a_format_are_recognized(data: bytes) -> None:
     assert sniff(data) is not None
     assert sniff(data[:-1]) is None
@@ -40,7 +42,7 @@ def test_the_other_signatures_of_a_format_are_recognized(data: bytes) -> None:
 
 def test_is_image_ignores_case_and_needs_a_suffix() -> None:
     assert all(is_image(f"a{suffix}") and is_image(f"A.B{suffix.upper()}") for suffix in SUFFIXES)
-    assert not any(map(is_image, ["a", "jpg", "a.txt", "a.jpg.txt", "a.heic", ""]))
+    assert not any(map(is_image, ["a", "jpg", "a.txt", "a.jpg.txt", "a.svg", ""]))
 
 
 def test_no_other_module_lists_suffixes_mime_types_or_signatures() -> None:

@@ -15,6 +15,7 @@ from captioner.errors import ImageBroken, ImageFormatUnknown, ImageMissing, Imag
 from captioner.image.decode import decode
 from captioner.image.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
 from tests.image.pictures import (
+    HEIC,
     NOISE,
     file,
     half_transparent,
@@ -88,6 +89,9 @@ SEEDS = {
     "TIFF deflate": file(NOISE, "TIFF", compression="tiff_adobe_deflate"),
     "WEBP": file(NOISE, "WEBP"),
     "WEBP lossy": file(NOISE, "WEBP", lossless=False),
+    "AVIF": file(NOISE, "AVIF"),
+    "HEIC": HEIC["plain"],
+    "ICO": file(NOISE, "ICO", sizes=[(64, 48)]),
 }
 
 

@@ -13,6 +13,7 @@ from captioner import wire
 from captioner.errors import CaptionerError, from_wire, typed
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
+from captioner.serving.queue_room import wait_for_room
 from captioner.serving.served_model import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
@@ -60,8 +61,8 @@ def first(tensor: Any) -> bytes | None:
 def encode(version: int, image: bytes) -> Encoded:
     """Encode an image with the encoder of the same version. Raises the error that `preprocess` answered."""
     file = pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))
-    pixels, info = infer(wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
-    (features,) = infer(wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
+    pixels, info = wait_for_room(infer, wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
+    (features,) = wait_for_room(infer, wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
     return Encoded(features.as_numpy()[0].copy(), wire.ImageInfo(**json.loads(first(info) or b"{}")))
 
 

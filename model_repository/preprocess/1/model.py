@@ -1,4 +1,4 @@
-"""Triton model `preprocess`: image files to pixels. It only translates between Triton and captioner.image.decode."""
+"""Triton model `preprocess`: image files to pixels. It only translates between Triton and DecoderProcess."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 from captioner import wire
 from captioner.artifacts.manifest import Manifest
 from captioner.errors import CaptionerError, typed
-from captioner.image.decode import load_pixels
+from captioner.image.decoder_process import DecoderProcess
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +19,21 @@ class TritonPythonModel:
     """Answers each request of a batch separately: a refused image does not fail the others."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the image size of the published encoder."""
-        self.spec = Manifest.load(Path(args["model_repository"]) / args["model_version"]).image
+        """Start the decoder process for the image size of the published encoder."""
+        self.decoder = DecoderProcess(Manifest.load(Path(args["model_repository"]) / args["model_version"]).image)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Turn image (B, 1) into pixels (B, height, width, 3) and image_info (B, 1)."""
         return [self._answer(request) for request in requests]
 
+    def finalize(self) -> None:
+        """End the decoder process."""
+        self.decoder.close()
+
     def _answer(self, request: Any) -> Any:
         try:
             files = pb_utils.get_input_tensor_by_name(request, wire.IMAGE.name).as_numpy().reshape(-1)
-            loaded = [load_pixels(file, self.spec) for file in files]
+            loaded = [self.decoder.load_pixels(file) for file in files]
         except Exception as error:
             if not isinstance(error, CaptionerError):
                 log.exception("an image failed")
