@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ class Answer:
     pieces: list[str] = field(default_factory=list)
 
 
-def _ignore(_: Answer) -> None:
+async def _ignore(_: Answer) -> None:
     """Do nothing."""
 
 
@@ -42,10 +42,10 @@ async def caption(
     endpoint: Endpoint,
     image: bytes,
     answer: Answer,
-    on_piece: Callable[[Answer], Any] = _ignore,
+    on_piece: Callable[[Answer], Awaitable[None]] = _ignore,
     **parameters: Any,
 ) -> None:
-    """Caption `image` into `answer`, which keeps its text when this raises. `on_piece` sees each new text.
+    """Caption `image` into `answer`, which keeps its text when this raises. `on_piece` is awaited after each event.
 
     Raises Refused for an error, and httpx.HTTPError when the connection breaks or the stream has no end.
     """
@@ -68,7 +68,7 @@ async def caption(
             return
         async for event, data in _events(response):
             _read_event(answer, event, data)
-            on_piece(answer)
+            await on_piece(answer)
     if not answer.ends:
         raise httpx.RemoteProtocolError("the stream ended without its last event")
 
