@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from random import Random
 from types import TracebackType
+from typing import Any
 
 import httpx
 from typing_extensions import Self
@@ -47,7 +48,7 @@ class Users:
         file = image.unseen(rng) if rng.random() < 0.5 else image.file
         if kind == "bad image":
             file = file[: len(file) // 2] if rng.random() < 0.5 else b"no image" + rng.randbytes(64)
-        parameters = {"max_tokens": 0} if kind == "bad parameter" else {}
+        parameters: dict[str, Any] = {"max_tokens": 0} if kind == "bad parameter" else {}
         by_http = rng.random() < 0.5 or kind == "bad parameter"  # the gRPC client refuses bad parameters itself
         answer, ended = Answer(), "captioned"
         try:
@@ -84,7 +85,7 @@ class Users:
                 answer.details = asdict(stream.details)
 
     async def _by_http(
-        self, kind: str, endpoint: Endpoint, file: bytes, answer: Answer, parameters: dict[str, int]
+        self, kind: str, endpoint: Endpoint, file: bytes, answer: Answer, parameters: dict[str, Any]
     ) -> None:
         async def on_piece(_: Answer) -> None:
             if kind in ("cancel", "disconnect"):

@@ -4,9 +4,9 @@
 
 Capacity is the rate of a closed loop of `--in-flight` clients. At each load, requests then arrive at random (Poisson,
 fixed seed), whether or not earlier ones were answered, and none is sent again. Goodput is the captions that came within
-`--deadline-ms`, per second. Photos are crops of the shipped examples, new ones every time, so that no request hits the
-feature cache. With `--page`, requests go through the HTTP API instead, and their `Retry-After` is recorded. This program
-shares the machine with the server, so run it on another machine or compare ratios. The last line of stdout is one JSON
+`--deadline-ms`, per second of arrivals. Photos are crops of the shipped examples, new ones every time, so that no
+request hits the feature cache. With `--page`, requests go through the HTTP API instead, and their `Retry-After` is
+recorded. This program shares the machine with the server, so compare ratios. The last line of stdout is one JSON
 document.
 """
 

@@ -4,9 +4,10 @@
 
 It starts `captioner up` on free ports and measures the capacity. Then requests arrive at random (Poisson, fixed seed)
 at `--load` of it, from users with marked images: half by gRPC, half by the HTTP API. Some are cancelled, hang up, read
-slowly, or have a broken image or parameter. Every process is sampled. Growth is the slope of a line through the samples
-after the warm-up (the first fifth), over their mean, for the whole run. The last line of stdout is one JSON document;
-the exit code is 1 if a claim fails.
+slowly, or have a broken image or parameter. Every process is sampled. Growth is the rise of a line through the samples
+after the warm-up (the first fifth), as a share of their mean. RSS, descriptors and threads must not grow. PSS is shown
+only: it also moves when other programs load the same libraries. The last line of stdout is one JSON document; the exit
+code is 1 if a claim fails.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SEED = 14
 WARM_UP = 0.2  # of the run
 MAX_GROWTH = 0.02
 IN_FLIGHT, CAPACITY_CAPTIONS = 16, 64
-MEASURES = ("rss_mib", "pss_mib", "descriptors", "threads")
+MEASURES = {"rss_mib": 1.0, "pss_mib": float("inf"), "descriptors": 2.0, "threads": 2.0}  # the rise that is noise
 IDLE_S = 10.0
 
 
@@ -79,7 +80,7 @@ async def measure(stack: RunningStack, seconds: float, users: int, load: float, 
         images = unique_images([each.file for each in marked])
         await run_round(client, images, IN_FLIGHT, IN_FLIGHT)
         capacity = (await run_round(client, images, IN_FLIGHT, CAPACITY_CAPTIONS)).captions_per_s
-    began = time.monotonic()
+    began, regions_at_start = time.monotonic(), len(regions(stack))
     async with Users(stack.grpc, stack.page, marked) as crowd:
         due, next_sample, tasks = began, began, set[asyncio.Task[None]]()
         while due < began + seconds:
@@ -108,9 +109,9 @@ async def measure(stack: RunningStack, seconds: float, users: int, load: float, 
         "mistakes": crowd.mistakes[:20],
         "running_at_end": running,
         "waiting_at_end": waiting,
-        "shared_memory_regions": len(regions(stack)),
+        "shared_memory_regions_grew_by": len(regions(stack)) - regions_at_start,
         "processes": growth,
-        "largest_growth": max((each["growth"] for part in growth.values() for each in part.values()), default=0.0),
+        "largest_rss_growth": max((part["rss_mib"]["growth"] for part in growth.values()), default=0.0),
         "machine": machine(),
     }
 
@@ -126,10 +127,15 @@ def run(seconds: float, users: int, load: float, sample_s: float, repository: Pa
 def faults(document: dict[str, Any]) -> list[str]:
     """Return the claims that do not hold."""
     found = [f"mistake: {each}" for each in document["mistakes"]]
-    found += [f"{name} is {document[name]}" for name in ("running_at_end", "waiting_at_end") if document[name]]
+    zero = ("running_at_end", "waiting_at_end", "shared_memory_regions_grew_by")
+    found += [f"{name} is {document[name]}" for name in zero if document[name]]
     found += [f"left: {each}" for each in document["left_after_stop"]]
     for part, measures in document["processes"].items():
-        growing = [(name, each) for name, each in measures.items() if each["growth"] > MAX_GROWTH]
+        growing = [
+            (name, each)
+            for name, each in measures.items()
+            if each["growth"] > MAX_GROWTH and each["growth"] * each["mean"] > MEASURES[name]
+        ]
         found += [f"{part}: {name} of {each['mean']} grew by {each['growth']:.1%}" for name, each in growing]
     return found
 
