@@ -17,7 +17,7 @@ from benchmarks.baselines import BATCHED, SEQUENTIAL
 from tests.support.pages import Serve
 from tests.support.served import ROOT, Served
 
-BENCHMARKS = ("bulk", "device", "endpoints", "engine", "parity", "precision", "served")
+BENCHMARKS = ("bulk", "device", "endpoints", "engine", "overload", "parity", "precision", "served", "soak")
 TRAINING = ("__main__", "evaluate", "self_critical")
 Main = Callable[..., list[str]]
 
@@ -110,3 +110,17 @@ def test_every_endpoint_is_compared_with_grpc(served: Served, serve_page: Serve)
 def test_the_bulk_job_is_compared_with_photos_in_memory(main: Main, served: Served) -> None:
     document = json.loads(main("benchmarks.bulk", f"--server {served.grpc} --photos 16 --rounds 2 --in-flight 8")[-1])
     assert 0 < document["job_over_memory"]["low"] <= document["job_over_memory"]["high"]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("endpoint", ["grpc", "http"])
+def test_the_overload_benchmark_counts_every_request(main: Main, served: Served, page_url: str, endpoint: str) -> None:
+    page = f" --page {page_url}" if endpoint == "http" else ""
+    lines = main("benchmarks.overload", f"--server {served.grpc} --seconds 2 --in-flight 8 --deadline-ms 2000{page}")
+    document: Any = json.loads(lines[-1])
+    assert document["endpoint"] == endpoint and document["capacity_per_s"] > 0
+    for each in document["loads"]:
+        late = each["sent"] - each["captions_in_time"] - sum(each["codes"].values())
+        assert 0 <= late <= each["sent"]
+    assert max(each["goodput_over_peak"] for each in document["loads"]) == 1
+    assert lines[0].startswith("| load | sent |") and lines[-2].startswith("| 4× |")

@@ -105,15 +105,20 @@ def proxy_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
         def start(urls: list[str], path: str = "") -> tuple[str, Path]:
             folder, port = tmp_path_factory.mktemp("nginx"), free_port()
-            servers = " ".join(f"server {url.removeprefix('http://')} max_fails=0;" for url in urls)
-            config = folder / "nginx.conf"
-            user = "user root;" if os.geteuid() == 0 else ""  # otherwise its workers cannot write to the folder
-            config.write_text(NGINX.format(user=user, folder=folder, port=port, servers=servers, path=path))
             url = f"http://127.0.0.1:{port}"
-            stack.enter_context(serving(["nginx", "-c", str(config), "-p", str(folder)], url))
+            stack.enter_context(serving(nginx_command(folder, port, urls, path), url))
             return url + path, folder / "access.log"
 
         yield start
+
+
+def nginx_command(folder: Path, port: int, urls: list[str], path: str = "") -> list[str]:
+    """Return the command of nginx as a round-robin proxy on `port`; its files are in `folder`."""
+    servers = " ".join(f"server {url.removeprefix('http://')} max_fails=0;" for url in urls)
+    config = folder / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""  # otherwise its workers cannot write to the folder
+    config.write_text(NGINX.format(user=user, folder=folder, port=port, servers=servers, path=path))
+    return ["nginx", "-c", str(config), "-p", str(folder)]
 
 
 @pytest.fixture(scope="module")

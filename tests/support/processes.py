@@ -78,7 +78,7 @@ def serving(command: list[str], url: str, **options: object) -> Iterator[Process
     process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
     try:
         deadline = time.monotonic() + 120
-        while not _answers(url):
+        while not answers(url):
             assert process.poll() is None, f"the process ended with {process.returncode}"
             assert time.monotonic() < deadline, "the process did not answer within 120 s"
             time.sleep(0.05)
@@ -96,7 +96,8 @@ def _end(process: subprocess.Popen[str] | Process) -> None:
         process.wait(20)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Return whether an HTTP server answers at `url`, with any status."""
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except urllib.error.HTTPError:
