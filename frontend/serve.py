@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 
 from captioner import examples
 from captioner.client import Addresses, AsyncClient
+from captioner.errors import traced
 from frontend.api.routes import add_api
 from frontend.mcp import caption_tool
 from frontend.model_card_cache import ModelCardCache
@@ -39,6 +42,7 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
 
 def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. `tls` is (certificate, private key), paths of PEM files."""
+    logging.setLogRecordFactory(_record)
     certificate, key = tls or (None, None)
     uvicorn.run(
         application(addresses, options),
@@ -49,3 +53,11 @@ def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tup
         log_level="warning",
         timeout_graceful_shutdown=2,
     )
+
+
+def _record(*arguments: Any, **options: Any) -> logging.LogRecord:
+    """Return a log record that shows where an error was raised and not its message, which may quote a request."""
+    record = logging.LogRecord(*arguments, **options)
+    if record.exc_info and record.exc_info[1]:
+        record.exc_text = traced(record.exc_info[1])  # what formatters use instead of formatting exc_info
+    return record

@@ -14,7 +14,7 @@ from itertools import count
 from queue import PriorityQueue
 from typing import Protocol
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, traced
 from captioner.serving.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class ResponseQueue:
                 writer.send(self._unsent, "", False)
                 self._unsent = ""
         except Exception as error:  # whatever failed, the client must get a final response
-            log.exception("a response could not be sent")
+            log.error("a response could not be sent: %s", traced(error))
             with suppress(Exception):
                 writer.fail(CaptionerError(f"{type(error).__name__}: {error}"))
             return True
@@ -156,5 +156,5 @@ class ResponseSender:
                 return
             try:
                 queue.flush()
-            except Exception:  # one client's broken connection must not stop the others
-                log.exception("a response could not be sent")
+            except Exception as error:  # one client's broken connection must not stop the others
+                log.error("a response could not be sent: %s", traced(error))

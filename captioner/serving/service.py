@@ -20,6 +20,7 @@ from captioner.errors import (
     ImageMissing,
     RequestCancelled,
     ServerStopping,
+    traced,
     typed,
 )
 from captioner.serving import metrics
@@ -142,7 +143,7 @@ class CaptionService:
         else:
             self._counters.add(metrics.REFUSED)
         if not isinstance(error, CaptionerError):
-            log.error("a request failed", exc_info=error)
+            log.error("a request failed: %s", traced(error))
         queue.fail(typed(error))
 
     def _poll(self) -> None:
