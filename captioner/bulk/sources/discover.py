@@ -20,6 +20,7 @@ from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.bulk.sources.walk import matches, may_contain_match, walk
 from captioner.errors import CaptionerError, ImageMissing
 from captioner.image.formats import is_image
+from captioner.wire import MAX_IMAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ class Sources:
                 return FoundImage(item, f"{label}/{name}", f"{key}/{sidecars.stem(name)}", temporary=copy is not None)
 
             if spool is not None and archives.is_compressed_tar(path):
-                for member, copy in archives.unpack(path, spool, lambda member: _image_name(member.name) in left):
+                unpacked = archives.unpack(
+                    path, spool, lambda member: _image_name(member.name) in left, MAX_IMAGE_BYTES
+                )
+                for member, copy in unpacked:
                     yield found(member, copy)
                 return
             for member in archives.members(path):
