@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 from captioner import examples
 from captioner.client import Addresses, AsyncClient
-from captioner.errors import traced
+from frontend import private_log
 from frontend.api.routes import add_api
 from frontend.mcp import caption_tool
 from frontend.model_card_cache import ModelCardCache
@@ -24,7 +22,7 @@ from frontend.remote_images import RemoteImages
 
 def application(addresses: Addresses, options: Options) -> FastAPI:
     """Return the application for the captioner servers at `addresses`, which need not be up yet."""
-    client = AsyncClient(addresses)
+    client = AsyncClient(addresses, shrink=False)  # callers of the API shrink their own images
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +40,7 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
 
 def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. `tls` is (certificate, private key), paths of PEM files."""
-    logging.setLogRecordFactory(_record)
+    private_log.install()
     certificate, key = tls or (None, None)
     uvicorn.run(
         application(addresses, options),
@@ -53,11 +51,3 @@ def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tup
         log_level="warning",
         timeout_graceful_shutdown=2,
     )
-
-
-def _record(*arguments: Any, **options: Any) -> logging.LogRecord:
-    """Return a log record that shows where an error was raised and not its message, which may quote a request."""
-    record = logging.LogRecord(*arguments, **options)
-    if record.exc_info and record.exc_info[1]:
-        record.exc_text = traced(record.exc_info[1])  # what formatters use instead of formatting exc_info
-    return record

@@ -23,6 +23,7 @@ class ImageInfo:
     alpha: bool  # transparency was composited on white
     tile_rows: int = 0  # for models that split large images into tiles; 0 if the image was not split
     tile_columns: int = 0
+    shrunk_from: str = ""  # the size of the file that the client shrank before it was sent, "20000x1000 px, 0.7 MiB"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.sources.discover import FoundImage
 from captioner.bulk.sources.item import Item, read, reason
+from captioner.client.shrink import MAX_SOURCE_BYTES
 from captioner.errors import CaptionerError, OutputRefused
 from captioner.image.formats import is_image
 
@@ -76,7 +77,7 @@ class Exif:
         return exif.with_description(self._image(target, item), text)
 
     def _image(self, target: Path, item: Item) -> bytes:
-        return read(Item(item.key, target) if target.exists() else item)
+        return read(Item(item.key, target) if target.exists() else item, MAX_SOURCE_BYTES)
 
 
 FORMATS: dict[str, Callable[[], SidecarFormat]] = {"txt": Txt, "xmp": Xmp, "exif": Exif}
