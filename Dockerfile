@@ -15,7 +15,9 @@ COPY model_repository model_repository
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG} AS server
-ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
+# The variables that keep a library from reporting usage are set by captioner/__init__.py, except for Triton's own backend.
+ENV ORT_DISABLE_TELEMETRY=1 \
+    PIP_BREAK_SYSTEM_PACKAGES=1 \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/huggingface \
     MODEL_REPOSITORY=/models

@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all check export bench train environment clean
+.PHONY: run test test-all check export bench train sbom audit environment clean
 
 run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 	@$(BIN)/captioner up $(ARGS)
@@ -30,6 +30,13 @@ train: environment  ## the embedded model anew, two hours: make train DATA=DIR
 	$(BIN)/python -m training --data $(DATA) --out build/training/first --resume
 	$(BIN)/python -m training.self_critical --data $(DATA) --model build/training/first --out captioner/embedded
 	$(BIN)/python -m training.evaluate --data $(DATA) --card
+
+sbom: environment  ## what is installed, as CycloneDX JSON
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/captioner.cdx.json $(BIN)/python
+
+audit: environment  ## known vulnerabilities of the pinned packages, where PyPI's data can be reached
+	@$(BIN)/python scripts/audit.py
 
 environment:
 	@$(PYTHON) scripts/environment.py --venv $(VENV)

@@ -7,6 +7,7 @@ it with `CaptionerError.wire`, and the clients turn it back into the same class 
 from __future__ import annotations
 
 import re
+import traceback
 from typing import ClassVar, Literal
 
 Status = Literal["INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL"]
@@ -213,6 +214,15 @@ _CODE = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*): ")
 def typed(error: BaseException) -> CaptionerError:
     """Return `error` if it is a CaptionerError, otherwise an INTERNAL error that names its type and message."""
     return error if isinstance(error, CaptionerError) else CaptionerError(f"{type(error).__name__}: {error}")
+
+
+def traced(error: BaseException) -> str:
+    """Return the type of an error and where it was raised, for a log.
+
+    The message is left out, because it may quote a prompt or an image. The client gets the message.
+    """
+    frames = traceback.format_tb(error.__traceback__)
+    return "".join([f"{type(error).__name__}\n", *frames]).rstrip()
 
 
 def from_wire(message: str) -> CaptionerError:

@@ -20,6 +20,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="captioner-page-") as scratch:
         os.environ["GRADIO_TEMP_DIR"] = scratch  # Gradio reads it at import
+        os.environ["MPLCONFIGDIR"] = scratch  # where matplotlib is installed, Gradio imports it, and it writes a cache
         try:
             options, tls = _options(arguments), _tls(arguments)
             from frontend.serve import serve

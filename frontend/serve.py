@@ -11,6 +11,7 @@ from fastapi.staticfiles import StaticFiles
 
 from captioner import examples
 from captioner.client import Addresses, AsyncClient
+from frontend import private_log
 from frontend.api.routes import add_api
 from frontend.mcp import caption_tool
 from frontend.model_card_cache import ModelCardCache
@@ -21,7 +22,7 @@ from frontend.remote_images import RemoteImages
 
 def application(addresses: Addresses, options: Options) -> FastAPI:
     """Return the application for the captioner servers at `addresses`, which need not be up yet."""
-    client = AsyncClient(addresses)
+    client = AsyncClient(addresses, shrink=False)  # callers of the API shrink their own images
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,6 +40,7 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
 
 def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. `tls` is (certificate, private key), paths of PEM files."""
+    private_log.install()
     certificate, key = tls or (None, None)
     uvicorn.run(
         application(addresses, options),

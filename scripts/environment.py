@@ -34,6 +34,7 @@ SYSTEM = {
     "docker-compose": "docker-compose",
     "fc-list": "fontconfig fonts-dejavu-core",
     "nginx": "nginx-light",
+    "strace": "strace",
 }
 
 

@@ -72,6 +72,8 @@ class Job:
                         image = self._in_flight.pop(outcome.item.key)
                         if outcome.caption is not None:
                             self._last_caption = time.monotonic()
+                            if shrunk_from := outcome.caption.details.image.shrunk_from:
+                                self._progress.log(f"{image.label}: shrunk from {shrunk_from} before it was captioned")
                             await captions.put(CaptionedImage(image, outcome.caption))
                         else:
                             self._fail(image, outcome.error or CaptionerError("no caption and no error"))

@@ -157,12 +157,14 @@ def _stream_files(arguments: argparse.Namespace, files: list[str], edit: Caption
                 if arguments.to == "jsonl":
                     caption = client.caption(path, **values)
                     print(Jsonl().line(path, edit.decorated(caption.text), caption.details).decode(), end="")
-                    continue
+                    continue  # the details say whether the image was shrunk
                 with client.stream(path, **values) as stream:
                     for piece in stream:  # the lead is printed with the first text: a refused image prints nothing
                         print(lead + piece, end="", flush=True)
                         lead = ""
                     print(edit.suffix)
+                if stream.details and (shrunk_from := stream.details.image.shrunk_from):
+                    print(f"{path}: shrunk from {shrunk_from} before it was captioned", file=sys.stderr)
             except (CaptionerError, OSError) as error:
                 failed += 1
                 sentence = error.wire() if isinstance(error, CaptionerError) else f"{error.strerror}"

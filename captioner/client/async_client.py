@@ -12,13 +12,13 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 from typing_extensions import Self
 
 from captioner import wire
 from captioner.client.replica import Connection, Replica, infer_request
 from captioner.client.retry import Outage, Retries, RetryPolicy, is_transient
+from captioner.client.shrink import image_file
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError, ParameterInvalid, typed
 from captioner.image.limits import check_file_size
@@ -44,6 +44,7 @@ class AsyncClient:
 
     `addresses`: HOST:PORT of the gRPC endpoints, `grpcs://HOST:PORT` for TLS. By default a request fails when every
     replica has failed once; pass `retry=RetryPolicy(max_elapsed_s=120)` to wait for servers that restart.
+    `shrink`: an image over the server's limits is sent as a smaller copy, and `details.image.shrunk_from` says so.
     `replica.Connection` documents the other options. Raises ParameterInvalid for no address.
     """
 
@@ -55,7 +56,9 @@ class AsyncClient:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         headers: Mapping[str, str] | None = None,
         root_certificates: bytes | None = None,
+        shrink: bool = True,
     ) -> None:
+        self._shrink = shrink
         connection = Connection(stall_timeout_s, headers or {}, root_certificates)
         names = addresses.split(",") if isinstance(addresses, str) else addresses
         names = [name.strip() for name in names if name.strip()]
@@ -78,7 +81,9 @@ class AsyncClient:
         `parameters`: see `captioner.wire.PARAMETERS`. Wrong ones raise ParameterUnknown or ParameterInvalid here; the
         server's errors are raised by the iteration.
         """
-        return await self._start({"image": await _bytes_of(image), "prompt": prompt}, {"stream": True} | parameters)
+        return await self._start(
+            {"image": await _bytes_of(image, self._shrink), "prompt": prompt}, {"stream": True} | parameters
+        )
 
     async def caption(self, image: ImageSource, *, prompt: str | None = None, **parameters: object) -> Caption:
         """Return the complete caption. Parameters and errors are those of `stream`."""
@@ -164,11 +169,9 @@ class AsyncClient:
         await self.close()
 
 
-async def _bytes_of(image: ImageSource) -> bytes:
-    if not isinstance(image, bytes):
-        path = Path(image)
-        check_file_size(path.stat().st_size)
-        image = await asyncio.to_thread(path.read_bytes)
+async def _bytes_of(image: ImageSource, shrink: bool) -> bytes:
+    if shrink or not isinstance(image, bytes):
+        return await asyncio.to_thread(image_file, image)
     check_file_size(len(image))
     return image
 

@@ -176,7 +176,7 @@ def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[
     for name, text in inputs.items():
         if text is not None:
             request.inputs.add(name=name, datatype="BYTES", shape=[1])
-            element = np.array([text.encode() if isinstance(text, str) else text], dtype=np.object_)
+            element = np.array([text.encode() if isinstance(text, str) else bytes(text)], dtype=np.object_)
             request.raw_input_contents.append(serialize_byte_tensor(element).item())
     for name, value in values.items():
         kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]

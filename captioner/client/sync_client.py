@@ -71,6 +71,7 @@ class Client:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
         headers: Mapping[str, str] | None = None,
         root_certificates: bytes | None = None,
+        shrink: bool = True,
     ) -> None:
         self._client = AsyncClient(
             addresses,
@@ -78,6 +79,7 @@ class Client:
             retry=retry,
             headers=headers,
             root_certificates=root_certificates,
+            shrink=shrink,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="captioner-client", daemon=True)

@@ -21,6 +21,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but not exported
 
+from captioner.hub.hashing import add_file
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -47,9 +49,7 @@ class File:
             digest = hashlib.sha256()
         else:
             digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        add_file(digest, path)
         return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from captioner.embedded import EMBEDDED, EMBEDDED_FOLDER
 from captioner.errors import ModelMissing, ModelUnsupported, StartupRefused
+from captioner.hub.hashing import add_file
 
 _MAX_REVISION = 200  # bytes; it becomes a path in the cache
 
@@ -109,7 +110,7 @@ def _weights_hash(folder: Path) -> str:
     _check_safetensors(folder)
     digest = hashlib.sha1(usedforsecurity=False)
     for path in sorted(path for kind in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)):
-        digest.update(path.read_bytes())
+        add_file(digest, path)
     return digest.hexdigest()
 
 

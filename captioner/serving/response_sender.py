@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, traced
 from captioner.serving.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class ResponseQueue:
                 writer.send(self._unsent, "", False)
                 self._unsent = ""
         except Exception as error:  # whatever failed, the client must get a final response
-            log.exception("a response could not be sent")
+            log.error("a response could not be sent: %s", traced(error))
             with suppress(Exception):
                 writer.fail(CaptionerError(f"{type(error).__name__}: {error}"))
             return True
@@ -168,8 +168,8 @@ class ResponseSender:
             tokens_next = not tokens_next
             try:
                 queue.flush()
-            except Exception:  # one client's broken connection must not stop the others
-                log.exception("a response could not be sent")
+            except Exception as error:  # one client's broken connection must not stop the others
+                log.error("a response could not be sent: %s", traced(error))
 
     def _next(self, tokens_next: bool) -> ResponseQueue | None:
         """Return the queue to flush, or None once everything is sent and the sender is closed."""

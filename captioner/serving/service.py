@@ -20,6 +20,7 @@ from captioner.errors import (
     EncoderStalled,
     ImageMissing,
     RequestCancelled,
+    traced,
     typed,
 )
 from captioner.image.formats import check_wrapped_size
@@ -175,7 +176,7 @@ class CaptionService:
         else:
             self._counters.add(metrics.REFUSED, code=refusal.code)
         if not isinstance(error, CaptionerError):
-            log.error("a request failed", exc_info=error)
+            log.error("a request failed: %s", traced(error))
         queue.fail(refusal)
 
     def _poll(self) -> None:

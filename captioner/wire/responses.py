@@ -24,6 +24,7 @@ class ImageInfo:
     tile_rows: int = 0  # for models that split large images into tiles; 0 if the image was not split
     tile_columns: int = 0
     frame: int = 0  # the frame of an animation that was captioned: the first that is not one flat color
+    shrunk_from: str = ""  # the size of the file that the client shrank before it was sent, "20000x1000 px, 0.7 MiB"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ IMAGE = f"""
   <button type="button" id="remove" hidden>Remove</button>
   <span id="image-name"></span>
 </div>
+<p class="note" id="image-note" role="status"></p>
 <div id="shot" hidden><video autoplay playsinline muted></video><button type="button" id="shutter">Take photo</button>
 <button type="button" id="no-shot">Cancel</button></div>
 <div id="examples">{_examples()}</div>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
+from captioner.client import shrink
 from captioner.errors import (
     CaptionerError,
     DeadlineExceeded,
@@ -22,7 +23,8 @@ from captioner.errors import (
     StreamStalled,
 )
 from captioner.image.formats import SUFFIXES
-from captioner.wire import CSV_COLUMNS, FinishReason, ModelCard
+from captioner.image.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
+from captioner.wire import CSV_COLUMNS, MAX_IMAGE_BYTES, FinishReason, ModelCard
 from frontend.page.fields import NAMES
 
 POLL_S = 5  # how often a page checks which model is served
@@ -64,6 +66,16 @@ def for_the_browser() -> str:
             "image_suffixes": SUFFIXES,
             "csv_columns": CSV_COLUMNS,
             "poll_s": POLL_S,
+            "limits": {
+                "bytes": MAX_IMAGE_BYTES,
+                "side": MAX_SIDE_PX,
+                "min_side": MIN_SIDE_PX,
+                "pixels": MAX_PIXELS,
+                "source_bytes": shrink.MAX_SOURCE_BYTES,
+                "source_pixels": shrink.MAX_SOURCE_PIXELS,
+                "target": shrink.TARGET_SIDE_PX,
+                "quality": shrink.JPEG_QUALITY / 100,
+            },
         }
     )
 

@@ -7,17 +7,20 @@ streams the caption in its response. This module knows the model's card; it know
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
 from captioner.artifacts.prompts import NAME, PromptTable
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, traced
 from frontend.mcp import Tool
 from frontend.model_card_cache import ModelCardCache
 from frontend.page import html, messages, theme
 from frontend.page.fields import make_fields
+
+log = logging.getLogger(__name__)
 
 ALT_TEXT = "alt-text"
 ALT_TEXT_CHARACTERS = "125"  # the limit of many screen readers and guidelines
@@ -25,12 +28,23 @@ ALT_TEXT_CHARACTERS = "125"  # the limit of many screen readers and guidelines
 Updates = dict[Any, Any]  # component → its new value or properties
 
 
+class _Blocks(gr.Blocks):
+    """Gradio's Blocks with errors in our log: Gradio prints them with the values that the visitor sent."""
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*arguments, **options)
+        except Exception as error:
+            log.error("an event of the page failed: %s", traced(error))
+            raise gr.Error("the event failed; the server's log has the cause", print_exception=False) from None
+
+
 class Page:
     """The components and their handlers. All visitors share one Page, so it keeps no state of a visitor."""
 
     def __init__(self, cards: ModelCardCache) -> None:
         self.cards = cards
-        self.blocks = gr.Blocks(title="Captioner", analytics_enabled=False)
+        self.blocks = _Blocks(title="Captioner", analytics_enabled=False)
         with self.blocks:
             self._lay_out()
             self._connect()

@@ -255,6 +255,35 @@ def test_text_in_another_encoding_is_kept_or_replaced_but_never_merged(tmp_path:
         assert (tmp_path / "a.txt").read_bytes() == kept
 
 
+@pytest.mark.parametrize("kind", ["txt", "xmp", "exif"])
+def test_a_sidecar_that_is_a_link_out_of_the_folder_is_refused_before_the_image_is_captioned(
+    tmp_path: Path, kind: str
+) -> None:
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    for each in (folder / "sub", other):
+        each.mkdir(parents=True)
+    sidecar_format = sidecars.FORMATS[kind]()
+    suffix = sidecar_format.extension or ".jpg"
+    image = FILES["a JPEG without"]
+    theirs = xmp.with_description(None, "old") if kind == "xmp" else image
+    for name in ("sub/out", "sub/in", "new"):
+        (folder / name).with_suffix(".jpg").write_bytes(image)
+    (other / f"theirs{suffix}").write_bytes(theirs)
+    (folder / f"mine{suffix}").write_bytes(theirs)
+    for name, target in (("out", other / f"theirs{suffix}"), ("in", folder / f"mine{suffix}")):
+        link = folder / "sub" / f"{name}{suffix}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    found = {each.stem.removesuffix(".jpg"): each for each in Sources([str(folder)]).find()}
+    output = sidecars.Sidecars(sidecar_format, CaptionEdit("overwrite"), None, Journal(tmp_path / "journal"), print)
+    with pytest.raises(OutputRefused, match=rf"out{suffix} is a link to .*theirs{suffix}, outside .*--out"):
+        output.wants(found["sub/out"])
+    failed = output.write([captioned(found["sub/out"], "new"), captioned(found["sub/in"], "new")])
+    assert [image.item.key for image, _ in failed] == ["sub/out.jpg"]
+    assert (other / f"theirs{suffix}").read_bytes() == theirs
+    assert (folder / f"mine{suffix}").read_bytes() != theirs and (folder / "sub" / f"in{suffix}").is_symlink()
+
+
 # The journal
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -226,3 +228,88 @@ def test_no_two_files_of_a_folder_share_a_sidecar(names: list[str]) -> None:
     tried = [name for name in names if not name.casefold().endswith((".txt", ".xmp"))]
     sidecars = [sidecar_names.stem(name).casefold() for name in tried]
     assert len(set(sidecars)) == len(sidecars)
+
+
+class Zeros(io.RawIOBase):
+    """An endless file."""
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(size)
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
+    """A tar whose members have the sizes they state, filled with zeros, and a good photo after them."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for info in members:
+            tar.addfile(info, Zeros() if info.size > 0 else None)
+        photo = tarfile.TarInfo("good.jpg")
+        photo.size = 4
+        tar.addfile(photo, io.BytesIO(b"good"))
+    return path
+
+
+def member(
+    name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, attributes: dict[str, str] | None = None
+) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.pax_headers = size, kind, attributes or {}
+    return info
+
+
+def test_a_too_large_member_of_a_compressed_tar_is_refused_and_not_unpacked(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "bomb.tar.gz", member("bomb.jpg", MAX_IMAGE_BYTES + 1))
+    assert archive.stat().st_size < 100_000
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    bomb, good = Sources([str(archive)]).find(spool)
+    assert sum(path.stat().st_size for path in spool.iterdir()) == 4
+    with pytest.raises(ImageTooLarge, match=r"20\.0 MiB"):
+        read(bomb.item)
+    assert read(good.item) == b"good"
+
+
+@pytest.mark.parametrize("name", ["odd.tar", "odd.tar.gz"])
+def test_links_devices_and_sparse_files_in_a_tar_are_no_images(tmp_path: Path, name: str) -> None:
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
+    odd = [member(f"{number}.jpg", kind=kind) for number, kind in enumerate(kinds)]
+    for info in odd:
+        info.linkname = "/etc/passwd"
+    sparse = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "999999999999", "GNU.sparse.name": "sparse.jpg"}
+    archive = tar_of(tmp_path / name, *odd, member("s.jpg", 512, attributes=sparse))
+    assert [image.item.key for image in Sources([str(archive)]).find(tmp_path)] == [f"{name}/good.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        member("a.jpg", -512),
+        member("a.jpg", attributes={"size": "-512"}),
+        member("a.jpg", 2**22, tarfile.XHDTYPE),
+    ],
+    ids=["negative", "negative attribute", "long name"],
+)
+def test_a_tar_that_lies_about_sizes_is_a_broken_archive(tmp_path: Path, lie: tarfile.TarInfo, suffix: str) -> None:
+    (image,) = Sources([str(tar_of(tmp_path / f"lie{suffix}", lie))]).find(tmp_path)
+    assert isinstance(image.error, ImageMissing)
+    assert re.search(r"size of -512 bytes|4194304 bytes; the limit is 1048576", str(image.error))
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [(zipfile.ZIP_DEFLATED, "CRC"), (zipfile.ZIP_LZMA, "CRC"), (zipfile.ZIP_BZIP2, "bzip2")]
+)
+def test_a_zip_that_states_a_small_size_does_not_fill_the_memory(tmp_path: Path, method: int, reason: str) -> None:
+    archive = tmp_path / "lie.zip"
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("a.jpg", bytes(100 * 2**20))
+    data = bytearray(archive.read_bytes())
+    size = data.rindex(b"PK\x01\x02") + 24  # in the central directory, which zipfile believes
+    data[size : size + 4] = (100).to_bytes(4, "little")
+    archive.write_bytes(data)
+    (image,) = Sources([str(archive)]).find()
+    tracemalloc.start()
+    with pytest.raises(ImageMissing, match=reason):
+        read(image.item)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80 * 2**20

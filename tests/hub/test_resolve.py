@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,14 @@ def test_a_local_model_needs_no_hub_and_has_no_revisions(hub: Hub, model: str) -
     with pytest.raises(ModelMissing, match="does not have branches"):
         names.latest_commit(model, "main")
     assert hub.asked == []
+
+
+def test_a_local_models_weights_are_hashed_without_being_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(200 * 2**20)
+    tracemalloc.start()
+    revision = names.find(str(tmp_path)).revision
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert revision == hashlib.sha1(bytes(200 * 2**20)).hexdigest()
+    assert peak < 10 * 2**20

@@ -14,6 +14,7 @@ from tests.support.served import ROOT, Served
 
 README = ROOT / "README.md"
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("api", "models", "bulk", "operations", "troubleshooting")]
+GUIDES.append(ROOT / "SECURITY.md")
 FOR_DEVELOPERS = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [(path.name, *found) for path in (README, *GUIDES) for found in BLOCK.findall(path.read_text())]

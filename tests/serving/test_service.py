@@ -293,6 +293,15 @@ class Slow(CrossAttentionDecoder):
         return super().decode(ids_B, positions_B, span)
 
 
+def test_an_unexpected_error_is_logged_without_its_message_which_may_quote_the_request(
+    service: CaptionService, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = ask(service, b"bug")
+    assert answer.ended.wait(20)
+    assert "a bug" in str(answer.errors[0])
+    assert "ZeroDivisionError" in caplog.text and "a bug" not in caplog.text.replace('"a bug"', "")
+
+
 def test_a_cancelled_request_frees_its_slot_within_a_few_tokens(encoder: Encoder, metrics: dict[str, float]) -> None:
     engine = Engine(tiny.runner(1, Slow), (), max_waiting=4)
     manifest, settings = Manifest.load(tiny.published()), Settings(slots=1, cancel_poll_ms=5)

@@ -27,7 +27,7 @@ DEAD = "127.0.0.1:9"  # nothing listens there
 def api_server(address: str, options: Options | None = None, images: RemoteImages | None = None) -> Iterator[str]:
     """Serve an API for the captioner server at `address`; yield its URL."""
     app = FastAPI(openapi_url=None)
-    add_api(app, AsyncClient(address), options or Options(), images)
+    add_api(app, AsyncClient(address, shrink=False), options or Options(), images)
     app.mount("/", PlainTextResponse(PAGE))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from captioner.bulk.engines.base import Outcome
-from captioner.bulk.sources.item import Item, read
+from captioner.bulk.sources.item import Item, load
 from captioner.errors import typed
 from captioner.wire import Caption
 
@@ -27,7 +27,7 @@ async def caption_all(
 
     async def one(item: Item) -> Outcome:
         try:
-            data = await loop.run_in_executor(threads, read, item)
+            data = await loop.run_in_executor(threads, load, item)
             return Outcome(item, await caption(data), None)
         except Exception as error:  # one image must not end the others
             return Outcome(item, None, typed(error))

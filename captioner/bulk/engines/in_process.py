@@ -12,6 +12,7 @@ from captioner.bulk.engines.base import Outcome
 from captioner.bulk.engines.concurrent import caption_all
 from captioner.bulk.sources.item import Item
 from captioner.client import DEFAULT_IN_FLIGHT
+from captioner.client.shrink import noted
 from captioner.errors import StartupRefused
 from captioner.wire import Caption
 
@@ -40,7 +41,8 @@ class InProcessEngine:
         model = await asyncio.to_thread(InProcessModel, self._repository, self._in_flight)
 
         async def caption(image: bytes) -> Caption:
-            return await asyncio.wrap_future(model.submit(image, self._parameters))
+            answer = await asyncio.wrap_future(model.submit(image, self._parameters))
+            return Caption(answer.text, noted(answer.details, image))
 
         try:
             async with aclosing(caption_all(items, self._in_flight, caption)) as outcomes:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from captioner.bulk.engines.base import RETRY_FOR_S
-from captioner.bulk.sources.item import Item, read
+from captioner.bulk.sources.item import Item, load
 from captioner.client import AsyncClient, RetryPolicy
 from captioner.errors import typed
 from captioner.wire import to_json
@@ -27,7 +27,7 @@ class Work:
     in_flight: int  # images of one actor
     parameters: dict[str, Any]
     retry_for_s: float = RETRY_FOR_S
-    read: Callable[[Item], bytes] = read
+    read: Callable[[Item], bytes] = load
 
 
 class Worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.sources.discover import FoundImage
 from captioner.bulk.sources.item import Item, read, reason
+from captioner.client.shrink import MAX_SOURCE_BYTES
 from captioner.errors import CaptionerError, OutputRefused
 from captioner.image.formats import is_image
 
@@ -75,7 +77,7 @@ class Exif:
         return exif.with_description(self._image(target, item), text)
 
     def _image(self, target: Path, item: Item) -> bytes:
-        return read(Item(item.key, target) if target.exists() else item)
+        return read(Item(item.key, target) if target.exists() else item, MAX_SOURCE_BYTES)
 
 
 FORMATS: dict[str, Callable[[], SidecarFormat]] = {"txt": Txt, "xmp": Xmp, "exif": Exif}
@@ -106,13 +108,17 @@ class Sidecars:
         with _os_errors_refused():
             current = self._format.current(target, image.item)
             if self._journal is None:
-                return current is None or not target.exists()
-            if (text := self._journal.begun.get(key)) is not None:
+                if current is not None and target.exists():
+                    return False
+            elif (text := self._journal.begun.get(key)) is not None:
                 self._replace(image, text)
                 atomic_write.sync_folders([target.parent])
                 self._journal.end([key])
                 return False
-        return key not in self._journal.done
+            elif key in self._journal.done:
+                return False
+        self._check_link(image, target)
+        return True
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
         """See Output. The order is: new texts to the journal, synced; files; folders, synced; end to the journal."""
@@ -148,8 +154,18 @@ class Sidecars:
         name = image.item.key if self._format.extension is None else image.stem + self._format.extension
         return image.item.path.parent / name.rpartition("/")[2] if self._out is None else self._out / name
 
+    def _check_link(self, image: FoundImage, target: Path) -> None:
+        """Raise OutputRefused for a link to a file outside the job's folder: somebody else may use that file."""
+        if not target.is_symlink():
+            return
+        root = self._out or image.item.path.parents[image.item.key.count("/")]
+        real = Path(os.path.realpath(target))
+        if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (root, target.parent)):
+            raise OutputRefused(f"{target} is a link to {real}, outside {root}; name a folder with --out")
+
     def _replace(self, image: FoundImage, text: str) -> None:
         target = self._target(image)
+        self._check_link(image, target)
         atomic_write.replace(target, self._format.render(target, image.item, text))
 
     def _try_replace(self, image: FoundImage, text: str) -> CaptionerError | None:

@@ -20,6 +20,8 @@ from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.bulk.sources.walk import matches, may_contain_match, walk
 from captioner.errors import CaptionerError, ImageMissing
 from captioner.image.formats import is_image
+from captioner.image.limits import check_file_size
+from captioner.wire import MAX_IMAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,14 @@ class Sources:
                 name = str(_image_name(member.name))
                 left.discard(name)
                 item = Item(f"{key}/{name}", copy or path, None if copy else member.name, member.offset, member.size)
-                return FoundImage(item, f"{label}/{name}", f"{key}/{sidecars.stem(name)}", temporary=copy is not None)
+                stem = f"{key}/{sidecars.stem(name)}"
+                return FoundImage(item, f"{label}/{name}", stem, _too_large(member.size) if copy else None, bool(copy))
 
             if spool is not None and archives.is_compressed_tar(path):
-                for member, copy in archives.unpack(path, spool, lambda member: _image_name(member.name) in left):
+                unpacked = archives.unpack(
+                    path, spool, lambda member: _image_name(member.name) in left, MAX_IMAGE_BYTES
+                )
+                for member, copy in unpacked:
                     yield found(member, copy)
                 return
             for member in archives.members(path):
@@ -176,6 +182,16 @@ class Sources:
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.base).as_posix()
+
+
+def _too_large(size: int) -> CaptionerError | None:
+    """Return the error of a member that was not copied out of a compressed tar."""
+    if size > MAX_IMAGE_BYTES:
+        try:
+            check_file_size(size)
+        except CaptionerError as error:
+            return error
+    return None
 
 
 def _root(given: str) -> _Root:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.bulk.sources import archives
-from captioner.errors import ImageMissing
+from captioner.client.shrink import MAX_SOURCE_BYTES, fit, turn
+from captioner.errors import ImageMissing, ImageTooLarge
 from captioner.image.limits import check_file_size
 from captioner.wire import MAX_IMAGE_BYTES
 
@@ -27,18 +28,32 @@ class Item:
     size: int | None = None  # bytes
 
 
-def read(item: Item) -> bytes:
-    """Return the bytes of an item. Raises ImageMissing if they cannot be read, ImageTooLarge before reading a file."""
+def load(item: Item) -> bytes:
+    """Return an image as it is sent: a smaller copy if it is over the server's limits. Raises what `read` raises."""
+    try:
+        return fit(read(item))
+    except ImageTooLarge:
+        with turn(MAX_SOURCE_BYTES):
+            data = fit(read(item, MAX_SOURCE_BYTES))
+        check_file_size(len(data))
+        return data
+
+
+def read(item: Item, max_size: int = MAX_IMAGE_BYTES) -> bytes:
+    """Return the bytes of an item. Raises ImageMissing if they cannot be read.
+
+    Raises ImageTooLarge above `max_size` bytes, before the file is read.
+    """
     try:
         if item.member is not None and item.offset is None:
-            size, data = archives.zip_member(item.path, item.member, MAX_IMAGE_BYTES)
-            check_file_size(size)
+            size, data = archives.zip_member(item.path, item.member, max_size)
+            _check_size(size, max_size)
         else:
             status = item.path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a pipe would block until it has a writer
                 raise ImageMissing("not a regular file")
             size = status.st_size if item.size is None else item.size
-            check_file_size(size)
+            _check_size(size, max_size)
             with item.path.open("rb") as file:
                 file.seek(item.offset or 0)
                 data = file.read(size)
@@ -47,6 +62,11 @@ def read(item: Item) -> bytes:
     if len(data) < size:
         raise ImageMissing(f"the file ends after {len(data)} of {size} bytes")
     return data
+
+
+def _check_size(size: int, max_size: int) -> None:
+    if size == 0 or size > max_size:
+        check_file_size(size)
 
 
 def reason(error: BaseException) -> str:

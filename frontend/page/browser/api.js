@@ -17,11 +17,14 @@ export async function servedModel() {
   return response.ok ? (await response.json()).data[0] : null;
 }
 
-// Calls `onText` with the whole text so far and returns the details. Retries transient errors.
-export async function caption(file, parameters, { signal, onText, tries = 2 }) {
+// Captions what `fit` of shrink.js returned. Calls `onText` with the whole text so far and returns the details. Retries
+// transient errors.
+export async function caption({ file, from }, parameters, { signal, onText, tries = 2 }) {
   for (let attempt = 1; ; attempt++) {
     try {
-      return await request(file, parameters, signal, onText);
+      const details = await request(file, parameters, signal, onText);
+      details.image.shrunk_from = from; // as captioner.client does
+      return details;
     } catch (error) {
       if (!error.transient || attempt >= tries) throw error;
       onText("");

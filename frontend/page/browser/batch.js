@@ -5,6 +5,7 @@ import { caption } from "./api.js";
 import { parametersOf } from "./choice.js";
 import { watchDrop } from "./image.js";
 import { CSV_COLUMNS, isImage, problem } from "./messages.js";
+import { fit } from "./shrink.js";
 import { filesOf, zipOf } from "./zip.js";
 
 const CONCURRENCY = 4; // a browser opens six connections to a host
@@ -113,14 +114,16 @@ async function captionItem(item, parameters, signal, run) {
   try {
     const file = await item.open();
     showPreview(item, file);
-    item.details = await caption(new File([file], item.path.split("/").pop()), parameters, {
+    const fitted = await fit(new File([file], item.path.split("/").pop()));
+    item.details = await caption(fitted, parameters, {
       signal,
       tries: TRIES,
       onText: (text) => (item.text.value = text),
     });
     downloaded = false;
     run.done++;
-    item.status.replaceChildren(item.details.unsure ? "Unsure: please check." : "");
+    const notes = [item.details.unsure && "Unsure: please check.", fitted.from && `Shrunk from ${fitted.from}.`];
+    item.status.replaceChildren(notes.filter(Boolean).join(" "));
     item.line.classList.toggle("doubtful", Boolean(item.details.unsure));
   } catch (error) {
     item.text.value = "";

@@ -1,6 +1,8 @@
 // The one image: dropped, pasted, chosen, photographed or an example. It leaves the browser only for a caption.
 
-let current = null;
+import { fit } from "./shrink.js";
+
+let current = null; // a promise of { file, from }; see shrink.js
 let changed = () => {};
 const of = (selector) => document.querySelector(selector);
 
@@ -39,7 +41,11 @@ export function watchDrop(area, onDrop) {
 function show(file) {
   const preview = of("#image img");
   URL.revokeObjectURL(preview.src);
-  current = file;
+  const mine = (current = file && fit(file));
+  of("#image-note").textContent = "";
+  mine?.then(({ from }) => {
+    if (from && current === mine) of("#image-note").textContent = `A smaller copy is sent: this image has ${from}.`;
+  });
   of("#image-file").value = "";
   of("#image").classList.toggle("full", Boolean(file));
   of("#image .no-preview").hidden = true;

@@ -35,7 +35,7 @@ async function captionImage(values) {
   show({ results: [note("Looking at the image …")] });
   try {
     if (!image()) throw { code: "IMAGE_MISSING", message: "Choose, drop or paste one first." };
-    const result = await caption(image(), parametersOf(values), {
+    const result = await caption(await image(), parametersOf(values), {
       signal: mine.signal,
       onText: (all) => isMine() && setCaption((text = all)),
     });

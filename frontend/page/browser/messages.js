@@ -4,6 +4,7 @@ const data = JSON.parse(document.querySelector("#captioner-messages").textConten
 export const FIELDS = data.fields;
 export const CSV_COLUMNS = data.csv_columns;
 export const POLL_S = data.poll_s;
+export const LIMITS = data.limits; // of an image: bytes, pixels, px of a side
 
 // Whether a file name has an image suffix.
 export const isImage = (name) => data.image_suffixes.some((suffix) => name.toLowerCase().endsWith(suffix));

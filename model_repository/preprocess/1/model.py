@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from captioner import wire
 from captioner.artifacts.manifest import Manifest
-from captioner.errors import CaptionerError, typed
+from captioner.errors import CaptionerError, traced, typed
 from captioner.image.decoder_process import DecoderProcess
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class TritonPythonModel:
             loaded = [self.decoder.load_pixels(file) for file in files]
         except Exception as error:
             if not isinstance(error, CaptionerError):
-                log.exception("an image failed")
+                log.error("an image failed: %s", traced(error))
             refusal = typed(error)
             code = getattr(pb_utils.TritonError, refusal.status)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(refusal.wire(), code))
