@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -39,7 +40,7 @@ def test_streams_that_nobody_reads_end_on_the_server_and_leave_memory_flat(serve
     assert memory[-1] - memory[1] < 8 * 2**20, memory  # the first round fills pools
 
 
-async def until(holds: object) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     await asyncio.to_thread(assert_soon, holds, 60)
 
 
@@ -47,6 +48,6 @@ def listening(address: str) -> psutil.Process:
     """Return the process that listens at HOST:PORT."""
     port = int(address.rpartition(":")[2])
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
             return psutil.Process(connection.pid)
     raise AssertionError(f"no process listens at {address}")
