@@ -18,7 +18,7 @@ from captioner.artifacts.version_store import VersionStore
 from captioner.client import Client
 from captioner.client.probe import TINY_IMAGE
 from captioner.errors import ArtefactBroken, CaptionerError, StartupRefused
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 from captioner.launcher.triton_wheel import environment, triton_root
 from captioner.machine import Facts
 from captioner.serving.settings import Settings

@@ -71,7 +71,7 @@ class ModelControl:
         except InferenceServerException:
             return False
 
-    def load(self, repository: Path, model: str, versions: Collection[int]) -> None:
+    def load(self, repository: Path, model: str, versions: Collection[int], seconds: float = LOAD_SECONDS) -> None:
         """Load exactly these versions of `model` from `repository`; return when all of them are ready.
 
         A version that is loaded already is not reloaded. A version that is left out is unloaded after its requests in
@@ -82,7 +82,12 @@ class ModelControl:
         config.version_policy.specific.versions[:] = sorted(versions)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)
         with _typed_errors(self.address):
-            self._client.load_model(model, headers=self._headers, config=text, client_timeout=LOAD_SECONDS)
+            self._client.load_model(model, headers=self._headers, config=text, client_timeout=seconds)
+
+    def unload(self, model: str) -> None:
+        """Unload every version of `model`, each after its requests in flight; return before they are unloaded."""
+        with _typed_errors(self.address):
+            self._client.unload_model(model, headers=self._headers, client_timeout=CALL_SECONDS)
 
     def loaded(self, model: str) -> set[int]:
         """Return the versions of `model` that are ready or still drain."""

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from captioner import __version__, doctor, machine
 from captioner.artifacts.manifest import sha256
 from captioner.cli import main
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 from tests.artifacts.test_manifest import MANIFEST
 from tests.support.base_packages import link_base_packages
 from tests.support.served import Served

@@ -11,11 +11,14 @@ import triton_python_backend_utils as pb_utils
 
 from captioner import wire
 from captioner.errors import CaptionerError, from_wire, typed
+from captioner.parent import end_with_parent
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.served_model import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
+
+end_with_parent()
 
 
 class TritonPythonModel:

@@ -11,7 +11,9 @@ from captioner import wire
 from captioner.artifacts.manifest import Manifest
 from captioner.errors import CaptionerError, typed
 from captioner.image.decode import load_pixels
+from captioner.parent import end_with_parent
 
+end_with_parent()
 log = logging.getLogger(__name__)
 
 
