@@ -32,7 +32,7 @@ def reload(repository: Path, address: str, key: str, model: str) -> None:
     # In a read-only repository nobody can publish, and a toy model has no versions to lock.
     shared = model in MODELS and os.access(repository, os.W_OK)
     with VersionStore(repository).lock() if shared else nullcontext():
-        control = ModelControl(address, key)
+        control = ModelControl(address, key, LOAD_SECONDS)
         versions = control.loaded(model)
         control.unload(model)
-        control.load(repository, model, versions, LOAD_SECONDS)
+        control.load(repository, model, versions)

@@ -16,6 +16,7 @@ from captioner.client.probe import HealthCheck
 from captioner.errors import CaptionerError, StartupRefused
 from captioner.launcher.page import Page, die_with_parent
 from captioner.launcher.ports import choose_ports
+from captioner.launcher.preconditions import require
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import admin_key
 from captioner.publish.warm_standby import Log, load_previous_when_ready
@@ -47,6 +48,7 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     choose_ports("127.0.0.1", {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port, "page": page_port})
+    require(repository)
     export = [sys.executable, "-m", "export", "--repository", str(repository)]
     _run_export(export + ([model] if model else []), log, stopping)
     if stopping.is_set():

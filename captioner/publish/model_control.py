@@ -55,8 +55,9 @@ class ModelControl:
     AccessDenied for a wrong key.
     """
 
-    def __init__(self, address: str, key: str) -> None:
+    def __init__(self, address: str, key: str, load_seconds: float = LOAD_SECONDS) -> None:
         self.address = address
+        self._load_seconds = load_seconds
         self._headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key}
         self._client = grpc.InferenceServerClient(address)
 
@@ -71,7 +72,7 @@ class ModelControl:
         except InferenceServerException:
             return False
 
-    def load(self, repository: Path, model: str, versions: Collection[int], seconds: float = LOAD_SECONDS) -> None:
+    def load(self, repository: Path, model: str, versions: Collection[int]) -> None:
         """Load exactly these versions of `model` from `repository`; return when all of them are ready.
 
         A version that is loaded already is not reloaded. A version that is left out is unloaded after its requests in
@@ -82,7 +83,7 @@ class ModelControl:
         config.version_policy.specific.versions[:] = sorted(versions)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)
         with _typed_errors(self.address):
-            self._client.load_model(model, headers=self._headers, config=text, client_timeout=seconds)
+            self._client.load_model(model, headers=self._headers, config=text, client_timeout=self._load_seconds)
 
     def unload(self, model: str) -> None:
         """Unload every version of `model`, each after its requests in flight; return before they are unloaded."""
