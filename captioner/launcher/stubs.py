@@ -28,9 +28,7 @@ class Stubs:
         """Return the model instance whose stub has died, such as `preprocess_0_1`; None if all are alive."""
         now = time.monotonic()
         if now >= self._next_scan:
-            self._next_scan = now + _SCAN_SECONDS
-            for pid in children(server) - self._instances.keys() - self._forgotten:
-                self._instances[pid] = _instance(pid)
+            self.find(server)
         for pid, instance in list(self._instances.items()):
             state = _state_and_parent(pid)
             if state is None or state[1] != server:
@@ -40,6 +38,12 @@ class Stubs:
             elif now - self._dead_since.setdefault(pid, now) >= _ZOMBIE_SECONDS:
                 return instance
         return None
+
+    def find(self, server: int) -> None:
+        """Look for new stubs now: the name of a stub that dies before it is found is unknown."""
+        self._next_scan = time.monotonic() + _SCAN_SECONDS
+        for pid in children(server) - self._instances.keys() - self._forgotten:
+            self._instances[pid] = _instance(pid)
 
     def forget(self, server: int, model: str) -> None:
         """Stop watching the stubs that run `model` now, because others are about to take their place."""

@@ -174,8 +174,9 @@ class TritonServer:
             if not can_reload(self._options.repository, model):
                 return False
             self._reloads[model] += 1
-            self._process.forget(model)
+            self._process.forget_stubs(model)
             reload(self._options.repository, self.grpc_address, self.admin_key, model)
+            self._process.find_stubs()
         except Exception as error:
             self._log(f"{reason}; the model cannot be loaded anew: {typed(error).wire()}")
             return False

@@ -105,6 +105,7 @@ class TritonProcess:
             if why is not None:
                 raise StartupRefused(f"{why}; the server's log: {self._log.path}")
             if self.is_ready():
+                self.find_stubs()
                 return
             progress(loading, now - begin)
             time.sleep(_POLL_SECONDS)
@@ -147,7 +148,12 @@ class TritonProcess:
         dead = self._stubs.dead(self.pid) if self.pid else None
         return Fault(f"the process of {dead} died", model_of(dead)) if dead else None
 
-    def forget(self, model: str) -> None:
+    def find_stubs(self) -> None:
+        """Watch the stubs of models that have just been loaded."""
+        if self.pid:
+            self._stubs.find(self.pid)
+
+    def forget_stubs(self, model: str) -> None:
         """Stop watching the stubs of a model, because it is about to be loaded anew."""
         if self.pid:
             self._stubs.forget(self.pid, model)
