@@ -32,11 +32,21 @@ class Page:
         self._next_start: float | None = None
         self._start()
 
+    @property
+    def pid(self) -> int:
+        """The process id of the page that was started last."""
+        return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether the page's process runs."""
+        return self._process.poll() is None
+
     def wait_ready(self, stopping: threading.Event) -> None:
         """Return once the page answers, or once `stopping`. Raises StartupRefused if it ends or takes too long."""
         deadline = time.monotonic() + START_SECONDS
         while not stopping.wait(0.1):
-            if self._process.poll() is not None:
+            if not self.runs:
                 raise StartupRefused(f"the page ended with exit code {self._process.returncode}")
             if time.monotonic() > deadline:
                 raise StartupRefused(f"the page did not answer on port {self._port} within {START_SECONDS:.0f} s")
@@ -56,7 +66,7 @@ class Page:
         Call it several times a second, on the main thread: the page gets SIGTERM when the thread that started it ends.
         """
         now = time.monotonic()
-        if self._next_start is None and self._process.poll() is not None:
+        if self._next_start is None and not self.runs:
             wait_s = self._backoff.wait_s(now - self._started)
             self._log(f"the page ended with exit code {self._process.returncode}; it starts again in {wait_s:g} s")
             self._next_start = now + wait_s

@@ -18,8 +18,9 @@ import threading, time
 import triton_python_backend_utils as pb_utils
 
 def answer(sender, seconds):
-    time.sleep(seconds)
-    sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", seconds)]), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    time.sleep(seconds.item())
+    response = pb_utils.InferenceResponse([pb_utils.Tensor("y", seconds)])
+    sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 class TritonPythonModel:
     def execute(self, requests):

@@ -13,7 +13,6 @@ import pytest
 
 from captioner.artifacts.manifest import NAME
 from captioner.errors import StartupRefused
-from captioner.launcher import preconditions
 from captioner.launcher.preconditions import require
 
 MOUNTS = {  # what makes each precondition fail: a command in a mount namespace of its own, and a part of the sentence
@@ -32,7 +31,8 @@ def test_up_refuses_with_the_sentence_of_doctor(fault: str, tmp_path: Path) -> N
     command = f"{sys.executable} -m captioner.cli"
     repository = f"--repository {folder}/models"
     ports = "--http-port 0 --grpc-port 0 --metrics-port 0 --page-port 0"
-    script = f"{mount} && {{ {command} doctor --json --server 127.0.0.1:9 {repository}; {command} up {ports} {repository}; }}"
+    doctor = f"{command} doctor --json --server 127.0.0.1:9 {repository}"
+    script = f"{mount} && {{ {doctor}; {command} up {ports} {repository}; }}"
     done = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
         capture_output=True,
@@ -59,9 +59,9 @@ def test_too_little_room_is_refused_with_the_number_the_limit_and_a_remedy(
     folder = {"/dev/shm": Path("/dev/shm"), "repository": repository, "temporary files": temporary}[full]
 
     def disk_usage(path: Path) -> object:
-        return shutil._ntuple_diskusage(0, 0, (7 if path == folder else 5000) * 2**20)  # type: ignore[attr-defined]
+        return shutil._ntuple_diskusage(0, 0, (7 if path == folder else 5000) * 2**20)
 
-    monkeypatch.setattr(preconditions.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     remedy = {"/dev/shm": "--shm-size=1g", "repository": "--repository", "temporary files": "TMPDIR"}[full]
     limit = 32 if full == "/dev/shm" else 256
     with pytest.raises(StartupRefused, match=rf"only 7 MiB are free .*{folder}.* {limit} MiB; .*{remedy}$"):
