@@ -26,6 +26,8 @@ exec tritonserver \
     --http-thread-count=4 \
     --http-restricted-api="$restricted" \
     --grpc-restricted-protocol="$restricted" \
+    --grpc-keepalive-permit-without-calls=1 \
+    --grpc-http2-min-recv-ping-interval-without-data=500 \
     --grpc-header-forward-pattern='^user-agent$' \
     --exit-timeout-secs=30 \
     "$@"

@@ -1,26 +1,27 @@
-"""The embedded tritonserver: start, supervise, restart, stop. `captioner up`, tests and benchmarks use it."""
+"""The embedded tritonserver: start, supervise, repair, stop. `captioner up`, tests and benchmarks use it."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import secrets
-import socket
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from captioner import wire
-from captioner.errors import StartupRefused
-from captioner.launcher.triton_process import ServerOptions, TritonProcess, reachable
+from captioner.errors import CaptionerError, StartupRefused, typed
+from captioner.launcher.backoff import Backoff
+from captioner.launcher.health import Health, Probe
+from captioner.launcher.ports import choose_ports
+from captioner.launcher.reload import can_reload, reload
+from captioner.launcher.triton_process import Fault, ServerOptions, TritonProcess, reachable
 
-_CHECK_SECONDS = 0.5
-_MAX_PROBE_FAILURES = 2  # consecutive
-_MAX_RESTARTS, _RESTART_WINDOW_SECONDS = 5, 300
+_CHECK_SECONDS = 0.1
+_START_ATTEMPTS = 3  # of a server that a signal ends while it starts: Triton 2.51 can abort in boost's shared memory
+_MAX_RELOADS = 3  # of a model in one run of the server; each leaves the dead stub's memory and threads in the server
 
 
 def _no_callback(*_: object) -> None:
@@ -30,8 +31,10 @@ def _no_callback(*_: object) -> None:
 class TritonServer:
     """tritonserver on a model repository, as a context manager: ready inside the block, removed completely after it.
 
-    The server is restarted when it ends, when a model's process dies, or after two failed probes in a row: at most 5
-    times in 5 minutes, then `wait` raises. Port 0 picks a free port. All addresses are `host:port`.
+    When the process of a model dies, that model alone is loaded anew where Triton can; else, and when the server ends
+    or two probes in a row fail, the server is restarted. A server that was ready once is never given up: after restarts
+    that fail, the next one waits 1 s, then twice as long each time, up to a minute. Port 0 picks a free port. All
+    addresses are `host:port`.
     """
 
     def __init__(
@@ -50,14 +53,16 @@ class TritonServer:
         progress: Callable[[list[str], float], None] = _no_callback,
         on_restart: Callable[[str], None] = _no_callback,
         on_ready: Callable[[], None] = _no_callback,
-        probe: Callable[[], bool] | None = None,
+        log: Callable[[str], None] = _no_callback,
+        probe: Probe | None = None,
         probe_seconds: float = 30,
     ) -> None:
         """`models`: by default Captioner's own. `admin_key`: by default random; opens model control and shared memory.
 
         Callbacks: `progress` gets the models that are loading and the seconds so far. `on_restart` gets the reason
-        before the new server starts. `on_ready` is called after each start and must not block. `probe` is called every
-        `probe_seconds` while the server is ready and returns whether it works; it must limit its own time.
+        before the new server starts. `on_ready` is called after each start and must not block. `log` gets a line about
+        every other fault and repair. `probe` is called every `probe_seconds` while the server is ready, on a thread of
+        its own, and returns why the server does not work, or None; it must limit its own time.
 
         Raises StartupRefused if the repository has none of the models or a port is in use.
         """
@@ -70,6 +75,7 @@ class TritonServer:
         self.metrics_address = f"{reachable(host)}:{metrics_port}"
         self.admin_key = admin_key or secrets.token_hex(16)
         self.restarts = 0
+        self.reloads = 0
         self._options = ServerOptions(
             repository=repository,
             models=_models_in(repository, tuple(wire.MODELS) if models is None else models),
@@ -85,14 +91,14 @@ class TritonServer:
         self._progress = progress
         self._on_restart = on_restart
         self._on_ready = on_ready
+        self._log = log
         self._probe = probe
         self._probe_seconds = probe_seconds
-        self._probe_failures = 0
-        self._next_probe = 0.0
+        self._health = Health(None, probe_seconds)
         self._stopping = threading.Event()
-        self._ended = threading.Event()
-        self._failure: StartupRefused | None = None
-        self._restart_times: deque[float] = deque()
+        self._ready_since = 0.0
+        self._backoff = Backoff()
+        self._reloads: Counter[str] = Counter()  # by model, in this run of the server
         self._process: TritonProcess | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="triton-supervisor", daemon=True)
 
@@ -113,16 +119,15 @@ class TritonServer:
     def stop(self) -> None:
         """Let requests in flight finish within `drain_seconds`, then remove every process and all shared memory."""
         self._stopping.set()
+        self._health.stop()
         if self._supervisor.is_alive():
             self._supervisor.join()
         if self._process is not None:
             self._process.stop()
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Return after `stop` or after `timeout` seconds. Raises StartupRefused once the server was given up."""
-        self._ended.wait(timeout)
-        if self._failure is not None:
-            raise self._failure
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until `stop` is called, at most `timeout` seconds; return whether it was."""
+        return self._stopping.wait(timeout)
 
     @property
     def pid(self) -> int | None:
@@ -130,58 +135,75 @@ class TritonServer:
         return self._process.pid if self._process else None
 
     def _launch(self) -> None:
-        self._process = TritonProcess(self._options)
-        self._process.wait_ready(self._progress, self._stopping.is_set)
-        self._probe_failures, self._next_probe = 0, time.monotonic() + self._probe_seconds
+        """Start a server and wait until it is ready. A start that a signal ends is tried again, twice."""
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self._process = TritonProcess(self._options)
+            try:
+                self._process.wait_ready(self._progress, self._stopping.is_set)
+                break
+            except StartupRefused as refusal:
+                code = self._process.exit_code
+                if code is None or code >= 0 or attempt == _START_ATTEMPTS:
+                    raise
+                self._process.kill()
+                self._log(f"signal {-code} ended tritonserver while it started; trying again: {refusal}")
+        self._health.stop()
+        self._health = Health(self._probe, self._probe_seconds)
+        self._ready_since = time.monotonic()
+        self._reloads.clear()
         if not self._stopping.is_set():
             self._on_ready()
 
     def _supervise(self) -> None:
-        try:
-            while not self._stopping.wait(_CHECK_SECONDS):
-                fault = self._fault()
-                while fault is not None and not self._stopping.is_set():
-                    fault = self._restart(fault)
-        except StartupRefused as failure:
-            self._failure = failure
-        except Exception as error:  # of a callback, or a full disk: an unsupervised server counts as failed
-            self._failure = StartupRefused(
-                f"the server is no longer supervised: {error!r}; the server's log: {self.log_path}"
-            )
-        finally:
-            self._ended.set()
+        while not self._stopping.wait(_CHECK_SECONDS):
+            try:
+                assert self._process is not None
+                fault = self._process.fault() or (Fault(self._health.fault) if self._health.fault else None)
+                if fault and not (fault.model and self._reload(fault.sentence, fault.model)):
+                    self._restart(fault.sentence)
+            except Exception as error:  # of a callback, or a full disk: supervision must go on
+                self._log(f"the supervision of the server failed and goes on: {error!r}")
+                self._stopping.wait(1)
 
-    def _restart(self, reason: str) -> str | None:
-        """Restart; return None, or why the new server is not ready. Raises StartupRefused above _MAX_RESTARTS."""
-        now = time.monotonic()
-        while self._restart_times and now - self._restart_times[0] > _RESTART_WINDOW_SECONDS:
-            self._restart_times.popleft()
+    def _reload(self, reason: str, model: str) -> bool:
+        """Load one model anew, with the versions that are loaded. Return False if only a restart can help."""
         assert self._process is not None
-        self._process.kill()
-        if len(self._restart_times) == _MAX_RESTARTS:
-            raise StartupRefused(
-                f"the server was restarted {_MAX_RESTARTS} times in {_RESTART_WINDOW_SECONDS // 60} minutes "
-                f"and failed again: {reason}; the server's log: {self.log_path}"
-            )
-        self._restart_times.append(now)
-        self.restarts += 1
-        self._on_restart(reason)
+        if self._reloads[model] == _MAX_RELOADS:
+            return False
         try:
-            self._launch()
-        except StartupRefused as refusal:
-            return str(refusal)
-        return None
+            if not can_reload(self._options.repository, model):
+                return False
+            self._reloads[model] += 1
+            self._process.forget_stubs(model)
+            reload(self._options.repository, self.grpc_address, self.admin_key, model)
+            self._process.find_stubs()
+        except Exception as error:
+            self._log(f"{reason}; the model cannot be loaded anew: {typed(error).wire()}")
+            return False
+        self.reloads += 1
+        self._log(f"{reason}; the model is loaded anew")
+        return True
 
-    def _fault(self) -> str | None:
-        """Return why the server must be restarted, or None."""
-        assert self._process is not None
-        fault = self._process.fault()
-        if fault is None and self._probe is not None and time.monotonic() >= self._next_probe:
-            self._probe_failures = 0 if self._probe() else self._probe_failures + 1
-            self._next_probe = time.monotonic() + self._probe_seconds
-            if self._probe_failures == _MAX_PROBE_FAILURES:
-                fault = f"the probe failed {_MAX_PROBE_FAILURES} times in a row"
-        return fault
+    def _restart(self, reason: str | None) -> None:
+        """Restart until the server is ready or stopped; the wait before each restart is that of Backoff."""
+        ran_s = time.monotonic() - self._ready_since
+        while reason is not None and not self._stopping.is_set():
+            assert self._process is not None
+            self._process.kill()
+            if wait_s := self._backoff.wait_s(ran_s):
+                self._log(
+                    f"the server failed {self._backoff.failures} times in a row; it starts in {wait_s:g} s: {reason}"
+                )
+                if self._stopping.wait(wait_s):
+                    return
+            self.restarts += 1
+            ran_s = 0.0
+            try:
+                self._on_restart(reason)
+                self._launch()
+                reason = None
+            except (CaptionerError, OSError) as error:
+                reason = str(error)
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -207,23 +229,3 @@ def _models_in(repository: Path, models: tuple[str, ...]) -> tuple[str, ...]:
     if not found:
         raise StartupRefused(f"the model repository {repository} has none of {', '.join(models)}")
     return found
-
-
-def choose_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
-    """Return `ports` by name, with a free port in place of each 0. Raises StartupRefused for a port in use."""
-    chosen = {}
-    with contextlib.ExitStack() as sockets:  # all stay open until the end, so that the free ports differ
-        for name, port in ports.items():
-            option = f"--{name.lower()}-port"
-            probe = sockets.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OverflowError:
-                raise StartupRefused(f"{option} is {port}; it must be from 0 to 65535") from None
-            except OSError as error:
-                is_used = error.errno == errno.EADDRINUSE
-                why = "is in use" if is_used else f"cannot be opened on {host}: {error.strerror}"
-                raise StartupRefused(f"port {port} ({name}) {why}; choose another with {option}") from None
-            chosen[name] = probe.getsockname()[1]
-    return chosen

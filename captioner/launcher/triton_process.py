@@ -13,12 +13,23 @@ from pathlib import Path
 
 from captioner.errors import StartupRefused
 from captioner.launcher import reaper, triton_wheel
+from captioner.launcher.stubs import Stubs, children, model_of
 from captioner.launcher.triton_log import ServerLog
 from captioner.wire import ADMIN_HEADER
 
+# A client may ping every half second: by default Triton ends the connection of one that pings more often than every 5
+# minutes, and with it a stream that is quiet because its request waits.
+KEEPALIVE = ("--grpc-keepalive-permit-without-calls=1", "--grpc-http2-min-recv-ping-interval-without-data=500")
 RESTRICTED = "shared-memory,model-repository,trace,logging"  # Triton's endpoints that need the admin key
 _POLL_SECONDS = 0.1
-_ZOMBIE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why the server is not whole. `model`: the model whose stub process died; None if more than that is lost."""
+
+    sentence: str
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,8 @@ class TritonProcess:
     def __init__(self, options: ServerOptions) -> None:
         """Start the server without waiting for it. Raises StartupRefused if this machine cannot run it."""
         self._options = options
-        self._instances: dict[int, str] = {}  # process id of a stub → model instance
-        self._zombies: set[int] = set()
+        self._pid: int | None = None
+        self._stubs = Stubs()
         self._log = ServerLog(options.log_path)
         environment = triton_wheel.environment()
         self._runtime = Path(tempfile.mkdtemp(prefix=f"captioner-{options.http_port}-"))
@@ -66,7 +77,9 @@ class TritonProcess:
     @property
     def pid(self) -> int | None:
         """The server's process id; None before it starts and after it has ended."""
-        return next(iter(_children(self._reaper.pid)), None)
+        if self._pid is None:
+            self._pid = next(iter(children(self._reaper.pid)), None)
+        return self._pid if self.exit_code is None else None
 
     @property
     def exit_code(self) -> int | None:
@@ -80,19 +93,19 @@ class TritonProcess:
         Returns early once `stopping()`. Raises StartupRefused with the server's own reason if the server ends or is not
         ready after `start_seconds`.
         """
-        begin = next_check = time.monotonic()
+        begin = time.monotonic()
         while not stopping():
             now = time.monotonic()
             why = self._log.failure()  # the server itself exits some seconds later
-            if why is None and now >= next_check:
-                next_check = now + _ZOMBIE_SECONDS  # the server may hang if the process of a loading model dies
-                why = self.fault()
+            if why is None and (fault := self.fault()):  # the server may hang if the process of a loading model dies
+                why = fault.sentence
             loading = self._log.loading()
             if why is None and now - begin > self._options.start_seconds:
                 why = f"not ready after {now - begin:.0f} s, still loading: {', '.join(loading) or 'nothing'}"
             if why is not None:
                 raise StartupRefused(f"{why}; the server's log: {self._log.path}")
             if self.is_ready():
+                self.find_stubs()
                 return
             progress(loading, now - begin)
             time.sleep(_POLL_SECONDS)
@@ -125,22 +138,25 @@ class TritonProcess:
         finally:
             connection.close()
 
-    def fault(self) -> str | None:
-        """Return why the server must be restarted: it has ended, or a model's stub process died. None if it is healthy.
+    def fault(self) -> Fault | None:
+        """Return why the server is not whole: it has ended, or a model's stub process died. None if all processes run.
 
-        tritonserver 2.51 does not notice a dead stub, which stays a zombie. The stub of a model that is unloaded is a
-        zombie only for a moment, so a stub counts as dead when two calls, some tenths of a second apart, see it.
+        A dead stub is reported some tenths of a second late, see captioner.launcher.stubs.
         """
         if self.exit_code is not None:
-            return f"tritonserver ended with exit code {self.exit_code}"
-        server = self.pid
-        stubs = _children(server) if server else {}
-        zombies = {pid for pid, state in stubs.items() if state == "Z"}
-        for pid in stubs.keys() - zombies - self._instances.keys():
-            self._instances[pid] = _instance(pid)
-        dead = zombies & self._zombies
-        self._zombies = zombies
-        return f"the process of {self._instances.get(dead.pop(), 'a model')} died" if dead else None
+            return Fault(f"tritonserver ended with exit code {self.exit_code}")
+        dead = self._stubs.dead(self.pid) if self.pid else None
+        return Fault(f"the process of {dead} died", model_of(dead)) if dead else None
+
+    def find_stubs(self) -> None:
+        """Watch the stubs of models that have just been loaded."""
+        if self.pid:
+            self._stubs.find(self.pid)
+
+    def forget_stubs(self, model: str) -> None:
+        """Stop watching the stubs of a model, because it is about to be loaded anew."""
+        if self.pid:
+            self._stubs.forget(self.pid, model)
 
     def stop(self) -> None:
         """Let requests in flight finish within `drain_seconds`, then end all processes."""
@@ -182,30 +198,9 @@ def _arguments(options: ServerOptions, backends: Path, shm_prefix: str) -> list[
         f"--grpc-address={options.host}",
         f"--grpc-port={options.grpc_port}",
         f"--grpc-restricted-protocol={restricted}",
+        *KEEPALIVE,
         "--grpc-header-forward-pattern=^user-agent$",  # only gRPC: a model can tell it from HTTP
         f"--metrics-address={options.host}",
         f"--metrics-port={options.metrics_port}",
         f"--exit-timeout-secs={options.drain_seconds}",
     ]
-
-
-def _children(parent: int) -> dict[int, str]:
-    """Return the child processes of `parent`: process id → state letter, as in /proc."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, _, rest = stat.read_text().partition(" ")
-        except OSError:  # the process has just ended
-            continue
-        state, ppid = rest.rpartition(")")[2].split()[:2]
-        if int(ppid) == parent:
-            children[int(pid)] = state
-    return children
-
-
-def _instance(stub: int) -> str:
-    """Return the name of the model instance that a stub runs: its last but one argument."""
-    try:
-        return Path(f"/proc/{stub}/cmdline").read_text().split("\0")[-3]
-    except (OSError, IndexError):
-        return "a model"

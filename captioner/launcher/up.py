@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import http.client
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,15 @@ import time
 from pathlib import Path
 
 from captioner.artifacts.version_store import VersionStore
-from captioner.client.probe import probe
+from captioner.client.probe import HealthCheck
 from captioner.errors import CaptionerError, StartupRefused
-from captioner.launcher.supervisor import TritonServer, choose_ports
+from captioner.launcher.page import Page, die_with_parent
+from captioner.launcher.ports import choose_ports
+from captioner.launcher.preconditions import require
+from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import admin_key
 from captioner.publish.warm_standby import Log, load_previous_when_ready
 
-PR_SET_PDEATHSIG = 1
-PAGE_START_SECONDS = 60.0
 PROBE_STALL_SECONDS = 20.0
 PUBLISH_LOCK_SECONDS = 60.0  # how long to wait for a publish that is running
 
@@ -48,18 +48,12 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     choose_ports("127.0.0.1", {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port, "page": page_port})
+    require(repository)
     export = [sys.executable, "-m", "export", "--repository", str(repository)]
     _run_export(export + ([model] if model else []), log, stopping)
     if stopping.is_set():
         return 130
     repository, address = repository.resolve(), f"127.0.0.1:{grpc_port}"
-
-    def is_alive() -> bool:
-        try:
-            probe(address, PROBE_STALL_SECONDS)
-        except CaptionerError as error:
-            return error.code == "SERVER_BUSY"  # an overloaded server is alive
-        return True
 
     def on_restart(reason: str) -> None:
         log(f"restarting the server: {reason}")
@@ -70,11 +64,7 @@ def up(
         threading.Thread(target=load_previous_when_ready, args=arguments, name="warm-standby", daemon=True).start()
 
     log("starting the server and the page")
-    page = subprocess.Popen(
-        [sys.executable, "-m", "frontend", "--server", address, "--port", str(page_port)],
-        start_new_session=True,  # a terminal's Ctrl-C must reach only this process, which stops the page
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
-    )
+    page = Page(address, page_port, log)
     try:
         with TritonServer(
             repository,
@@ -85,38 +75,31 @@ def up(
             admin_key=admin_key(repository),
             on_restart=on_restart,
             on_ready=on_ready,
-            probe=is_alive,
-        ) as server:
-            _wait_for_page(page, page_port, stopping)
+            log=log,
+            probe=HealthCheck(address, f"127.0.0.1:{metrics_port}", PROBE_STALL_SECONDS, log),
+        ):
+            page.wait_ready(stopping)
             if not stopping.is_set():
                 log(f"ready: http://127.0.0.1:{page_port}  (Ctrl-C stops everything)")
             while not stopping.wait(0.2):
-                server.wait(0)
-                if page.poll() is not None:
-                    raise StartupRefused(f"the page ended with exit code {page.returncode}")
+                page.restart_if_ended()
             log("stopping")
+            page.stop()  # before the server, which its streams need
     finally:
-        page.terminate()
-        try:
-            page.wait(10)
-        except subprocess.TimeoutExpired:
-            page.kill()
+        page.stop()
     return 0
 
 
 def recover(path: Path, log: Log) -> None:
     """Quarantine the version of a publish that died, so that the restarted server serves a confirmed version."""
+    if not os.access(path, os.W_OK):  # nobody can publish there
+        return
     try:
         with VersionStore(path).lock(PUBLISH_LOCK_SECONDS) as store:
             for version in store.recover():
                 log(f"version {version} was left unfinished; it is quarantined")
     except CaptionerError as error:  # a publish is running; it will notice that the server is gone
         log(error.wire())
-
-
-def _die_with_parent() -> None:
-    """Before a child's exec: let the kernel send it SIGTERM when this process ends, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_export(command: list[str], log: Log, stopping: threading.Event) -> None:
@@ -132,7 +115,7 @@ def _run_export(command: list[str], log: Log, stopping: threading.Event) -> None
             stderr=stderr,
             text=True,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, no lock
         ) as process,
     ):
         ended = threading.Event()
@@ -168,28 +151,9 @@ class _LoadProgress:
         self._logged: set[str] = set()
 
     def __call__(self, loading: list[str], seconds: float) -> None:
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
+        if self._stopping.is_set() and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt  # a restart, on the supervisor's thread, ends with TritonServer.stop
         new = [model for model in loading if model not in self._logged]
         if new:
             self._logged.update(new)
             self._log(f"loading {', '.join(new)}")
-
-
-def _wait_for_page(page: subprocess.Popen[bytes], port: int, stopping: threading.Event) -> None:
-    """Return once the page answers, or once `stopping`. Raises StartupRefused if it ends or takes too long."""
-    deadline = time.monotonic() + PAGE_START_SECONDS
-    while not stopping.wait(0.1):
-        if page.poll() is not None:
-            raise StartupRefused(f"the page ended with exit code {page.returncode}")
-        if time.monotonic() > deadline:
-            raise StartupRefused(f"the page did not answer on port {port} within {PAGE_START_SECONDS:.0f} s")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            continue
-        finally:
-            connection.close()

@@ -55,8 +55,9 @@ class ModelControl:
     AccessDenied for a wrong key.
     """
 
-    def __init__(self, address: str, key: str) -> None:
+    def __init__(self, address: str, key: str, load_seconds: float = LOAD_SECONDS) -> None:
         self.address = address
+        self._load_seconds = load_seconds
         self._headers = {f"triton-grpc-protocol-{ADMIN_HEADER}": key}
         self._client = grpc.InferenceServerClient(address)
 
@@ -82,7 +83,12 @@ class ModelControl:
         config.version_policy.specific.versions[:] = sorted(versions)
         text = json_format.MessageToJson(config, preserving_proto_field_name=True)
         with _typed_errors(self.address):
-            self._client.load_model(model, headers=self._headers, config=text, client_timeout=LOAD_SECONDS)
+            self._client.load_model(model, headers=self._headers, config=text, client_timeout=self._load_seconds)
+
+    def unload(self, model: str) -> None:
+        """Unload every version of `model`, each after its requests in flight; return before they are unloaded."""
+        with _typed_errors(self.address):
+            self._client.unload_model(model, headers=self._headers, client_timeout=CALL_SECONDS)
 
     def loaded(self, model: str) -> set[int]:
         """Return the versions of `model` that are ready or still drain."""

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from captioner import __version__, doctor, machine
+from captioner import __version__, machine
 from captioner.artifacts.manifest import sha256
 from captioner.cli import main
-from captioner.launcher.supervisor import choose_ports
+from captioner.doctor import installation, serving
+from captioner.doctor.report import Problem
+from captioner.launcher.ports import choose_ports
 from tests.artifacts.test_manifest import MANIFEST
 from tests.support.base_packages import link_base_packages
 from tests.support.served import Served
@@ -45,8 +47,8 @@ def model_repository(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Replace the default ports, which may be in use where the tests run, by free ones."""
-    free = choose_ports("127.0.0.1", dict.fromkeys(doctor.PORTS, 0))
-    monkeypatch.setattr(doctor, "PORTS", free)
+    free = choose_ports("127.0.0.1", dict.fromkeys(serving.PORTS, 0))
+    monkeypatch.setattr(serving, "PORTS", free)
     return free
 
 
@@ -188,7 +190,7 @@ def test_the_requirements_are_those_of_pyproject() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {machine.BASE: project["dependencies"], **project["optional-dependencies"]}
-    found = machine.requirements(doctor.DISTRIBUTION)
+    found = machine.requirements(installation.DISTRIBUTION)
     for requirement in (each for lines in found.values() for each in lines):
         requirement.marker = None
     assert {extra: set(map(str, lines)) for extra, lines in found.items()} == {
@@ -220,9 +222,9 @@ def test_missing_and_unsuitable_packages_are_named_with_the_command_and_only_tho
     (tmp_path / "pretend-1.dist-info").mkdir()
     (tmp_path / "pretend-1.dist-info" / "METADATA").write_text(METADATA)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(doctor, "DISTRIBUTION", "pretend")
-    problems: list[doctor.Problem] = []
-    facts = doctor.packages(problems)
+    monkeypatch.setattr(installation, "DISTRIBUTION", "pretend")
+    problems: list[Problem] = []
+    facts = installation.packages(problems)
     installed = f"packaging {importlib.metadata.version('packaging')}"
     assert facts == {
         "base": installed,
@@ -232,8 +234,8 @@ def test_missing_and_unsuitable_packages_are_named_with_the_command_and_only_tho
         "mcp": "absent-package missing; run: pip install 'pretend[mcp]'",
     }
     assert problems == [
-        doctor.Problem(f"ray: {facts['ray']}", blocks=False),
-        doctor.Problem(
+        Problem(f"ray: {facts['ray']}", blocks=False),
+        Problem(
             f"{installed} (must be >=999), absent-package missing; run: pip install 'pretend[server]'", blocks=True
         ),
     ]
@@ -277,7 +279,7 @@ def test_with_the_base_dependencies_alone_it_says_what_to_install(tmp_path: Path
 def test_a_running_server_is_described_and_its_ports_are_not_a_problem(
     served: Served, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "PORTS", {"gRPC": int(served.grpc.rpartition(":")[2])})
+    monkeypatch.setattr(serving, "PORTS", {"gRPC": int(served.grpc.rpartition(":")[2])})
     code, report = reported(capsys, repository, "--server", served.grpc)
     answer = report["facts"][f"server at {served.grpc}"]
     assert code == 0 and list(report["facts"]["ports"].values()) == ["taken"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import queue
 import signal
 import socket
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,11 @@ from tritonclient.utils import InferenceServerException
 
 from captioner.errors import CaptionerError, StartupRefused
 from captioner.launcher import supervisor, triton_process, triton_wheel
+from captioner.launcher.ports import choose_ports
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import ModelControl
 from tests.conftest import TOY_CONFIG, TOY_MODEL, Start, write_model
+from tests.launcher.toys import double, port_of, traces, wait_until
 from tests.support.processes import read_until, running
 
 pytestmark = pytest.mark.triton
@@ -49,47 +47,6 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             sender.send(pb_utils.InferenceResponse([tensor]), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
-
-
-def double(server: TritonServer, x: float = 21.0, model: str = "toy") -> float:
-    with triton.InferenceServerClient(server.grpc_address) as client:
-        tensor = triton.InferInput("x", [1, 1], "FP32")
-        tensor.set_data_from_numpy(np.array([[x]], np.float32))
-        return float(client.infer(model, [tensor], client_timeout=30).as_numpy("y").item())
-
-
-def traces(http_port: int) -> set[str]:
-    """Return what the server on this port has on this machine: processes, shared memory and its runtime folder."""
-    mark = f"captioner-{http_port}-"
-    found = {str(path) for folder in ("/dev/shm", tempfile.gettempdir()) for path in Path(folder).glob(f"{mark}*")}
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if mark in (text := cmdline.read_text().replace("\0", " ")):
-                found.add(f"process {cmdline.parent.name}: {text[:200]}")
-    return found
-
-
-def port_of(server: TritonServer) -> int:
-    return int(server.http_address.rpartition(":")[2])
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    begin = time.monotonic()
-    while not true():
-        assert time.monotonic() - begin < seconds, f"not true within {seconds} s"
-        time.sleep(0.05)
-
-
-def stub_of(server: TritonServer, instance: str = "toy_0_0") -> int:
-    """Return the process id of a model's instance."""
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            arguments = cmdline.read_text().split("\0")
-        except OSError:
-            continue
-        if arguments[0].endswith("triton_python_backend_stub") and {instance, str(server.pid)} <= set(arguments):
-            return int(cmdline.parent.name)
-    raise AssertionError(f"no stub runs {instance}")
 
 
 def test_stop_lets_a_request_finish_and_removes_every_process_and_file_of_this_server_only(
@@ -134,7 +91,7 @@ def test_a_port_that_another_program_opens_during_the_start_is_refused(
     tmp_path: Path, start_triton: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_model(tmp_path, "toy")
-    ports = supervisor.choose_ports("127.0.0.1", {"http_port": 0, "grpc_port": 0, "metrics_port": 0})
+    ports = choose_ports("127.0.0.1", {"http_port": 0, "grpc_port": 0, "metrics_port": 0})
     monkeypatch.setattr(supervisor, "choose_ports", lambda _, ports: ports)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", ports["metrics_port"]))
@@ -187,7 +144,7 @@ def test_a_model_that_fails_to_load_is_reported_with_the_reason_before_triton_gi
     if model is None:
         (version / "model.py").unlink()
     write_model(tmp_path, "sound")
-    port = supervisor.choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
+    port = choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
     begin = time.monotonic()
     with pytest.raises(StartupRefused, match=f"^model 'toy' cannot be loaded: {reason}.*log: {tmp_path}"):
         start_triton(tmp_path, models=("sound", "toy"), http_port=port)
@@ -199,76 +156,6 @@ def test_a_model_that_exceeds_the_start_limit_is_named(tmp_path: Path, start_tri
     write_model(tmp_path, "toy", "import time; time.sleep(60)")
     with pytest.raises(StartupRefused, match=r"not ready after \d s, still loading: toy; the server's log"):
         start_triton(tmp_path, models=("toy",), start_seconds=1)
-
-
-def test_a_killed_stub_restarts_the_server_within_ten_seconds(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy")
-    reasons: list[str] = []
-    server = start_triton(tmp_path, models=("toy",), on_restart=reasons.append)
-    time.sleep(1)  # the supervisor has to have seen the stub alive to know its name
-    os.kill(stub_of(server), signal.SIGKILL)
-    wait_until(lambda: server.restarts == 1 and answers(server), 10)
-    assert reasons == ["the process of toy_0_0 died"]
-
-
-def test_a_killed_server_is_restarted(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy")
-    reasons: list[str] = []
-    server = start_triton(tmp_path, models=("toy",), on_restart=reasons.append)
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: server.restarts == 1 and answers(server))
-    assert reasons == ["tritonserver ended with exit code -9"]
-
-
-def test_a_probe_that_fails_twice_in_a_row_restarts_the_server(tmp_path: Path, start_triton: Start) -> None:
-    """The stub is alive but hangs: only a request shows it."""
-    write_model(tmp_path, "toy")
-    reasons: list[str] = []
-    server: TritonServer
-
-    def probe() -> bool:
-        return answers(server, timeout=0.5)
-
-    server = start_triton(tmp_path, models=("toy",), probe=probe, probe_seconds=0.2, on_restart=reasons.append)
-    os.kill(stub_of(server), signal.SIGSTOP)
-    wait_until(lambda: server.restarts == 1 and answers(server))
-    assert reasons == ["the probe failed 2 times in a row"]
-
-
-def test_a_probe_that_raises_makes_wait_raise(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy")
-    server = start_triton(tmp_path, models=("toy",), probe=lambda: 1 // 0 == 1, probe_seconds=0.1)
-    with pytest.raises(StartupRefused, match="no longer supervised: ZeroDivisionError"):
-        server.wait(10)
-
-
-def test_a_server_that_cannot_be_restarted_is_given_up_after_five_attempts(tmp_path: Path, start_triton: Start) -> None:
-    fatal = tmp_path / "fatal"
-    write_model(
-        tmp_path, "toy", f"import os\nif os.path.exists({str(fatal)!r}): raise ValueError('fatal')\n{TOY_MODEL}"
-    )
-    server = start_triton(tmp_path, models=("toy",))
-    fatal.touch()
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    with pytest.raises(StartupRefused, match=r"restarted 5 times in 5 minutes and failed again: .*fatal.*server's log"):
-        server.wait(60)
-    assert server.restarts == 5
-    assert not traces(port_of(server))
-
-
-@pytest.mark.exhaustive
-def test_a_server_whose_model_keeps_dying_is_given_up_after_five_restarts(tmp_path: Path, start_triton: Start) -> None:
-    dying = "import os, threading\nthreading.Timer(2, os._exit, [1]).start()\n" + TOY_MODEL
-    write_model(tmp_path, "toy", dying)
-    server = start_triton(tmp_path, models=("toy",))
-    with pytest.raises(
-        StartupRefused, match=r"restarted 5 times in 5 minutes and failed again: .*died; the server's log"
-    ):
-        server.wait(60)
-    assert server.restarts == 5
-    assert not traces(port_of(server))
 
 
 def test_loading_and_unloading_a_version_does_not_count_as_a_dead_stub(tmp_path: Path, start_triton: Start) -> None:
@@ -345,7 +232,7 @@ with TritonServer(
 
 def end_launcher(tmp_path: Path, moment: str, ending: signal.Signals, ignore: tuple[signal.Signals, ...] = ()) -> None:
     """Send `ending` to a launcher at `moment`; fail unless its server, reaper, shared memory and files disappear."""
-    port = supervisor.choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
+    port = choose_ports("127.0.0.1", {"HTTP": 0})["HTTP"]
     write_model(tmp_path, "toy", "import time; time.sleep(0.5)\n" + TOY_MODEL)
     with running([sys.executable, "-c", LAUNCHER, str(tmp_path), str(port)], ignore=ignore) as launcher:
         read_until(launcher, moment)
@@ -379,20 +266,6 @@ def test_a_launcher_whose_parent_ignores_sigint_ends_on_sigterm(tmp_path: Path) 
     end_launcher(tmp_path, "ready", signal.SIGTERM, ignore=(signal.SIGINT, signal.SIGHUP))
 
 
-def test_a_server_whose_reaper_is_killed_dies_and_is_restarted(tmp_path: Path, start_triton: Start) -> None:
-    write_model(tmp_path, "toy")
-    server = start_triton(tmp_path, models=("toy",))
-    first = server.pid
-    assert first is not None
-    reaper = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(reaper, signal.SIGKILL)
-    wait_until(lambda: server.restarts == 1 and answers(server))
-    assert server.pid != first
-    with contextlib.suppress(FileNotFoundError):  # unless it waits for pid 1 to reap it
-        assert " Z " in Path(f"/proc/{first}/stat").read_text()
-    wait_until(lambda: len(traces(port_of(server))) == 5)  # nothing of the first server is left
-
-
 def test_a_server_on_all_addresses_is_reached_at_the_loopback_address() -> None:
     assert triton_process.reachable("0.0.0.0") == "127.0.0.1"
     assert triton_process.reachable("192.0.2.1") == "192.0.2.1"
@@ -414,14 +287,3 @@ def test_a_python_version_without_a_stub_is_reported_in_one_sentence(monkeypatch
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(StartupRefused, match=r"this is Python 3\.13; Captioner needs Python 3\.10, 3\.11 or 3\.12"):
         triton_wheel.triton_root()
-
-
-def answers(server: TritonServer, timeout: float = 5) -> bool:
-    """Return whether the toy model works."""
-    with triton.InferenceServerClient(server.grpc_address) as client:
-        tensor = triton.InferInput("x", [1, 1], "FP32")
-        tensor.set_data_from_numpy(np.array([[1]], np.float32))
-        try:
-            return client.infer("toy", [tensor], client_timeout=timeout) is not None
-        except InferenceServerException:
-            return False

@@ -21,7 +21,7 @@ from captioner.artifacts.repository_templates import templates
 from captioner.artifacts.version_store import VERSIONED, VersionStore
 from captioner.client import Client
 from captioner.errors import StartupRefused
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 from captioner.launcher.up import _run_export, recover
 from captioner.publish.model_control import ModelControl, admin_key
 from captioner.publish.publish import publish

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 from captioner.wire import MODELS
 from tests.support.base_packages import link_base_packages
 from tests.support.served import Served

@@ -11,12 +11,15 @@ import triton_python_backend_utils as pb_utils
 
 from captioner import wire
 from captioner.errors import CaptionerError, from_wire, typed
+from captioner.parent import end_with_parent
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.queue_room import wait_for_room
 from captioner.serving.served_model import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
+
+end_with_parent()
 
 
 class TritonPythonModel:

@@ -11,7 +11,9 @@ from captioner import wire
 from captioner.artifacts.manifest import Manifest
 from captioner.errors import CaptionerError, traced, typed
 from captioner.image.decoder_process import DecoderProcess
+from captioner.parent import end_with_parent
 
+end_with_parent()
 log = logging.getLogger(__name__)
 
 

@@ -16,6 +16,9 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from captioner.artifacts.onnx_session import ALLOW_SPINNING, CPU, CUDA, open_session
+from captioner.parent import end_with_parent
+
+end_with_parent()
 
 Config = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
