@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from starlette.responses import Response
+from starlette.types import Message
 
 from captioner.errors import ServerStopping
 from captioner.examples import FOLDER
@@ -35,15 +37,15 @@ def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
     """Send a request and return its connection, without reading the response."""
     data = json.dumps(body).encode()
     connection = connect(url)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return connection
 
 
 def send_half(url: str, path: str = CAPTIONS) -> socket.socket:
     """Send a request with one byte of a body of 100, and return its connection."""
     connection = connect(url)
-    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{{".encode())
     return connection
 
 
@@ -70,3 +72,23 @@ class BreakingStream:
         if not self.pieces:
             raise ServerStopping("the server is stopping")
         return self.pieces.pop()
+
+    async def __aenter__(self) -> BreakingStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def body_of(response: Response) -> str:
+    """Return the body that a response sends."""
+    parts: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        parts.append(message.get("body", b""))
+
+    async def receive() -> Message:
+        raise AssertionError("a response reads nothing")
+
+    await response({"type": "http"}, receive, send)
+    return b"".join(parts).decode()
