@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from frontend.client_identity import client_at
 from frontend.middleware.share import Share
+
+KERNEL_BYTES = 2**17  # of a response that the kernel holds unsent
 
 
 class LimitedProtocol(H11Protocol):
@@ -34,7 +38,9 @@ class LimitedProtocol(H11Protocol):
             return
         self._sharer = client_at(host)
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # `pause_writing` then follows as soon as the client does not read
+        # `pause_writing` follows as soon as the client does not read, and the kernel keeps little for it.
+        transport.set_write_buffer_limits(high=0)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,15 +70,21 @@ class LimitedProtocol(H11Protocol):
     def cut(self) -> None:
         """End a response that the client does not read."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()
+            self._abort()
+
+    def _abort(self) -> None:
+        """Close the connection and drop what the kernel still holds for the client."""
+        linger = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.transport.abort()
 
     def _check_progress(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent >= self._unsent:
-            self.transport.abort()
-            return
-        self._unsent = unsent
-        self._stall = self.loop.call_later(self.stall_s, self._check_progress)
+            self._abort()
+        else:
+            self._unsent = unsent
+            self._stall = self.loop.call_later(self.stall_s, self._check_progress)
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:

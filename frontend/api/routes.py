@@ -10,8 +10,10 @@ import asyncio
 import logging
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from captioner.client import AsyncClient
@@ -78,6 +80,7 @@ def add_api(
     app.include_router(_operations(client, metrics, drain))
     app.add_api_route("/openapi.json", lambda: JSONResponse(document), include_in_schema=False)
     app.add_exception_handler(CaptionerError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
     # The middleware that is added last sees a request first.
     app.add_middleware(LimitsMiddleware, routes=router.routes, max_in_flight=options.max_in_flight, drain=drain)
@@ -124,6 +127,16 @@ def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRoute
 async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, CaptionerError)
     return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Return the error for an unknown path or method of a static file or of a route outside the API."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(PathUnknown(f"{request.url.path[:80]!r} does not exist"))
+    if error.status_code == 405:
+        return error_response(MethodRefused(f"{request.method} is not supported here"), dict(error.headers or {}))
+    return await http_exception_handler(request, error)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

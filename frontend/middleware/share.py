@@ -8,8 +8,8 @@ OVERSHOOT = 2  # the total never exceeds this multiple of the limit
 class Share:
     """Amounts of one resource by client.
 
-    A client gets an amount while the total stays within `limit`. Beyond it, a client still gets its equal part,
-    `limit` divided by the number of clients that hold something, so one client cannot lock out another.
+    A client gets an amount while the total stays within `limit`. Beyond it, a client still gets its equal part (`limit`
+    divided by the number of clients that hold something) or its first amount, so one client cannot lock out another.
     """
 
     def __init__(self, limit: int) -> None:
@@ -21,7 +21,7 @@ class Share:
         """Return whether `take` would succeed now."""
         total, own = self.total + amount, self._held.get(client, 0) + amount
         clients = len(self._held) + (client not in self._held)
-        return total <= self.limit or (total <= OVERSHOOT * self.limit and own <= self.limit // clients)
+        return total <= self.limit or (total <= OVERSHOOT * self.limit and own <= max(self.limit // clients, amount))
 
     def take(self, client: str, amount: int = 1) -> bool:
         """Take `amount` for `client`. Return False, and take nothing, if there is no room."""

@@ -6,7 +6,7 @@ import base64
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -33,11 +33,14 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
+def send(
+    url: str, body: dict[str, Any], path: str = CAPTIONS, headers: Mapping[str, str] | None = None
+) -> socket.socket:
     """Send a request and return its connection, without reading the response."""
     data = json.dumps(body).encode()
     connection = connect(url)
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return connection
 

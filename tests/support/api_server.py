@@ -14,6 +14,7 @@ from fastapi.responses import PlainTextResponse
 
 from captioner.client import AsyncClient
 from frontend.api.routes import add_api
+from frontend.middleware.drain import Drain
 from frontend.options import Options
 from frontend.remote_images import RemoteImages
 from frontend.server import http_server
@@ -30,7 +31,14 @@ def api_server(address: str, options: Options | None = None, images: RemoteImage
     options = options or Options()
     drain = add_api(app, AsyncClient(address), options, images)
     app.mount("/", PlainTextResponse(PAGE))
-    listener = socket.socket()
+    with application_server(app, drain, options) as url:
+        yield url
+
+
+@contextmanager
+def application_server(app: FastAPI, drain: Drain, options: Options) -> Iterator[str]:
+    """Serve an application; yield its URL."""
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # with another value, asyncio does not set TCP_NODELAY
     listener.bind(("127.0.0.1", 0))
     server = http_server(app, drain, options)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
