@@ -57,7 +57,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise BodyRefused(f"the body has more than {MAX_COMMAS} commas; a request needs a few dozen values")
     try:
         value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
-        if _SURROGATE.search(body):
+        if b"\\" in body and _SURROGATE.search(body):  # one byte is found ten times as fast
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise BodyRefused(f"the body is not UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
