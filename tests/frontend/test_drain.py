@@ -18,7 +18,7 @@ from tests.support.api_client import BASE64, CAPTIONS, CHAT, DATA_URL
 from tests.support.processes import free_port, running
 from tests.support.scripted_server import TEXT, ScriptedServer
 
-CHAT_BODY = {
+CHAT_BODY: dict[str, object] = {
     "model": "captioner",
     "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA_URL}}]}],
 }

@@ -11,12 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
 
 from captioner.wire import MAX_IMAGE_BYTES
+from frontend.api.chat_request import chat_request
 from frontend.api.request_body import MAX_COMMAS, parse_json
-from frontend.http_errors import BodyRefused
-from tests.support.api_client import BASE64, CAPTIONS, connect
+from frontend.http_errors import BodyRefused, BodyTooLarge
+from frontend.middleware.limits import MAX_TEXT_BYTES
+from tests.frontend.test_chat_request import IMAGE as IMAGE_URL
+from tests.frontend.test_chat_request import text, user
+from tests.support.api_client import BASE64, CAPTIONS, connect, error_of
+from tests.support.cards import CARD
 from tests.support.pages import page_process
 from tests.support.scripted_server import ScriptedServer
 
@@ -99,3 +105,15 @@ def test_a_repeated_name_behind_many_others_is_found_at_once() -> None:
     with pytest.raises(BodyRefused, match="'0' is given twice"):
         parse_json(body)
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("name", ["prompt", "style", "stop"])
+def test_the_text_beside_an_image_is_bounded(dead_url: str, name: str) -> None:
+    answer = httpx.post(dead_url + CAPTIONS, json={"image": BASE64, name: "a" * (MAX_TEXT_BYTES + 1)}, timeout=30)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "BODY_TOO_LARGE")
+
+
+def test_the_text_of_a_chat_is_bounded() -> None:
+    turns = [user(text("a" * 2**19)), user(text("a" * 2**19), text("a"), IMAGE_URL)]
+    with pytest.raises(BodyTooLarge, match="1048577 characters of text; the limit is 1048576"):
+        chat_request({"model": CARD.model, "messages": turns}, CARD)
