@@ -47,5 +47,5 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
 USER 1000:1000
 EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=1m --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
 ENTRYPOINT ["python", "-m", "frontend", "--host", "0.0.0.0"]

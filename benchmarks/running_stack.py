@@ -17,7 +17,7 @@ import psutil
 from typing_extensions import Self
 
 from benchmarks.process_tree import parts
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 
 START_S, STOP_S = 300.0, 60.0
 

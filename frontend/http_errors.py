@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from captioner.errors import (
     AccessDenied,
     CaptionerError,
     CaptionsDiffer,
     DeadlineExceeded,
+    EncoderStalled,
     HubUnreachable,
     ImageRefused,
     ImageTooLarge,
@@ -55,6 +58,13 @@ class AccessRefused(CaptionerError):
     status = "INVALID_ARG"
 
 
+class OriginRefused(CaptionerError):
+    """The request comes from the web page of another site, or for another host."""
+
+    code = "ORIGIN_REFUSED"
+    status = "INVALID_ARG"
+
+
 class ModelUnknown(CaptionerError):
     """The requested model is not the served one."""
 
@@ -81,11 +91,13 @@ STATUSES: dict[type[CaptionerError], int] = {
     BodyTypeUnknown: 415,
     CaptionsDiffer: 503,
     DeadlineExceeded: 504,
+    EncoderStalled: 503,
     HubUnreachable: 503,
     ImageRefused: 400,
     ImageTooLarge: 413,
     MethodRefused: 405,
     ModelUnknown: 404,
+    OriginRefused: 403,
     ParameterRefused: 400,
     PathUnknown: 404,
     RequestCancelled: 499,  # nginx's code for a client that disconnected; only metrics see it
@@ -96,7 +108,10 @@ STATUSES: dict[type[CaptionerError], int] = {
     CaptionerError: 500,
 }
 OPENAI_CODES = {AccessRefused.code: "invalid_api_key", ModelUnknown.code: "model_not_found"}
-RETRY_AFTER_S = 1
+# Clients that were refused together must not come back together. OpenAI's clients read the milliseconds.
+RETRY_AFTER_MS = (100, 1000)
+RETRY_AFTER_S = (1, 3)
+ERROR_CODE = "captioner.error_code"  # in the scope: the code of the error response, for the metrics
 
 
 def status_of(error: CaptionerError) -> int:
@@ -117,11 +132,28 @@ def error_body(error: CaptionerError) -> dict[str, Any]:
     }
 
 
-def error_response(error: CaptionerError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response for an error. A 503 carries Retry-After."""
-    status = status_of(error)
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
-    return JSONResponse(error_body(error), status, retry | (headers or {}))
+class ErrorResponse(JSONResponse):
+    """The response for an error. It leaves the error's code in the scope."""
+
+    def __init__(self, error: CaptionerError, headers: dict[str, str]) -> None:
+        super().__init__(error_body(error), status_of(error), headers)
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        scope[ERROR_CODE] = self._code
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: CaptionerError, headers: dict[str, str] | None = None) -> ErrorResponse:
+    """Return the response for an error. A 503 says after which random time to retry."""
+    return ErrorResponse(error, (retry_headers() if status_of(error) == 503 else {}) | (headers or {}))
+
+
+def retry_headers() -> dict[str, str]:
+    """Return Retry-After in seconds and retry-after-ms in milliseconds, each drawn anew."""
+    ms, seconds = random.randint(*RETRY_AFTER_MS), random.randint(*RETRY_AFTER_S)
+    return {"Retry-After": str(seconds), "retry-after-ms": str(ms)}
 
 
 def _parameter(error: CaptionerError) -> str | None:

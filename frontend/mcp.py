@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from captioner.client import AsyncClient
+from frontend.client_identity import client_parameters
 from frontend.remote_images import RemoteImages
 
 Tool = Callable[[str, str | None, str | None, str | None, int | None], Awaitable[str]]
@@ -33,7 +34,12 @@ def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
             the caption
         """
         caption = await client.caption(
-            await images.read(image), prompt=prompt, style=style, length=length, max_characters=max_characters
+            await images.read(image),
+            prompt=prompt,
+            style=style,
+            length=length,
+            max_characters=max_characters,
+            **client_parameters(),
         )
         return caption.text
 

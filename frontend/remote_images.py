@@ -21,6 +21,7 @@ import httpcore
 from captioner.errors import ImageRefused, ImageTooLarge
 from captioner.image.formats import unwrap
 from captioner.wire import MAX_IMAGE_BYTES
+from frontend.off_loop import off_loop
 
 TIMEOUT_S = 10.0
 MAX_REDIRECTS = 3
@@ -120,7 +121,7 @@ class RemoteImages:
         """Return the image file for base64 text, a data URL or an http(s) URL. Raises ImageRefused."""
         if text[:8].lower().startswith(("http://", "https://")):
             return await self.fetch(text)
-        return unwrap(text.encode())
+        return await off_loop(len(text), lambda: unwrap(text.encode()))
 
     async def fetch(self, url: str) -> bytes:
         """Return the bytes at `url`. Raises ImageUrlRefused, ImageUrlFailed or ImageTooLarge."""

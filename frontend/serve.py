@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
@@ -14,14 +13,16 @@ from captioner.client import Addresses, AsyncClient
 from frontend import private_log
 from frontend.api.routes import add_api
 from frontend.mcp import caption_tool
+from frontend.middleware.drain import Drain
 from frontend.model_card_cache import ModelCardCache
 from frontend.options import Options
 from frontend.page import page, theme
 from frontend.remote_images import RemoteImages
+from frontend.server import http_server
 
 
-def application(addresses: Addresses, options: Options) -> FastAPI:
-    """Return the application for the captioner servers at `addresses`, which need not be up yet."""
+def application(addresses: Addresses, options: Options) -> tuple[FastAPI, Drain]:
+    """Return the application for the captioner servers at `addresses`, which need not be up yet, and its drain."""
     client = AsyncClient(addresses, shrink=False)  # callers of the API shrink their own images
 
     @asynccontextmanager
@@ -31,23 +32,18 @@ def application(addresses: Addresses, options: Options) -> FastAPI:
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
     images, cards = RemoteImages(options.image_hosts), ModelCardCache(client)
-    add_api(app, client, options, images, cards)
+    drain = add_api(app, client, options, images, cards)
     app.mount("/browser", StaticFiles(directory=theme.BROWSER))
     app.mount("/examples", StaticFiles(directory=examples.FOLDER))
     page.mount(app, cards, options.root_path, caption_tool(client, images) if options.mcp else None)
-    return app
+    return app, drain
 
 
-def serve(addresses: Addresses, options: Options, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
+def serve(addresses: Addresses, options: Options, port: int, tls: tuple[str, str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. `tls` is (certificate, private key), paths of PEM files."""
     private_log.install()
     certificate, key = tls or (None, None)
-    uvicorn.run(
-        application(addresses, options),
-        host=host,
-        port=port,
-        ssl_certfile=certificate,
-        ssl_keyfile=key,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
+    app, drain = application(addresses, options)
+    server = http_server(app, drain, options, port=port, ssl_certfile=certificate, ssl_keyfile=key)
+    with suppress(KeyboardInterrupt):
+        server.run()

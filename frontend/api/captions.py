@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from captioner.client import AsyncClient
@@ -16,13 +15,15 @@ from captioner.errors import CaptionerError, ImageMissing, ParameterInvalid, Par
 from captioner.image.limits import check_file_size
 from captioner.wire import PARAMETERS, Caption
 from frontend.api.openapi import captions_body, responses
-from frontend.api.request_body import check_type, form_value, parse_json, read_form
+from frontend.api.request_body import check_type, form_value, read_form, read_json
 from frontend.api.responses import MEDIA_TYPES, event, respond
-from frontend.http_errors import error_body
+from frontend.client_identity import CLIENT_ID
+from frontend.http_errors import BodyTooLarge, error_body
+from frontend.middleware.limits import MAX_TEXT_BYTES
 from frontend.remote_images import RemoteImages
 
 # The model's card is at /v1/models, and clients may not choose whose turns they take.
-NAMES = tuple(name for name in PARAMETERS if name not in ("describe", "client_id"))
+NAMES = tuple(name for name in PARAMETERS if name not in ("describe", CLIENT_ID))
 
 
 @dataclass(frozen=True)
@@ -47,54 +48,54 @@ def add_captions(router: APIRouter, client: AsyncClient, images: RemoteImages) -
         """Caption an image. The response has the caption and its details."""
         parsed = await read_request(request)
         image = parsed.image if isinstance(parsed.image, bytes) else await images.read(parsed.image)
-        parameters = dict(parsed.parameters)
+        prompt, parameters = parsed.prompt, dict(parsed.parameters)
+        del parsed  # the image as text is not needed while the caption is generated
         if parameters.get("stream") is None:
             parameters["stream"] = "text/event-stream" in request.headers.get("accept", "")
-        return await respond(client, image, parsed.prompt, parameters, whole=caption_body, events=caption_events)
+        return await respond(
+            client, image, prompt, parameters, whole=caption_body, events=caption_events, error_event=caption_error
+        )
 
 
 async def read_request(request: Request) -> CaptionsRequest:
     """Parse a request in JSON or as a form. Raises CaptionerError, which names an unknown or repeated parameter."""
-    body = await request.body()
     if check_type(request, "application/json", "multipart/form-data") == "application/json":
-        return captions_request(parse_json(body))
-    return await _from_form(request)
+        return captions_request(await read_json(request))
+    return _from_form(await read_form(request))
 
 
 def captions_request(values: dict[str, Any]) -> CaptionsRequest:
     """Return the request for a JSON object. Raises ParameterUnknown, ParameterInvalid or ImageMissing."""
     image, prompt = values.get("image"), values.get("prompt")
-    for name in values:
+    for name, value in values.items():
         if name not in ("image", "prompt", *NAMES):
             raise ParameterUnknown(
                 f"{name[:80]!r} is not a parameter; the parameters are image, prompt, {', '.join(NAMES)}"
             )
+        if name != "image" and isinstance(value, str) and len(value) > MAX_TEXT_BYTES:
+            raise BodyTooLarge(f"{name} has {len(value)} characters; the limit is {MAX_TEXT_BYTES}")
     if image is None or image == "":
         raise ImageMissing("the request has no image")
-    for name, value in (("image", image), ("prompt", prompt)):
-        if not isinstance(value, str | None):
+    for name, text in (("image", image), ("prompt", prompt)):
+        if not isinstance(text, str | None):
             raise ParameterInvalid(f"{name} is not text; it must be text")
     return CaptionsRequest(image, prompt, {name: values[name] for name in NAMES if name in values})
 
 
-async def _from_form(request: Request) -> CaptionsRequest:
-    form = await read_form(request)
-    try:
-        values: dict[str, Any] = {}
-        data: bytes | None = None
-        for name, value in form.multi_items():
-            if name in values:
-                raise ParameterInvalid(f"{name[:80]!r} is given twice")
-            if isinstance(value, UploadFile):
-                if name != "image":
-                    raise ParameterUnknown(f"{name[:80]!r} is not a known file field; the file field is image")
-                check_file_size(value.size or 0)
-                data = await value.read()
-            values[name] = value if isinstance(value, str) else "a file"
-            if name in NAMES and isinstance(value, str):
-                values[name] = form_value(name, value)
-    finally:
-        await form.close()
+def _from_form(pairs: list[tuple[str, str | bytes]]) -> CaptionsRequest:
+    values: dict[str, Any] = {}
+    data: bytes | None = None
+    for name, value in pairs:
+        if name in values:
+            raise ParameterInvalid(f"{name[:80]!r} is given twice")
+        if isinstance(value, bytes):
+            if name != "image":
+                raise ParameterUnknown(f"{name[:80]!r} is not a known file field; the file field is image")
+            check_file_size(len(value))
+            data = value
+        values[name] = value if isinstance(value, str) else "a file"
+        if name in NAMES and isinstance(value, str):
+            values[name] = form_value(name, value)
     parsed = captions_request(values)
     return parsed if data is None else CaptionsRequest(data, parsed.prompt, parsed.parameters)
 
@@ -105,14 +106,16 @@ def caption_body(caption: Caption) -> dict[str, Any]:
 
 
 async def caption_events(stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:
-    """Yield a `text` event for each piece, then `done` with the details, or `error` if the stream breaks."""
-    try:
-        if first:
-            yield event({"text": first}, "text")
-        async for text in stream:
-            yield event({"text": text}, "text")
-        if stream.details is None:
-            raise CaptionerError("the stream ended without details")
-        yield event({"details": asdict(stream.details)}, "done")
-    except CaptionerError as error:
-        yield event({name: error_body(error)["error"][name] for name in ("code", "message")}, "error")
+    """Yield a `text` event for each piece, then `done` with the details."""
+    if first:
+        yield event({"text": first}, "text")
+    async for text in stream:
+        yield event({"text": text}, "text")
+    if stream.details is None:
+        raise CaptionerError("the stream ended without details")
+    yield event({"details": asdict(stream.details)}, "done")
+
+
+def caption_error(error: CaptionerError) -> bytes:
+    """Return the `error` event."""
+    return event({name: error_body(error)["error"][name] for name in ("code", "message")}, "error")

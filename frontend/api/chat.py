@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -55,21 +55,18 @@ class Completion:
         }
 
     async def chunks(self, stream: AsyncCaptionStream, first: str) -> AsyncIterator[bytes]:
-        """Yield chat.completion.chunk events and [DONE]. If the stream breaks, the last event is an error."""
-        try:
-            yield self._chunk([_choice("delta", {"role": "assistant", "content": first}, None)])
-            async for text in stream:
-                yield self._chunk([_choice("delta", {"content": text}, None)])
-            details = stream.details
-            if details is None:
-                raise CaptionerError("the stream ended without details")
-            last = [_choice("delta", {}, FINISH_REASONS[details.finish_reason])]
-            yield self._chunk(last, captioner=self._captioner(details))
-            if self._chat.include_usage:
-                yield self._chunk([], usage=_usage(details))
-            yield b"data: [DONE]\n\n"
-        except CaptionerError as error:
-            yield event(error_body(error))
+        """Yield chat.completion.chunk events and [DONE]."""
+        yield self._chunk([_choice("delta", {"role": "assistant", "content": first}, None)])
+        async for text in stream:
+            yield self._chunk([_choice("delta", {"content": text}, None)])
+        details = stream.details
+        if details is None:
+            raise CaptionerError("the stream ended without details")
+        last = [_choice("delta", {}, FINISH_REASONS[details.finish_reason])]
+        yield self._chunk(last, captioner=self._captioner(details))
+        if self._chat.include_usage:
+            yield self._chunk([], usage=_usage(details))
+        yield b"data: [DONE]\n\n"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -99,8 +96,10 @@ def add_chat(router: APIRouter, client: AsyncClient, images: RemoteImages, cards
         body = await read_json(request)
         card = await cards.get()
         chat = chat_request(body, card)
-        completion = Completion(card, chat)
         image = await images.read(chat.image)
+        chat = replace(chat, image="")  # the image as text is not needed while the caption is generated
+        del body
+        completion = Completion(card, chat)
         return await respond(
             client,
             image,
@@ -108,8 +107,14 @@ def add_chat(router: APIRouter, client: AsyncClient, images: RemoteImages, cards
             chat.parameters | {"stream": chat.stream},
             whole=completion.whole,
             events=completion.chunks,
+            error_event=chat_error,
             headers=completion.headers,
         )
+
+
+def chat_error(error: CaptionerError) -> bytes:
+    """Return the event that ends a broken stream."""
+    return event(error_body(error))
 
 
 def _choice(kind: str, message: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:

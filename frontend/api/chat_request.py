@@ -12,12 +12,14 @@ from typing import Any
 
 from captioner.errors import ImageMissing, ParameterInvalid, ParameterUnknown, ParameterUnsupported
 from captioner.wire import CAPTIONER, PARAMETERS, ModelCard
-from frontend.http_errors import ModelUnknown
+from frontend.client_identity import CLIENT_ID
+from frontend.http_errors import BodyTooLarge, ModelUnknown
+from frontend.middleware.limits import MAX_TEXT_BYTES
 
 ROLES = ("system", "developer", "user", "assistant")
 PROMPT_CHOICES = ("style", "length", "extras", "name")  # they select a prompt, so they exclude a text
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-WIRE_NAMES = tuple(name for name in PARAMETERS if name not in ("stream", "describe", "client_id", *TOKEN_LIMITS))
+WIRE_NAMES = tuple(name for name in PARAMETERS if name not in ("stream", "describe", CLIENT_ID, *TOKEN_LIMITS))
 OWN_NAMES = ("model", "messages", "stream", "stream_options", *TOKEN_LIMITS)
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # ignored
 NEUTRAL: dict[str, tuple[object, ...]] = {  # the values that match what this server does anyway
@@ -76,6 +78,9 @@ def chat_request(body: dict[str, Any], card: ModelCard) -> ChatRequest:
     if not isinstance(stream, bool | None):
         raise ParameterInvalid(f"stream is {_short(stream)}; it must be true or false")
     image, texts, unused = _read_turns(_turns(body.get("messages")))
+    characters = sum(map(len, (*texts, *unused)))
+    if characters > MAX_TEXT_BYTES:
+        raise BodyTooLarge(f"messages has {characters} characters of text; the limit is {MAX_TEXT_BYTES}")
     prompt = "\n\n".join(texts) or None
     if prompt is not None and not card.follows_instructions:
         unused, prompt = [*texts, *unused], None
@@ -188,5 +193,5 @@ def _same(value: object, other: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value[:80] if isinstance(value, str) else value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."

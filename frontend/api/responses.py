@@ -5,6 +5,7 @@ Each event is sent immediately. The decoding is cancelled when the response ends
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -15,12 +16,16 @@ from starlette.types import Receive, Scope, Send
 
 from captioner.client import AsyncClient
 from captioner.client.stream import AsyncCaptionStream
+from captioner.errors import CaptionerError
 from captioner.wire import Caption
+from frontend.client_identity import client_parameters
+from frontend.middleware.exchange import CANCELLED_BY
 
 MEDIA_TYPES = ("application/json", "text/event-stream")  # of a whole caption and of a stream
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies such as nginx must not buffer the events
 
 WriteEvents = Callable[[AsyncCaptionStream, str], AsyncIterator[bytes]]  # (stream, its first text) → events
+WriteError = Callable[[CaptionerError], bytes]  # → the last event of a stream that breaks
 
 
 async def respond(
@@ -31,13 +36,15 @@ async def respond(
     *,
     whole: Callable[[Caption], dict[str, Any]],
     events: WriteEvents,
+    error_event: WriteError,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Request a caption and return the response: the JSON of `whole` if `stream` is False, otherwise `events`."""
+    parameters = {**parameters, **client_parameters()}
     if parameters["stream"] is False:
         return JSONResponse(whole(await client.caption(image, prompt=prompt, **parameters)), headers=headers)
     stream = await client.stream(image, prompt=prompt, **parameters)
-    return Events(stream, events(stream, await _first_text(stream)), headers)
+    return Events(stream, events(stream, await _first_text(stream)), error_event, headers)
 
 
 def event(data: object, name: str | None = None) -> bytes:
@@ -47,7 +54,7 @@ def event(data: object, name: str | None = None) -> bytes:
 
 
 class Events(Response):
-    """A response of events made from `stream`.
+    """A response of events made from `stream`. If it breaks, or the process stops, its last event is an error.
 
     It is not a StreamingResponse: if that is cancelled before its first event, it never runs its generator, so the
     stream would not be closed.
@@ -56,20 +63,33 @@ class Events(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, stream: AsyncCaptionStream, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None
+        self,
+        stream: AsyncCaptionStream,
+        events: AsyncIterator[bytes],
+        error_event: WriteError,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(headers=HEADERS | dict(headers or {}))
         del self.headers["content-length"]
         self._stream = stream
         self._events = events
+        self._error_event = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events, then close the stream."""
         async with self._stream:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for each in self._events:
-                await send({"type": "http.response.body", "body": each, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            try:
+                async for each in self._events:
+                    await send({"type": "http.response.body", "body": each, "more_body": True})
+                last = b""
+            except CaptionerError as error:
+                last = self._error_event(error)
+            except asyncio.CancelledError:
+                if CANCELLED_BY not in scope:
+                    raise
+                last = self._error_event(scope[CANCELLED_BY])
+        await send({"type": "http.response.body", "body": last})
 
 
 async def _first_text(stream: AsyncCaptionStream) -> str:

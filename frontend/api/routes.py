@@ -10,12 +10,15 @@ import asyncio
 import logging
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from captioner.client import AsyncClient
-from captioner.errors import CaptionerError, StreamStalled
+from captioner.errors import CaptionerError, ServerStopping, StreamStalled
+from captioner.wire import ModelCard
 from frontend.api import openapi
 from frontend.api.captions import add_captions
 from frontend.api.chat import add_chat
@@ -23,8 +26,10 @@ from frontend.api.models import add_models
 from frontend.http_errors import MethodRefused, PathUnknown, error_response
 from frontend.middleware.asgi import match_route
 from frontend.middleware.auth import AuthMiddleware
+from frontend.middleware.drain import Drain
 from frontend.middleware.limits import LimitsMiddleware
 from frontend.middleware.metrics import Metrics, MetricsMiddleware
+from frontend.middleware.origin import OriginMiddleware
 from frontend.model_card_cache import ModelCardCache
 from frontend.options import Options
 from frontend.remote_images import RemoteImages
@@ -44,7 +49,6 @@ def api_router(client: AsyncClient, images: RemoteImages, cards: ModelCardCache)
     endpoints = list(router.routes)
 
     async def refuse(request: Request, path: str) -> Response:
-        await request.body()
         route = match_route(endpoints, request.scope)
         if isinstance(route, APIRoute):
             allowed = ", ".join(sorted(route.methods or ()))
@@ -63,29 +67,34 @@ def add_api(
     options: Options,
     images: RemoteImages | None = None,
     cards: ModelCardCache | None = None,
-) -> None:
-    """Add the API for the captioner servers of `client` to `app`, and authentication for everything that `app` serves.
+) -> Drain:
+    """Add the API for the captioner servers of `client` to `app`, and access checks and limits for all that it serves.
 
-    Call it before a page is mounted at "/", because that mount matches every path.
+    Returns what a server needs to stop without cutting requests. Call it before a page is mounted at "/", because that
+    mount matches every path.
     """
-    metrics = Metrics()
+    metrics, drain = Metrics(), Drain()
     router = api_router(client, images or RemoteImages(options.image_hosts), cards or ModelCardCache(client))
     document = openapi.document(router, options.root_path)
     app.include_router(router)
-    app.include_router(_operations(client, metrics))
+    app.include_router(_operations(client, metrics, drain))
     app.add_api_route("/openapi.json", lambda: JSONResponse(document), include_in_schema=False)
     app.add_exception_handler(CaptionerError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
     # The middleware that is added last sees a request first.
-    app.add_middleware(LimitsMiddleware, routes=router.routes, max_in_flight=options.max_in_flight)
-    if options.api_keys or options.auth:
+    app.add_middleware(LimitsMiddleware, routes=router.routes, max_in_flight=options.max_in_flight, drain=drain)
+    if options.has_login:
         app.add_middleware(AuthMiddleware, options=options)
+    app.add_middleware(OriginMiddleware, options=options)
     app.add_middleware(MetricsMiddleware, routes=router.routes, metrics=metrics)
+    return drain
 
 
-def _operations(client: AsyncClient, metrics: Metrics) -> APIRouter:
+def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRouter:
     """Return the endpoints for orchestrators. They are outside the API's limits, so they answer under full load."""
     router = APIRouter(include_in_schema=False)
+    asked: asyncio.Future[ModelCard] | None = None  # concurrent readiness checks share one request
 
     @router.get("/healthz")
     async def alive() -> JSONResponse:
@@ -93,10 +102,17 @@ def _operations(client: AsyncClient, metrics: Metrics) -> APIRouter:
 
     @router.get("/readyz")
     async def ready() -> JSONResponse:
-        try:
-            card = await asyncio.wait_for(client.describe(), READY_S)
-        except asyncio.TimeoutError:
+        nonlocal asked
+        if drain.begun:
+            return JSONResponse({"status": ServerStopping.code}, 503, {"Connection": "close"})
+        if asked is None or asked.done():
+            asked = asyncio.ensure_future(client.describe())
+        await asyncio.wait({asked}, timeout=READY_S)
+        if not asked.done() or asked.cancelled():
+            asked.cancel()
             return JSONResponse({"status": StreamStalled.code}, 503)
+        try:
+            card = asked.result()
         except CaptionerError as error:
             return JSONResponse({"status": error.code}, 503)
         return JSONResponse({"status": "ready", "model": card.model, "revision": card.revision})
@@ -111,6 +127,16 @@ def _operations(client: AsyncClient, metrics: Metrics) -> APIRouter:
 async def _on_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, CaptionerError)
     return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Return the error for an unknown path or method of a static file or of a route outside the API."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(PathUnknown(f"{request.url.path[:80]!r} does not exist"))
+    if error.status_code == 405:
+        return error_response(MethodRefused(f"{request.method} is not supported here"), dict(error.headers or {}))
+    return await http_exception_handler(request, error)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+HEALTH = frozenset({"/healthz", "/readyz"})  # an orchestrator calls them by address and without a key
+OPERATIONS = HEALTH | {"/metrics"}
+MCP_PATHS = frozenset({"/gradio_api/mcp", "/gradio_api/mcp/", "/gradio_api/mcp/http", "/gradio_api/mcp/http/"})
+
 
 def path_of(scope: Scope) -> str:
     """Return the request path without the path prefix of a proxy."""

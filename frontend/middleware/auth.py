@@ -12,11 +12,11 @@ import secrets
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from frontend.client_identity import sign_in
 from frontend.http_errors import AccessRefused, error_response
-from frontend.middleware.asgi import path_of
+from frontend.middleware.asgi import HEALTH, path_of
 from frontend.options import Options
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # health checks of an orchestrator carry no key
 CHALLENGE = 'Basic realm="captioner", charset="UTF-8"'
 
 
@@ -29,10 +29,12 @@ class AuthMiddleware:
         self._auth = options.auth and ":".join(options.auth).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or path_of(scope) in OPEN_PATHS:
+        if scope["type"] == "lifespan" or path_of(scope) in HEALTH:
             return await self.app(scope, receive, send)
         header = Headers(scope=scope).get("authorization")
-        if header is not None and self._is_valid(header):
+        credentials = None if header is None else self._valid(header)
+        if credentials is not None:
+            sign_in(scope, credentials)
             return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
@@ -40,18 +42,21 @@ class AuthMiddleware:
         error = AccessRefused(f"the request has {'no' if header is None else 'no valid'} key or password; {hint}")
         return await error_response(error, {"WWW-Authenticate": CHALLENGE})(scope, receive, send)
 
-    def _is_valid(self, header: str) -> bool:
+    def _valid(self, header: str) -> bytes | None:
+        """Return the key, or USER:PASSWORD, if it is valid."""
         scheme, _, credentials = header.partition(" ")
         if scheme.lower() == "bearer":
-            return self._is_key(credentials.strip().encode())
+            key = credentials.strip().encode()
+            return key if self._is_key(key) else None
         if scheme.lower() != "basic":
-            return False
+            return None
         try:
             pair = base64.b64decode(credentials.strip(), validate=True)
         except (binascii.Error, ValueError):
-            return False
+            return None
         is_user = self._auth is not None and secrets.compare_digest(pair, self._auth)
-        return self._is_key(pair.partition(b":")[2]) or is_user
+        key = pair.partition(b":")[2]
+        return key if self._is_key(key) else pair if is_user else None
 
     def _is_key(self, candidate: bytes) -> bool:
         # Compare with every key in constant time, so that response times do not reveal a match.

@@ -1,113 +1,54 @@
-"""Request limits of the API: body size and time, concurrency, cancellation when the client disconnects."""
+"""Request limits of every route: body size, concurrency by client, and the memory of all bodies together."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from captioner.errors import CaptionerError, RequestCancelled, ServerBusy
+from captioner.errors import ServerStopping
 from captioner.wire import MAX_IMAGE_BYTES
-from frontend.http_errors import RETRY_AFTER_S, BodyTooLarge, BodyTooSlow, error_response
-from frontend.middleware.asgi import match_route
+from frontend.client_identity import client_of
+from frontend.http_errors import error_response
+from frontend.middleware.asgi import MCP_PATHS, OPERATIONS, match_route, path_of
+from frontend.middleware.drain import Drain
+from frontend.middleware.exchange import Exchange, Limits
+from frontend.middleware.share import Share
 
-MAX_BODY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20  # an image as base64, and 1 MiB for the other fields
-MAX_BODY_S = 120.0  # until the whole body has arrived
+MAX_TEXT_BYTES = 2**20  # of all fields other than the image
+MAX_BODY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # the image as base64
+MAX_PAGE_BODY_BYTES = 2**16  # of the page's own requests, which carry no image
+MAX_PAGE_IN_FLIGHT = 256
+MAX_HELD_BYTES = 2**28  # bodies of all requests in flight
+READING_PER_PLACE = 4  # bodies that may arrive for each place
 
 
 class LimitsMiddleware:
-    """ASGI middleware that limits requests to `routes`. Other requests pass through."""
+    """ASGI middleware that limits all requests. `routes` and MCP take images; all other routes take small bodies.
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], max_in_flight: int) -> None:
-        self.app = app
-        self._routes = routes
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if match_route(self._routes, scope) is None:
-            return await self.app(scope, receive, send)
-        if self._in_flight >= self._max_in_flight:
-            error = ServerBusy(f"{self._in_flight} requests are in flight; retry in {RETRY_AFTER_S} s")
-            return await error_response(error)(scope, receive, send)
-        self._in_flight += 1
-        try:
-            await Exchange(self.app).run(scope, receive, send)
-        finally:
-            self._in_flight -= 1
-
-
-class Exchange:
-    """One request and its response.
-
-    A body over the limits, or a client that disconnects, cancels the endpoint. The response is sent from here, so it
-    does not depend on how the endpoint reads its body.
+    Health checks and metrics have no concurrency limit, so they answer under full load. They read no body.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], max_in_flight: int, drain: Drain) -> None:
         self.app = app
-        self._size = 0
-        self._body_read = False
-        self._response_started = False
-        self._error: CaptionerError | None = None  # why the endpoint was cancelled
-        self._watch: asyncio.Task[None] | None = None
+        self._routes = routes
+        self._drain = drain
+        held = Share(MAX_HELD_BYTES)
+        reading = Share(READING_PER_PLACE * max_in_flight)
+        hint = f"; the limit of an image is {MAX_IMAGE_BYTES >> 20} MiB"
+        self._api = Limits(Share(max_in_flight), reading, held, MAX_BODY_BYTES, hint)
+        places = Share(MAX_PAGE_IN_FLIGHT)
+        self._page = Limits(places, Share(MAX_PAGE_IN_FLIGHT), held, MAX_PAGE_BODY_BYTES, is_awaited=False)
 
-    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the endpoint and send its response, or cancel it and send an error."""
-        deadline = time.monotonic() + MAX_BODY_S
-
-        def cancel(error: CaptionerError) -> None:
-            self._error = error
-            work.cancel()
-
-        async def watch_client() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            cancel(RequestCancelled("the client disconnected"))
-
-        async def receive_limited() -> Message:
-            until_cancelled: asyncio.Future[Message] = asyncio.Future()
-            if self._body_read:
-                return await until_cancelled
-            try:
-                message = await self._receive_body(receive, deadline)
-            except CaptionerError as error:
-                cancel(error)
-                return await until_cancelled
-            if not message.get("more_body", False):
-                self._body_read = True
-                self._watch = asyncio.ensure_future(watch_client())
-            return message
-
-        async def send_noted(message: Message) -> None:
-            self._response_started = True
-            await send(message)
-
-        work = asyncio.ensure_future(self.app(scope, receive_limited, send_noted))
-        try:
-            await work
-        except asyncio.CancelledError:
-            if self._error is None:
-                raise
-            if not self._response_started:  # a client that disconnected does not read it, but the metrics count it
-                await error_response(self._error)(scope, receive, send)
-        finally:
-            work.cancel()
-            if self._watch is not None:
-                self._watch.cancel()
-
-    async def _receive_body(self, receive: Receive, deadline: float) -> Message:
-        try:
-            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise BodyTooSlow(f"the body did not arrive within {MAX_BODY_S:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise RequestCancelled("the client disconnected")
-        self._size += len(message.get("body", b""))
-        if self._size > MAX_BODY_BYTES:
-            limits = f"{MAX_BODY_BYTES / 2**20:.1f} MiB; the limit of an image is {MAX_IMAGE_BYTES >> 20} MiB"
-            raise BodyTooLarge(f"the body is larger than {limits}")
-        return message
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = path_of(scope) if scope["type"] == "http" else None
+        if path is None or path in OPERATIONS:
+            return await self.app(scope, receive, send)
+        if self._drain.begun:
+            error = ServerStopping("the server is stopping; retry at another replica")
+            return await error_response(error, {"Connection": "close"})(scope, receive, send)
+        takes_images = match_route(self._routes, scope) is not None or (path in MCP_PATHS and scope["method"] == "POST")
+        exchange = Exchange(self.app, self._api if takes_images else self._page, client_of(scope))
+        with self._drain.track(exchange):
+            return await exchange.run(scope, receive, send)

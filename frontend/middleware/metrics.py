@@ -1,4 +1,4 @@
-"""Prometheus metrics of the API: requests by endpoint and status, requests in flight, time to the first text."""
+"""Prometheus metrics of the API: requests by endpoint and status, errors by code, time to the first text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontend.http_errors import ERROR_CODE
 from frontend.middleware.asgi import match_route
 
 BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -21,6 +22,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "captioner_api_requests", "Requests answered", ("endpoint", "status"), registry=self.registry
+        )
+        self.refused = Counter(
+            "captioner_api_refused", "Requests to any path answered with an error", ("code",), registry=self.registry
         )
         self.in_flight = Gauge("captioner_api_in_flight", "Requests in flight", registry=self.registry)
         self.first_text = Histogram(
@@ -37,7 +41,10 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """ASGI middleware that counts requests to `routes`. The label `endpoint` is the route's name."""
+    """ASGI middleware that counts requests to `routes`, and the errors of all requests.
+
+    The label `endpoint` is the route's name.
+    """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], metrics: Metrics) -> None:
         self.app = app
@@ -45,6 +52,13 @@ class MetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._measured(scope, receive, send)
+        finally:
+            if ERROR_CODE in scope:
+                self._metrics.refused.labels(scope[ERROR_CODE]).inc()
+
+    async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = match_route(self._routes, scope)
         if route is None:
             return await self.app(scope, receive, send)

@@ -19,6 +19,7 @@ from frontend.mcp import Tool
 from frontend.model_card_cache import ModelCardCache
 from frontend.page import html, messages, theme
 from frontend.page.fields import make_fields
+from frontend.page.guard import Guard, functions_of
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,7 @@ class Page:
 def mount(app: Any, cards: ModelCardCache, root_path: str, tool: Tool | None = None) -> None:
     """Mount the page at "/" of a FastAPI application, after all of its other routes. `tool` is served by MCP."""
     page = Page(cards)
+    functions = functions_of(page.blocks)
     if tool is not None:
         with page.blocks:
             api(tool, api_name="caption_image", queue=False)
@@ -200,3 +202,5 @@ def mount(app: Any, cards: ModelCardCache, root_path: str, tool: Tool | None = N
         css_paths=theme.CSS,
         head=theme.head(root_path),
     )
+    mounted = app.router.routes[-1]
+    mounted.app = Guard(mounted.app, functions, mcp=tool is not None)

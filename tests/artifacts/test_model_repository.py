@@ -74,7 +74,7 @@ def test_the_parameters_in_the_captioners_config_are_settings() -> None:
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.parts[-3])
 def test_a_model_file_is_short_and_imports_only_the_installed_package(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) < 100, f"{len(text.splitlines())} lines: model.py only translates"
+    assert len(text.splitlines()) < 110, f"{len(text.splitlines())} lines: model.py only translates"
     assert "sys.path" not in text
     assert imports(path) <= {
         "captioner",

@@ -15,8 +15,9 @@ import pytest
 
 from captioner.client import Client
 from captioner.wire import MAX_IMAGE_BYTES
-from frontend.api.captions import caption_events
-from tests.support.api_client import BASE64, CAPTIONS, DATA_URL, LONG, PHOTO, BreakingStream, error_of, send
+from frontend.api.captions import caption_error, caption_events
+from frontend.api.responses import Events
+from tests.support.api_client import BASE64, CAPTIONS, DATA_URL, LONG, PHOTO, BreakingStream, body_of, error_of, send
 from tests.support.served import Served
 
 
@@ -153,7 +154,7 @@ def test_the_values_of_a_form_reach_the_model(url: str) -> None:
 def test_a_stream_that_breaks_ends_with_an_error_instead_of_done() -> None:
     async def read() -> str:
         stream: Any = BreakingStream()
-        return b"".join([each async for each in caption_events(stream, "A")]).decode()
+        return await body_of(Events(stream, caption_events(stream, "A"), caption_error))
 
     error = {"code": "SERVER_STOPPING", "message": "the server is stopping"}
     assert events(asyncio.run(read())) == [("text", {"text": "A"}), ("text", {"text": " cat"}), ("error", error)]

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.client import Client
-from frontend.api.chat import Completion
+from frontend.api.chat import Completion, chat_error
+from frontend.api.responses import Events
 from frontend.options import Options
 from tests.frontend.test_chat_request import IMAGE, KNOWN, body, parse, text, user
-from tests.support.api_client import CHAT, PHOTO, BreakingStream
+from tests.support.api_client import CHAT, PHOTO, BreakingStream, body_of
 from tests.support.api_server import DEAD, api_server
 from tests.support.cards import CARD
 from tests.support.served import Served
@@ -158,7 +159,7 @@ def test_a_stream_that_breaks_ends_with_openais_error_instead_of_done() -> None:
     async def read() -> str:
         stream: Any = BreakingStream()
         completion = Completion(CARD, parse())
-        return b"".join([each async for each in completion.chunks(stream, "A")]).decode()
+        return await body_of(Events(stream, completion.chunks(stream, "A"), chat_error))
 
     *chunks, last = [json.loads(line.removeprefix("data: ")) for line in asyncio.run(read()).split("\n\n") if line]
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == ["A", " cat"]

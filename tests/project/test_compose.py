@@ -18,6 +18,7 @@ from captioner import cli, wire
 from captioner.artifacts.version_store import VersionStore
 from captioner.launcher import triton_process
 from captioner.publish.model_control import admin_key
+from frontend.options import Options
 from tests.support.processes import read_until, running
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,14 @@ def test_the_default_profile_is_the_server_with_a_gpu() -> None:
     devices = compose()["server"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
     assert "deploy" not in compose()["server-cpu"]
+
+
+def test_the_page_has_time_to_drain_and_takes_its_keys_from_the_environment() -> None:
+    page = compose(CAPTIONER_API_KEYS="one,two", CAPTIONER_AUTH="ann:secret")["frontend"]
+    assert page["environment"] == {"CAPTIONER_API_KEYS": "one,two", "CAPTIONER_AUTH": "ann:secret"}
+    assert int(page["stop_grace_period"].removesuffix("s")) > Options.drain_s + 5
+    assert "--insecure" in page["command"], "the container listens on 0.0.0.0; compose decides who reaches it"
+    assert "/healthz" in DOCKERFILE, "a health check of the container has no key"
 
 
 def test_the_page_finds_either_server_by_the_same_name() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from captioner import NO_TELEMETRY
 from captioner.errors import CaptionerError, traced
-from captioner.launcher.supervisor import choose_ports
+from captioner.launcher.ports import choose_ports
 from tests.support.pages import BROKEN, PHOTO
 from tests.support.served import ROOT
 

@@ -38,7 +38,7 @@ def test_the_sbom_lists_every_pinned_package_that_is_installed(tmp_path: Path) -
     installed = {canonicalize_name(each.metadata["Name"]) for each in distributions()}
     pinned = {name: version for name, version in pins().items() if name in installed}
     assert len(pinned) > 100
-    assert {name: listed.get(name) for name in pinned} == pinned
+    assert pinned.items() <= listed.items()
 
 
 def test_an_audit_fails_for_a_vulnerability_and_not_for_missing_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +13,7 @@ from captioner.serving.queue_room import wait_for_room
 
 
 def test_a_call_is_repeated_until_the_queue_has_room() -> None:
-    answers = iter([ServerBusy("full"), ServerBusy("full"), "features"])
+    answers: Iterator[ServerBusy | str] = iter([ServerBusy("full"), ServerBusy("full"), "features"])
 
     def call() -> str:
         answer = next(answers)

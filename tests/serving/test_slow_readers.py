@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.triton
 
 STREAMS = 40  # fewer than the places of the queue
 ROUNDS = 3
-LONG = {"length": "long", "temperature": 2.0, "max_tokens": 80, "repetition_guard": False}
+LONG: dict[str, Any] = {"length": "long", "temperature": 2.0, "max_tokens": 80, "repetition_guard": False}
 
 
 def test_streams_that_nobody_reads_end_on_the_server_and_leave_memory_flat(served: Served) -> None:

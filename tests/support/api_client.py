@@ -6,10 +6,12 @@ import base64
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+from starlette.responses import Response
+from starlette.types import Message
 
 from captioner.errors import ServerStopping
 from captioner.examples import FOLDER
@@ -31,19 +33,22 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def send(url: str, body: dict[str, Any], path: str = CAPTIONS) -> socket.socket:
+def send(
+    url: str, body: dict[str, Any], path: str = CAPTIONS, headers: Mapping[str, str] | None = None
+) -> socket.socket:
     """Send a request and return its connection, without reading the response."""
     data = json.dumps(body).encode()
     connection = connect(url)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return connection
 
 
 def send_half(url: str, path: str = CAPTIONS) -> socket.socket:
     """Send a request with one byte of a body of 100, and return its connection."""
     connection = connect(url)
-    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{{".encode())
     return connection
 
 
@@ -70,3 +75,23 @@ class BreakingStream:
         if not self.pieces:
             raise ServerStopping("the server is stopping")
         return self.pieces.pop()
+
+    async def __aenter__(self) -> BreakingStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def body_of(response: Response) -> str:
+    """Return the body that a response sends."""
+    parts: list[bytes] = []
+
+    async def send(message: Message) -> None:
+        parts.append(message.get("body", b""))
+
+    async def receive() -> Message:
+        raise AssertionError("a response reads nothing")
+
+    await response({"type": "http"}, receive, send)
+    return b"".join(parts).decode()

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from captioner.client import AsyncClient
 from frontend.api.routes import add_api
+from frontend.middleware.drain import Drain
 from frontend.options import Options
 from frontend.remote_images import RemoteImages
+from frontend.server import http_server
 from tests.support.served import Served
 
 PAGE = "the page"
@@ -27,11 +28,19 @@ DEAD = "127.0.0.1:9"  # nothing listens there
 def api_server(address: str, options: Options | None = None, images: RemoteImages | None = None) -> Iterator[str]:
     """Serve an API for the captioner server at `address`; yield its URL."""
     app = FastAPI(openapi_url=None)
-    add_api(app, AsyncClient(address, shrink=False), options or Options(), images)
+    options = options or Options()
+    drain = add_api(app, AsyncClient(address, shrink=False), options, images)
     app.mount("/", PlainTextResponse(PAGE))
-    listener = socket.socket()
+    with application_server(app, drain, options) as url:
+        yield url
+
+
+@contextmanager
+def application_server(app: FastAPI, drain: Drain, options: Options) -> Iterator[str]:
+    """Serve an application; yield its URL."""
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # with another value, asyncio does not set TCP_NODELAY
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+    server = http_server(app, drain, options)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

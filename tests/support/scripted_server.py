@@ -45,6 +45,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.poison = b""  # an image that always meets "broken"
         self.requests: list[float] = []  # times, in monotonic seconds
         self.seeds: list[int] = []
+        self.cancelled = threading.Event()  # by a client, before the end of its caption
         self._closed = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(16))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -68,7 +69,10 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.seeds.append(request.parameters["seed"].int64_param)
         images = [deserialize_bytes_tensor(content)[0] for content in request.raw_input_contents]
         fault = "broken" if self.poison in images else self.faults.pop(0) if self.faults else self.fault
+        ended = threading.Event()
+        context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
         yield from self._respond(fault, request.parameters["describe"].bool_param, context)
+        ended.set()
 
     def _respond(self, fault: Fault | None, describe: bool, context: grpc.ServicerContext) -> Iterator[Any]:
         if fault in ERRORS:
