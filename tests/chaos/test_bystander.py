@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import threading
 import time
@@ -35,7 +36,8 @@ REFUSAL_S = 0.1
 SLOWER = 2.0
 ATTEMPTS = 3  # the best counts: other programs run on this machine too
 COPIES_S_PER_MB = 0.01  # a server copies a request several times before it can look at it
-USUAL = 20  # captions beside nothing
+USUAL = 10  # captions beside nothing
+IDLE_S = 0.06  # one of them on two idle cores
 UNTYPED = ("INTERNAL", "SERVER_UNREACHABLE", "SERVER_STOPPING", "STREAM_STALLED")
 
 
@@ -126,16 +128,23 @@ def test_a_field_at_or_beyond_its_limit_is_answered_at_once_and_a_bystander_does
 ) -> None:
     usual, faults = bystander.usual(), []
     for field in fields():
-        if (endpoint, field.name) != ("grpc", BODY):  # gRPC has no text to parse
-            attempts = (faults_of(senders[endpoint], field, bystander, usual) for _ in range(ATTEMPTS))
-            faults += fewest(attempts)
+        if (endpoint, field.name) == ("grpc", BODY):  # gRPC has no text to parse
+            continue
+        if (endpoint, field.name) == ("chat", "max_tokens"):  # a limit above the model's own changes nothing
+            continue
+        attempts = (
+            faults_of(senders[endpoint], field, bystander, bystander.usual() if attempt else usual)
+            for attempt in range(ATTEMPTS)
+        )
+        faults += fewest(attempts)
     assert not faults, "\n".join(faults)
     assert bystander.errors == []
 
 
 def faults_of(send: Send, field: Field, bystander: Bystander, usual: float) -> list[str]:
     """Send each value of a field beside a caption of the bystander; return what is wrong."""
-    faults, beside = [], []
+    faults: list[str] = []
+    beside: list[float] = []
     for index, value in enumerate((*field.at_limit, *field.beyond)):
         seconds = bystander.watch()
         reply = send(field.name, value)
@@ -143,7 +152,7 @@ def faults_of(send: Send, field: Field, bystander: Bystander, usual: float) -> l
         what = f"{field.name} {'beyond its limit' if is_beyond else 'at its limit'}, value {index}"
         if reply.code in UNTYPED or (is_beyond and not reply.code):
             faults.append(f"{what}: {reply.code or 'accepted'} {reply.message[:200]}")
-        if is_beyond and reply.seconds > refusal_limit_s(value):
+        elif is_beyond and reply.seconds > refusal_limit_s(value, usual):
             faults.append(f"{what}: refused after {reply.seconds * 1000:.0f} ms")
         bystander.wait(seconds)
         beside += seconds
@@ -151,8 +160,10 @@ def faults_of(send: Send, field: Field, bystander: Bystander, usual: float) -> l
     return [*faults, f"beside {field.name}, captions take {slower:.1f} times as long"] if slower > SLOWER else faults
 
 
-def refusal_limit_s(value: Any) -> float:
-    return REFUSAL_S + (len(value) / 1e6 * COPIES_S_PER_MB if isinstance(value, str | bytes) else 0.0)
+def refusal_limit_s(value: Any, usual: float) -> float:
+    """Return the limit on two idle cores, or more if this machine is slower now."""
+    size = len(value) if isinstance(value, str | bytes) else len(json.dumps(value))
+    return (REFUSAL_S + size / 1e6 * COPIES_S_PER_MB) * max(1.0, usual / IDLE_S)
 
 
 def fewest(attempts: Iterator[list[str]]) -> list[str]:

@@ -19,6 +19,7 @@ from captioner.errors import CaptionerError
 ENDPOINTS: tuple[Literal["grpc"] | Endpoint, ...] = ("grpc", "whole", "grpc", "events", "grpc", "chat")  # of clients
 LOST_S = 15.0  # after its deadline, a request without an answer counts as lost
 STALL_TIMEOUT_S = 15.0
+OUTAGE_S = 600.0
 EARLY_S = 0.1  # the server's clock of a deadline starts later than the client's, never earlier
 # Refusals that another try may overcome. The others are answers to the request itself, and so mistakes here.
 TRANSIENT = ("", "SERVER_BUSY", "SERVER_STOPPING", "SERVER_UNREACHABLE", "STREAM_STALLED")
@@ -56,7 +57,7 @@ class Client:
     async def run(self, until: asyncio.Event) -> None:
         """Send requests until the event is set, and one more."""
         rng = random.Random(self.number)
-        policy = RetryPolicy(max_elapsed_s=self.deadline_ms / 1000)
+        policy = RetryPolicy(max_elapsed_s=OUTAGE_S)  # longer than any outage, so that only deadlines end requests
         async with (
             AsyncClient(self.addresses, retry=policy, stall_timeout_s=STALL_TIMEOUT_S) as client,
             httpx.AsyncClient(base_url=self.url, timeout=STALL_TIMEOUT_S) as http,

@@ -143,8 +143,8 @@ def by_generate(address: str) -> Send:
             return Reply("", seconds)
         message = str(json.loads(body)["error"])
         error = from_wire(message)
-        untyped = type(error) is CaptionerError and status < 500  # Triton's own refusal
-        return Reply("TRITON_REFUSED" if untyped else error.code, seconds, message)
+        by_triton = type(error) is CaptionerError and not message.startswith(f"{error.code}: ")
+        return Reply("TRITON_REFUSED" if by_triton else error.code, seconds, message)
 
     return send
 
