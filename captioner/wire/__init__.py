@@ -6,7 +6,6 @@ page all follow it. It knows neither Triton nor any model.
 
 from captioner.wire.csv_columns import CSV_COLUMNS
 from captioner.wire.parameters import (
-    MAX_PROMPT_CHARACTERS,
     MAX_STOP_CHARACTERS,
     PARAMETERS,
     TEXT_LISTS,
@@ -28,6 +27,7 @@ from captioner.wire.tensors import (
     IMAGE,
     IMAGE_INFO,
     MAX_IMAGE_BYTES,
+    MAX_PROMPT_CHARACTERS,
     METRICS_PORT,
     MODELS,
     PAGE_PORT,

@@ -12,7 +12,6 @@ from typing import Any
 from captioner.errors import ParameterInvalid, ParameterUnknown
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
-MAX_PROMPT_CHARACTERS = 32_768
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length.
 MAX_PARAMETERS_BYTES = 128 * 2**10
 

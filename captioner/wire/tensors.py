@@ -7,6 +7,7 @@ from typing import Literal
 
 HTTP_PORT, GRPC_PORT, METRICS_PORT, PAGE_PORT = 8000, 8001, 8002, 7860
 MAX_IMAGE_BYTES = 20 * 2**20
+MAX_PROMPT_CHARACTERS = 32_768
 ADMIN_HEADER = "captioner-admin"  # a request that carries the server's admin key here may use model control
 
 EncoderPrecision = Literal["fp32", "fp16", "int8"]
@@ -20,6 +21,7 @@ class Tensor:
     data_type: Literal["TYPE_STRING", "TYPE_UINT8", "TYPE_FP32"]
     dims: tuple[int, ...]
     optional: bool = False
+    max_length: int | None = None  # of a text, in characters
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ModelWire:
 
 
 IMAGE = Tensor("image", "TYPE_STRING", (1,))  # an image file's bytes, base64 text, or a data URL
-PROMPT = Tensor("prompt", "TYPE_STRING", (1,), optional=True)  # UTF-8, used verbatim
+PROMPT = Tensor("prompt", "TYPE_STRING", (1,), optional=True, max_length=MAX_PROMPT_CHARACTERS)  # UTF-8, used verbatim
 CAPTION = Tensor("caption", "TYPE_STRING", (1,))  # the new text since the last response
 DETAILS = Tensor("details", "TYPE_STRING", (1,))  # JSON of `Details` or `ModelCard`, in the last response
 PIXELS = Tensor("pixels", "TYPE_UINT8", (-1, -1, 3))  # (height, width, RGB)

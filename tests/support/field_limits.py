@@ -25,7 +25,7 @@ from tritonclient.utils import serialize_byte_tensor
 from captioner import wire
 from captioner.errors import CaptionerError, from_wire
 from captioner.examples import PHOTOS
-from captioner.wire import MAX_IMAGE_BYTES, PARAMETERS, TEXT_LISTS, Parameter
+from captioner.wire import MAX_IMAGE_BYTES, MAX_STOP_CHARACTERS, PARAMETERS, TEXT_LISTS, Parameter
 
 PHOTO = PHOTOS[1].read_bytes()
 FAR, FARTHER = 5 * 2**20, 20 * 10**6  # characters
@@ -72,17 +72,18 @@ def texts_without_limit() -> list[str]:
     """Return the names of the texts whose length the wire does not limit."""
     texts: list[Parameter | wire.Tensor] = [wire.PROMPT]
     texts += [each for each in PARAMETERS.values() if each.kind is str]
-    return [each.name for each in texts if not getattr(each, "max_length", None)]
+    return [each.name for each in texts if each.max_length is None]
 
 
 def limit_of(field: Parameter | wire.Tensor) -> int:
     """Return the maximum length of a text, in characters."""
-    return int(getattr(field, "max_length", None) or 1000)
+    assert field.max_length is not None
+    return field.max_length
 
 
 def _field(parameter: Parameter) -> Field:
     if parameter.name in TEXT_LISTS:
-        each = limit_of(parameter) // 4 - len('"", ')
+        each = MAX_STOP_CHARACTERS if parameter.name == "stop" else limit_of(parameter) // 4 - len('"", ')
         nested: Any = "x"
         for _ in range(500):
             nested = [nested]
