@@ -6,9 +6,10 @@ import re
 from html import escape
 
 from captioner import examples
-from captioner.image.formats import FORMATS
+from captioner.image.formats import FORMATS, SUFFIXES
 
-IMAGE_TYPES = ",".join(each.mime for each in FORMATS)  # file types that a file input offers
+# File types that a file input offers. Suffixes too, since systems disagree on the MIME types of HEIC and ICO.
+IMAGE_TYPES = ",".join([*(each.mime for each in FORMATS), *SUFFIXES])
 
 
 def _credits() -> str:
@@ -30,7 +31,7 @@ IMAGE = f"""
   <input type="file" id="image-file" accept="{IMAGE_TYPES}" aria-label="Choose an image">
   <label for="image-file"><b>Choose a photo</b><span>or drop or paste it here</span></label>
   <img alt="" hidden>
-  <p class="no-preview" hidden>This browser cannot display this file.</p>
+  <p class="no-preview" hidden>This browser cannot display this file. The server may still read it.</p>
 </div>
 <div class="tools">
   <button type="button" id="camera" hidden>Take a photo</button>

@@ -17,7 +17,7 @@ from benchmarks.baselines import BATCHED, SEQUENTIAL
 from tests.support.pages import Serve
 from tests.support.served import ROOT, Served
 
-BENCHMARKS = ("bulk", "device", "endpoints", "engine", "overload", "parity", "precision", "served", "soak")
+BENCHMARKS = ("bulk", "decoding", "device", "endpoints", "engine", "overload", "parity", "precision", "served", "soak")
 TRAINING = ("__main__", "evaluate", "self_critical")
 Main = Callable[..., list[str]]
 
@@ -44,6 +44,12 @@ def test_every_command_has_a_help_text(
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(module).main()
     assert f"python -m {module.removesuffix('.__main__')}" in capsys.readouterr().out
+
+
+def test_the_decoding_benchmark_measures_photos_and_the_largest_files(main: Main) -> None:
+    document: Any = json.loads(main("benchmarks.decoding", "--rounds 2 --side-px 64")[-1])
+    assert len(document["ordinary"]) > 4
+    assert {"JPEG", "AVIF"} < document["largest"].keys()
 
 
 @pytest.mark.usefixtures("tiny_model")

@@ -19,7 +19,7 @@ import pytest
 from captioner import examples
 from captioner.client import AsyncClient
 from captioner.errors import CaptionerError, ImageMissing, ServerUnreachable
-from captioner.image.formats import FORMATS, is_image
+from captioner.image.formats import FORMATS, SUFFIXES, is_image
 from captioner.wire import CSV_COLUMNS, FinishReason, ModelCard
 from frontend.model_card_cache import ModelCardCache
 from frontend.page import fields, html, messages, theme
@@ -62,7 +62,7 @@ def test_the_browser_gets_the_servers_tables() -> None:
 
 
 def test_the_file_inputs_accept_every_supported_image_format() -> None:
-    types = ",".join(each.mime for each in FORMATS)
+    types = ",".join([*(each.mime for each in FORMATS), *SUFFIXES])
     assert f'id="image-file" accept="{types}"' in html.IMAGE
     assert f'accept="{types},.zip"' in html.FILES
 

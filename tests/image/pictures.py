@@ -56,6 +56,13 @@ def file(image: Image.Image, file_format: str, **options: object) -> bytes:
 PNG = file(picture(), "PNG")
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    """A JPEG file of 16 MP whose last scan comes `count` times. Each of them takes milliseconds."""
+    data = file(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * count + data[-2:]
+
+
 def png_with(data: bytes, name: bytes, body: bytes) -> bytes:
     """A PNG file with another chunk before its pixels."""
     at = data.index(b"IDAT") - 4

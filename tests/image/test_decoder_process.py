@@ -20,12 +20,12 @@ from captioner.image.decode import load_pixels
 from captioner.image.decoder_process import DecoderProcess
 from captioner.image.spec import ImageSpec
 from captioner.wire import MAX_IMAGE_BYTES
-from tests.image.pictures import NOISE, PNG, file
+from tests.image.pictures import NOISE, PNG, file, jpeg_of_scans
 from tests.support.served import assert_soon
 
 SPEC = ImageSpec(32, 32, "bicubic")
 TILES = ImageSpec(32, 32, "bicubic", longest_px=96)
-LONG = b"\xff\xd8" + b"\xff\xe0\0\x03x" * (MAX_IMAGE_BYTES // 5 - 10_000) + file(NOISE, "JPEG")[2:]  # tens of seconds
+LONG = jpeg_of_scans(10_000)  # a hundred seconds
 
 
 @pytest.fixture(scope="module")

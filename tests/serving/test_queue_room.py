@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,15 +12,15 @@ from captioner.serving.queue_room import wait_for_room
 
 
 def test_a_call_is_repeated_until_the_queue_has_room() -> None:
-    answers: Iterator[ServerBusy | str] = iter([ServerBusy("full"), ServerBusy("full"), "features"])
+    refusals = [ServerBusy("full"), ServerBusy("full")]
 
-    def call() -> str:
-        answer = next(answers)
-        if isinstance(answer, ServerBusy):
-            raise answer
-        return answer
+    def call(name: str) -> str:
+        if refusals:
+            raise refusals.pop()
+        return name
 
-    assert wait_for_room(call) == "features"
+    assert wait_for_room(call, "features") == "features"
+    assert not refusals
 
 
 @pytest.mark.parametrize("error", [ServerBusy("full"), ImageBroken("half a file")])
