@@ -17,6 +17,7 @@ from frontend.http_errors import BodyTooLarge, BodyTooSlow, error_response
 from frontend.middleware.share import Share
 
 MAX_BODY_S = 120.0  # until the whole body has arrived
+MEMORY_FULL = "the bodies of the requests in flight take too much memory; retry later"
 CANCELLED_BY = "captioner.cancelled_by"  # in the scope: the error for which the endpoint is cancelled
 
 
@@ -82,9 +83,10 @@ class Exchange:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         limits = self.limits
-        declared = Headers(scope=scope).get("content-length", "0")
-        self._check_size(int(declared) if declared.isdecimal() else 0)
-        self._check_room()  # a request that would be refused later is refused before its body is read
+        length = Headers(scope=scope).get("content-length", "")
+        declared = int(length) if length.isdecimal() else 0
+        self._check_size(declared)
+        self._check_room(declared)  # a request that would be refused later is refused before its body is read
         with _Place(limits.reading, self._client, "request bodies are arriving"):
             messages = [{"type": "http.request", "body": await self._read(receive), "more_body": False}]
 
@@ -116,7 +118,7 @@ class Exchange:
             part: bytes = message.get("body", b"")
             self._check_size(self._held + len(part))
             if part and not self.limits.bytes.take(self._client, len(part)):
-                raise ServerBusy("the bodies of the requests in flight take too much memory; retry later")
+                raise ServerBusy(MEMORY_FULL)
             self._held += len(part)
             parts.append(part)
             if not message.get("more_body", False):
@@ -126,7 +128,9 @@ class Exchange:
         if size > self.limits.max_body:
             raise BodyTooLarge(f"the body is larger than {self.limits.max_body / 2**20:.2g} MiB{self.limits.hint}")
 
-    def _check_room(self) -> None:
+    def _check_room(self, declared: int) -> None:
+        if declared and not self.limits.bytes.has_room(self._client, declared):
+            raise ServerBusy(MEMORY_FULL)
         if not self.limits.places.has_room(self._client):
             raise ServerBusy(f"{self.limits.places.total} requests are in flight; retry later")
 

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from frontend.client_identity import client_at, current
 from frontend.options import Options
 from frontend.serve import application
-from tests.support.api_client import connect
+from tests.support.api_client import BASE64, connect
 from tests.support.api_server import DEAD, application_server
 
 RUN = "/gradio_api/run/predict"
@@ -144,6 +145,18 @@ def test_a_malformed_mcp_request_is_an_error_without_a_traceback(page: str, capf
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err
     assert "secret" not in out + err
+
+
+def test_an_mcp_tool_knows_the_client_that_calls_it(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[str] = []
+    monkeypatch.setattr("frontend.mcp.client_parameters", lambda: clients.append(current()) or {})
+    headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    arguments = {"image": f"data:image/jpeg;base64,{BASE64}"}
+    params = {"name": "caption_image", "arguments": arguments}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    answer = httpx.post(f"{page}/gradio_api/mcp/", json=call, headers=headers, timeout=30)
+    assert answer.status_code == 200
+    assert clients == [client_at("127.0.0.1")], answer.text
 
 
 def test_a_connection_that_never_sends_its_headers_is_closed() -> None:

@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from captioner.client import Client
 from captioner.wire import PARAMETERS
 from frontend.api import routes
+from frontend.client_identity import CLIENT_ID
 from frontend.options import Options
 from tests.support.api_client import BASE64, CAPTIONS, error_of, send, soon
 from tests.support.api_server import DEAD, api_server
@@ -97,7 +98,7 @@ def test_every_example_of_the_openapi_document_is_a_valid_request(url: str) -> N
     for path, methods in document["paths"].items():
         for content in methods.get("post", {}).get("requestBody", {}).get("content", {}).values():
             names = set(content["schema"]["properties"])
-            assert names >= set(PARAMETERS) - {"describe", "stream", "client_id"}
+            assert names >= set(PARAMETERS) - {"describe", "stream", CLIENT_ID}
             if "example" in content:
                 answer = httpx.post(url + path, json=content["example"])
                 assert answer.status_code == 200, answer.text

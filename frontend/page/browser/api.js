@@ -55,7 +55,8 @@ async function request(file, parameters, signal, onText) {
 
 async function errorOf(response) {
   const { status } = response;
-  const wait = Number(response.headers.get("Retry-After")) || 0;
+  const { headers } = response;
+  const wait = Number(headers.get("retry-after-ms")) / 1000 || Number(headers.get("Retry-After")) || 0;
   try {
     const { code, message } = (await response.json()).error;
     return new ApiError(code, message, TRANSIENT.has(status), wait);
