@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
+import gradio as gr
 import pytest
 
 from captioner import examples
@@ -21,6 +24,7 @@ from captioner.client import AsyncClient
 from captioner.errors import CaptionerError, ImageMissing, ServerUnreachable
 from captioner.image.formats import FORMATS, SUFFIXES, is_image
 from captioner.wire import CSV_COLUMNS, FinishReason, ModelCard
+from frontend import private_log
 from frontend.model_card_cache import ModelCardCache
 from frontend.page import fields, html, messages, theme
 from frontend.page.page import Page
@@ -49,6 +53,31 @@ async def make_page(client: AsyncClient) -> Page:
 @pytest.fixture(scope="module")
 def page() -> Page:
     return asyncio.run(make_page(CardClient(CARD)))
+
+
+def test_an_event_that_fails_is_logged_without_what_the_visitor_sent(
+    page: Page, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = next(iter(page.blocks.fns.values()))
+    with pytest.raises(gr.Error, match="the server's log has the cause") as raised:
+        asyncio.run(page.blocks.process_api(function, ["a secret prompt"]))
+    assert not raised.value.print_exception, "Gradio itself would print the error"
+    assert "an event of the page failed: ValueError" in caplog.text
+    assert "a secret prompt" not in caplog.text + "".join(capsys.readouterr())
+
+
+def test_the_pages_log_has_no_message_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())  # restored after the test
+    private_log.install()
+    text = io.StringIO()
+    log = logging.Logger("a library's")
+    log.addHandler(logging.StreamHandler(text))
+    try:
+        int("a secret prompt")
+    except ValueError:
+        log.exception("it failed")
+    assert "it failed\nValueError\n" in text.getvalue() and __file__ in text.getvalue()
+    assert "invalid literal" not in text.getvalue()
 
 
 def test_the_browser_gets_the_servers_tables() -> None:

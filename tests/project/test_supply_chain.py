@@ -34,7 +34,9 @@ def test_the_sbom_lists_every_pinned_package_that_is_installed(tmp_path: Path) -
     subprocess.run([*command[:-1], sys.executable], cwd=ROOT, check=True, capture_output=True, timeout=120)
     document = json.loads(path.read_text())
     assert document["bomFormat"] == "CycloneDX" and document["metadata"]["component"]["name"] == "captioner"
-    listed = {canonicalize_name(each["name"]): each["version"].partition("+")[0] for each in document["components"]}
+    listed: dict[str, str] = {
+        canonicalize_name(each["name"]): each["version"].partition("+")[0] for each in document["components"]
+    }
     installed = {canonicalize_name(each.metadata["Name"]) for each in distributions()}
     pinned = {name: version for name, version in pins().items() if name in installed}
     assert len(pinned) > 100
