@@ -31,6 +31,7 @@ from captioner.wire import ImageInfo
 _START_SECONDS = 60
 _BUSY_MACHINE = 3  # seconds that may pass for a second of processor time
 _PR_SET_PDEATHSIG = 1
+_STACK_BYTES = 2**23
 
 
 class DecoderProcess:
@@ -95,13 +96,23 @@ class DecoderProcess:
         command.append(json.dumps(asdict(self._spec)))
         try:
             with theirs:
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/")
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    cwd="/",
+                    preexec_fn=_usual_stack,  # noqa: PLW1509 - one system call, no lock
+                )
             if not self._connection.poll(_START_SECONDS):
                 raise TimeoutError(f"not ready after {_START_SECONDS} s")
             self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             self._connection.close()
             raise StartupRefused(f"the process that decodes images does not start: {error!r}: {command}") from None
+
+
+def _usual_stack() -> None:
+    """Give the decoder's threads small stacks: those of the server's would use up the memory limit."""
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 
 
 def main(fd: int, parent: int, seconds: int, max_bytes: int, spec: ImageSpec) -> None:

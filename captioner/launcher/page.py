@@ -52,7 +52,7 @@ class Page:
                 raise StartupRefused(f"the page did not answer on port {self._port} within {START_SECONDS:.0f} s")
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
             try:
-                connection.request("GET", "/")
+                connection.request("GET", "/healthz")
                 if connection.getresponse().status == 200:
                     return
             except OSError:

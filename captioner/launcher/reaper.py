@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import shutil
 import signal
@@ -19,6 +20,8 @@ import sys
 from pathlib import Path
 
 KILL = b"k"
+# Triton 2.51 copies a form's body onto a thread's stack: 4 MiB of it, from any web page, ended the server.
+STACK_BYTES = 2**30
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -39,6 +42,10 @@ def main() -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
+        _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(
+            resource.RLIMIT_STACK, (STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard), hard)
+        )
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # in case the reaper itself is killed
 
     server = subprocess.Popen(options.command, stdin=subprocess.DEVNULL, preexec_fn=before_exec)  # noqa: PLW1509

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.support.processes import read_until, running
 
 pytestmark = pytest.mark.triton
 
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 DECOUPLED = """
 backend: "python"
 model_transaction_policy { decoupled: true }
@@ -287,3 +289,16 @@ def test_a_python_version_without_a_stub_is_reported_in_one_sentence(monkeypatch
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(StartupRefused, match=r"this is Python 3\.13; Captioner needs Python 3\.10, 3\.11 or 3\.12"):
         triton_wheel.triton_root()
+
+
+def test_a_large_form_is_refused_and_the_server_goes_on(tmp_path: Path, start_triton: Start) -> None:
+    write_model(tmp_path, "double")
+    server = start_triton(tmp_path, models=("double",))
+    pid = server.pid
+    for megabytes in (8, 64):
+        url = f"http://{server.http_address}/v2/models/double/infer"
+        request = urllib.request.Request(url, bytes(megabytes * 2**20), FORM)
+        with pytest.raises(urllib.error.HTTPError, match="HTTP Error 500"):
+            urllib.request.urlopen(request, timeout=60)
+    assert double(server, [3.0]) == [6.0]
+    assert (server.pid, server.restarts) == (pid, 0)
