@@ -149,7 +149,12 @@ def test_a_malformed_mcp_request_is_an_error_without_a_traceback(page: str, capf
 
 def test_an_mcp_tool_knows_the_client_that_calls_it(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clients: list[str] = []
-    monkeypatch.setattr("frontend.mcp.client_parameters", lambda: clients.append(current()) or {})
+
+    def client_parameters() -> dict[str, str]:
+        clients.append(current())
+        return {}
+
+    monkeypatch.setattr("frontend.mcp.client_parameters", client_parameters)
     headers = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
     arguments = {"image": f"data:image/jpeg;base64,{BASE64}"}
     params = {"name": "caption_image", "arguments": arguments}

@@ -300,5 +300,5 @@ def test_a_large_form_is_refused_and_the_server_goes_on(tmp_path: Path, start_tr
         request = urllib.request.Request(url, bytes(megabytes * 2**20), FORM)
         with pytest.raises(urllib.error.HTTPError, match="HTTP Error 500"):
             urllib.request.urlopen(request, timeout=60)
-    assert double(server, [3.0]) == [6.0]
+    assert double(server, 3.0, "double") == 6.0
     assert (server.pid, server.restarts) == (pid, 0)
