@@ -22,6 +22,7 @@ from captioner.wire import ADMIN_HEADER
 KEEPALIVE = ("--grpc-keepalive-permit-without-calls=1", "--grpc-http2-min-recv-ping-interval-without-data=500")
 RESTRICTED = "shared-memory,model-repository,trace,logging"  # Triton's endpoints that need the admin key
 _POLL_SECONDS = 0.1
+_FAULT_SECONDS = 1.0  # while models load: the server's own reason comes first
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ class TritonProcess:
         Returns early once `stopping()`. Raises StartupRefused with the server's own reason if the server ends or is not
         ready after `start_seconds`.
         """
-        begin = time.monotonic()
+        begin = next_check = time.monotonic()
         while not stopping():
             now = time.monotonic()
             why = self._log.failure()  # the server itself exits some seconds later
-            if why is None and (fault := self.fault()):  # the server may hang if the process of a loading model dies
-                why = fault.sentence
+            if why is None and now >= next_check:
+                next_check = now + _FAULT_SECONDS
+                fault = self.fault()  # the server may hang if the process of a loading model dies
+                why = fault.sentence if fault else None
             loading = self._log.loading()
             if why is None and now - begin > self._options.start_seconds:
                 why = f"not ready after {now - begin:.0f} s, still loading: {', '.join(loading) or 'nothing'}"
