@@ -77,9 +77,8 @@ def test_a_process_that_does_not_run_is_refused_too(decoder: DecoderProcess) -> 
 
 def test_time_is_counted_for_each_file(decoder: DecoderProcess) -> None:
     process = decoder.pid
-    large = file(Image.new("L", (6000, 6000)), "PNG")
-    for _ in range(12):  # together more than the limit
-        decoder.load_pixels(large)
+    for _ in range(4):  # together more than the limit
+        decoder.load_pixels(jpeg_of_scans(40))
     assert decoder.pid == process
 
 

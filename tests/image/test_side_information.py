@@ -88,8 +88,8 @@ def tiff_of_pages(count: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + pages + bytes(range(64))
 
 
-SLOW = {  # each of about a MiB; Pillow's own time for them is quadratic
-    "pages of a TIFF": tiff_of_pages(10_000),
+SLOW = {  # each of one or two MiB; Pillow's own time for them is quadratic
+    "pages of a TIFF": tiff_of_pages(20_000),
     "blocks of a comment": gif_with(b"\x21\xfe" + (b"\xff" + bytes(255)) * 4096 + b"\0", file(NOISE, "GIF")),
     "comments of a GIF": gif_with(b"\x21\xfe\x01c\x00" * 200_000, file(NOISE, "GIF")),
     "EXIF blocks": b"\xff\xd8" + b"\xff\xe1\0\x09Exif\0\0x" * 90_000 + file(NOISE, "JPEG")[2:],
