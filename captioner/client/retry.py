@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from captioner.errors import CaptionerError, CaptionsDiffer, DeadlineExceeded, ParameterInvalid
 
-FIRST_WAIT_S, MAX_WAIT_S = 0.1, 5.0
+FIRST_WAIT_S, MAX_WAIT_S = 0.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RetryPolicy:
 
     `max_elapsed_s`: seconds after which a request stops retrying, counted from its first failure, or from the beginning
     of the outage that it met. 0 (the default) fails fast, after each replica was tried once. The wait between attempts
-    doubles from 0.1 s to 5 s, with jitter. An attempt in progress is not interrupted. A request's own `deadline_ms`
+    doubles from 0.1 s to 2 s, with jitter. An attempt in progress is not interrupted. A request's own `deadline_ms`
     ends the retries earlier. Refused requests (a bad parameter, a broken image) are never retried.
     """
 

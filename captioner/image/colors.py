@@ -23,10 +23,14 @@ _SAMPLE_PX = 512  # of each side
 _HIDDEN_SHARE = 0.99  # of the visible pixels
 
 
-def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Return the picture in sRGB without transparency, and whether it had transparency.
+Transform = ImageCms.ImageCmsTransform
+Picture = tuple[Image.Image, Transform | None, bool]  # an RGB image, its transform to sRGB, whether it was transparent
 
-    An embedded color profile is applied; a broken one is ignored. Raises ImageFormatUnknown for 32 bits per channel.
+
+def to_rgb(image: Image.Image) -> Picture:
+    """Return the picture in RGB without transparency. An opaque RGB picture is still to be transformed to sRGB.
+
+    An embedded color profile is used; a broken one is ignored. Raises ImageFormatUnknown for 32 bits per channel.
     """
     if image.mode.startswith("I;16"):
         image = _eight_bits(image)
@@ -34,7 +38,9 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
         raise ImageFormatUnknown(f"32 bits per channel (mode {image.mode}) are not supported; use 8 or 16 bits")
     profile = image.info.get("icc_profile")
     if not image.has_transparency_data:
-        return _srgb(image, profile), False
+        if image.mode == "RGB":
+            return image.copy(), _profile_transform(profile, "RGB"), False
+        return _srgb(image, profile), None, False
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
     if profile:
         gray = image.mode in ("L", "LA", "La")
@@ -43,21 +49,25 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
         layer.putalpha(alpha)
     flat = Image.new("RGBA", layer.size, "black" if _white_hides(layer) else "white")
     flat.alpha_composite(layer)
-    return flat.convert("RGB"), True
+    return flat.convert("RGB"), None, True
 
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Return an opaque picture in sRGB. Without a usable profile, RGB and gray count as sRGB."""
     if image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGB")
-    transform = None
-    if image.mode == "LAB" or (profile and len(profile) <= MAX_PROFILE_BYTES):
-        transform = _transform(profile or b"", image.mode)
+    transform = _profile_transform(profile, image.mode)
     return image.convert("RGB") if transform is None else transform.apply(image)
 
 
+def _profile_transform(profile: bytes | None, mode: str) -> Transform | None:
+    if mode == "LAB" or (profile and len(profile) <= MAX_PROFILE_BYTES):
+        return _transform(profile or b"", mode)
+    return None
+
+
 @lru_cache(maxsize=8)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def _transform(profile: bytes, mode: str) -> Transform | None:
     """Return the transform from a profile's colors to sRGB; None if it is broken or changes no color visibly."""
     try:
         source = _LAB if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, Image
 
 from captioner.errors import ImageBroken, ImageFormatUnknown, ImageRefused, ImageTooLarge
 from captioner.image import side_information, tiles
-from captioner.image.colors import to_rgb
+from captioner.image.colors import Picture, Transform, to_rgb
 from captioner.image.formats import NAMES, first_bytes, sniff, unwrap
 from captioner.image.limits import MAX_PIXELS, check_dimensions, check_file_size
 from captioner.image.spec import ImageSpec
@@ -50,6 +50,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+Decoded = tuple[Image.Image, Transform | None, ImageInfo]
+
 
 def load_pixels(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], ImageInfo]:
     """Return the RGB pixels of `data`, (height, width, 3) uint8, and the properties of the file.
@@ -57,14 +59,18 @@ def load_pixels(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], ImageI
     `data`: a file's bytes, base64 text, or a data URL. For a tiled model the pixels are a column of tiles, see
     `tiles.cut`. Raises a subclass of ImageRefused.
     """
-    image, info = decode(unwrap(data))
+    image, transform, info = _decode_checked(unwrap(data))
+    resample = Image.Resampling[spec.resample.upper()]
     if spec.longest_px is not None:
-        pixels, rows, columns = tiles.cut(image, spec.height, spec.longest_px, Image.Resampling[spec.resample.upper()])
-        return pixels, replace(info, tile_rows=rows, tile_columns=columns)
-    if spec.crop:
-        return np.asarray(_center_crop(image, spec), dtype=np.uint8), info
-    resized = image.resize((spec.width, spec.height), Image.Resampling[spec.resample.upper()])
-    return np.asarray(resized, dtype=np.uint8), info
+        pixels, rows, columns = tiles.cut(image, spec.height, spec.longest_px, resample)
+        info = replace(info, tile_rows=rows, tile_columns=columns)
+    elif spec.crop:
+        pixels = np.asarray(_center_crop(image, spec), dtype=np.uint8)
+    else:
+        pixels = np.asarray(image.resize((spec.width, spec.height), resample), dtype=np.uint8)
+    if transform is not None:  # only now: on all pixels of a 12 MP photo it takes longer than the decoding
+        pixels = np.asarray(transform.apply(Image.fromarray(pixels)), dtype=np.uint8)
+    return pixels, info
 
 
 def _center_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -81,6 +87,11 @@ def _center_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
     """Return the upright sRGB image in a file's bytes. Raises a subclass of ImageRefused."""
+    image, transform, info = _decode_checked(data)
+    return image if transform is None else transform.apply(image), info
+
+
+def _decode_checked(data: bytes) -> Decoded:
     check_file_size(len(data))
     file_format = sniff(data)
     if file_format is None:
@@ -111,7 +122,7 @@ def decode(data: bytes) -> tuple[Image.Image, ImageInfo]:
         raise ImageBroken(f"the {file_format} file of {len(data)} bytes cannot be decoded: {reason}") from error
 
 
-def _decode(data: bytes, file_format: str) -> tuple[Image.Image, ImageInfo]:
+def _decode(data: bytes, file_format: str) -> Decoded:
     if file_format == "JPEG" and (blocks := data.count(_EXIF_BLOCK)) > _MAX_EXIF_BLOCKS:
         raise ImageBroken(f"the JPEG file has {blocks} EXIF blocks; the limit is {_MAX_EXIF_BLOCKS}")
     if file_format == "GIF":
@@ -127,30 +138,30 @@ def _decode(data: bytes, file_format: str) -> tuple[Image.Image, ImageInfo]:
         # An HEIF file is rotated by its decoder, which then resets the orientation tag.
         rotated = rotated or image.info.get("original_orientation") in _UPRIGHT
         orientation = _orientation(image)
-        rgb, alpha, frame = _first_picture(image, frames)
+        (rgb, transform, alpha), frame = _first_picture(image, frames)
     if orientation in _UPRIGHT:  # ImageOps.exif_transpose fails if any other tag is malformed
         rgb, rotated = rgb.transpose(_UPRIGHT[orientation]), True
-    return rgb, ImageInfo(image.format or "", rgb.width, rgb.height, frames, rotated, alpha, frame=frame)
+    return rgb, transform, ImageInfo(image.format or "", rgb.width, rgb.height, frames, rotated, alpha, frame=frame)
 
 
-def _first_picture(image: Image.Image, frames: int) -> tuple[Image.Image, bool, int]:
-    """Return the first frame that is not one flat color, whether it had transparency, and its index.
+def _first_picture(image: Image.Image, frames: int) -> tuple[Picture, int]:
+    """Return the first frame that is not one flat color, and its index.
 
     Only animations are searched, and at most `_MAX_FRAMES` frames and MAX_PIXELS pixels of them. Without such a frame,
     or if a later one is broken, the first frame is returned.
     """
-    first, alpha = to_rgb(image)
-    if image.format in _ANIMATED and _is_flat(first):
+    first = to_rgb(image)
+    if image.format in _ANIMATED and _is_flat(first[0]):
         for frame in range(1, min(frames, _MAX_FRAMES, MAX_PIXELS // (image.width * image.height))):
             try:
                 image.seek(frame)
                 check_dimensions(*image.size)
-                later, later_alpha = to_rgb(image)
+                later = to_rgb(image)
             except Exception:
                 break
-            if not _is_flat(later):
-                return later, later_alpha, frame
-    return first, alpha, 0
+            if not _is_flat(later[0]):
+                return later, frame
+    return first, 0
 
 
 def _is_flat(rgb: Image.Image) -> bool:

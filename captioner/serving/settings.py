@@ -27,7 +27,7 @@ class Settings:
     max_waiting: int = 64  # requests encoding or waiting beyond the slots
     feature_cache_mib: int = 256  # 0 turns the cache off
     encode_workers: int = 16  # images, or tiles of images, that are encoded at the same time
-    encode_timeout_s: int = 60  # of one image, in both models of the encoder
+    encode_timeout_s: int = 90  # of one image, in both models of the encoder; longer than the decoder's own limits
     cancel_poll_ms: int = 50
     decode_threads: int = 0  # torch's intra-op threads; 0: every core, or one for a small decoder
     precision: str = AUTO  # of the decoder, see decoders/load_weights.py; auto is bf16 on CUDA and fp32 on a CPU

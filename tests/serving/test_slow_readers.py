@@ -31,7 +31,7 @@ def test_streams_that_nobody_reads_end_on_the_server_and_leave_memory_flat(serve
                 finished = metric(served, "captioner_captions_total")
                 streams = [await silent.stream(photo, seed=number * STREAMS + each, **LONG) for each in range(STREAMS)]
                 await until(lambda: metric(served, "captioner_captions_total") >= finished + STREAMS)  # noqa: B023
-                assert metric(served, "captioner_running") + metric(served, "captioner_waiting") == 0
+                await until(lambda: metric(served, "captioner_running") + metric(served, "captioner_waiting") == 0)
                 assert (await reading.caption(photo)).text
                 memory.append(sum(each.memory_info().rss for each in (server, *server.children(recursive=True))))
                 del streams[:]
