@@ -32,6 +32,7 @@ _START_SECONDS = 60
 _BUSY_MACHINE = 3  # seconds that may pass for a second of processor time
 _PR_SET_PDEATHSIG = 1
 _STACK_BYTES = 2**23
+_ATTEMPTS = 2
 
 
 class _KilledError(Exception):
@@ -57,10 +58,12 @@ class DecoderProcess:
         """
         if self._process.poll() is not None:  # it ended while it was idle
             self._restart()
-        try:
-            return self._load_pixels(data)
-        except _KilledError:  # from outside, such as by an operator: a file never ends its process that way
-            return self._load_pixels(data)
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._load_pixels(data)
+            except _KilledError:  # from outside, such as by an operator: no fault of the file
+                continue
+        raise ImageBroken(f"the decoder was killed {_ATTEMPTS} times on the file of {len(data)} bytes")
 
     def _load_pixels(self, data: bytes) -> tuple[NDArray[np.uint8], ImageInfo]:
         try:

@@ -82,13 +82,35 @@ def test_time_is_counted_for_each_file(decoder: DecoderProcess) -> None:
     assert decoder.pid == process
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_is_an_error_of_its_file_alone(decoder: DecoderProcess, number: signal.Signals) -> None:
     process = decoder.pid
     threading.Timer(0.2, os.kill, (process, number)).start()
     with pytest.raises(ImageBroken, match=rf"the decoder crashed \({number.name}\) on the file of {len(LONG)} bytes"):
         decoder.load_pixels(LONG)
     assert decoder.pid != process
+    assert_works(decoder)
+
+
+def test_a_file_whose_process_is_killed_is_decoded_by_the_next_one(decoder: DecoderProcess) -> None:
+    process, slow = decoder.pid, jpeg_of_scans(60)
+    threading.Timer(0.1, os.kill, (process, signal.SIGKILL)).start()
+    assert decoder.load_pixels(slow)[1].format == "JPEG"
+    assert decoder.pid != process
+
+
+def test_a_file_that_has_its_process_killed_again_and_again_is_refused(
+    decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_killed() -> None:
+        DecoderProcess._start(decoder)
+        os.kill(decoder.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(decoder, "_start", start_killed)
+    os.kill(decoder.pid, signal.SIGKILL)
+    with pytest.raises(ImageBroken, match=f"the decoder was killed 2 times on the file of {len(PNG)} bytes"):
+        decoder.load_pixels(PNG)
+    monkeypatch.undo()
     assert_works(decoder)
 
 
