@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from captioner.artifacts.manifest import Manifest
 from captioner.artifacts.onnx_session import best_provider, open_session
 from captioner.artifacts.version_store import VersionStore
 from captioner.errors import CaptionerError
-from captioner.image.decode import load_pixels
+from captioner.image.decoder_process import DecoderProcess
+from captioner.machine import usable_cores
 from captioner.serving.feature_cache import Encoded
-from captioner.serving.served_model import CaptionRequest
+from captioner.serving.request import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
 from captioner.wire import Caption
@@ -37,10 +39,13 @@ class InProcessModel:
 
     def __init__(self, repository: Path, in_flight: int, threads: int = 0) -> None:
         version = str(VersionStore(repository).live())
-        self._image = Manifest.load(repository / wire.CAPTIONER / version).image
+        image = Manifest.load(repository / wire.CAPTIONER / version).image
         gpu = 0 if torch.cuda.is_available() else None
         encoder = repository / wire.VISION_ENCODER / version / "model.onnx"
         self._session = open_session(encoder, provider=best_provider(gpu is not None), threads=threads)
+        self._decoders: SimpleQueue[DecoderProcess] = SimpleQueue()  # those that are free
+        for _ in range(threads or usable_cores()):
+            self._decoders.put(DecoderProcess(image))
         settings = _settings(repository / wire.CAPTIONER / "config.pbtxt", in_flight)
         folder = repository / wire.CAPTIONER
         self._service = load_service(folder, version, gpu, settings, self._encode, lambda _: None)
@@ -61,9 +66,15 @@ class InProcessModel:
     def close(self) -> None:
         """Answer every request, then stop."""
         self._service.close()
+        while not self._decoders.empty():
+            self._decoders.get().close()
 
     def _encode(self, image: bytes) -> Encoded:
-        pixels, info = load_pixels(image, self._image)
+        decoder = self._decoders.get()
+        try:
+            pixels, info = decoder.load_pixels(image)
+        finally:
+            self._decoders.put(decoder)
         (features,) = self._session.run([wire.FEATURES.name], {wire.PIXELS.name: pixels[np.newaxis]})
         return Encoded(features[0], info)
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
@@ -21,48 +19,16 @@ from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
 from captioner.families import family
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
+from captioner.serving.prompt_text import ControlTokens, decode_prompt
+from captioner.serving.request import CaptionRequest, InFlightRequest
 from captioner.serving.response_sender import ResponseQueue
 from captioner.wire import (
-    MAX_PROMPT_CHARACTERS,
     CaptionParameters,
     Details,
     FinishReason,
-    ImageInfo,
     ModelCard,
     Timings,
 )
-
-
-@dataclass(frozen=True)
-class CaptionRequest:
-    """One request as the endpoint received it; nothing in it has been validated."""
-
-    image: bytes | None
-    prompt: bytes | None
-    parameters: Mapping[str, object]
-    streaming: bool  # the endpoint's default for the parameter `stream`
-
-
-@dataclass(eq=False)
-class InFlightRequest:
-    """One request being answered. Times are of time.monotonic(), in s."""
-
-    queue: ResponseQueue
-    sequence: Sequence
-    parameters: CaptionParameters
-    image: bytes  # emptied once its features are known
-    prompt: str
-    own_texts: tuple[str, ...]  # the texts of the client in the prompt
-    streaming: bool
-    num_beams: int
-    arrived: float
-    text_limits: Detokenizer | None = None  # on the decode thread; None without stop texts and max_characters
-    image_key: bytes = b""  # SHA-256 of the image
-    info: ImageInfo | None = None
-    cache_hit: bool = False
-    encode_started: float = 0.0
-    encode_ended: float = 0.0
-    first_token: float = 0.0
 
 
 class ServedModel:
@@ -78,7 +44,7 @@ class ServedModel:
         self._tokenizer = tokenizer
         self._slots = slots
         self._family = family(manifest.family)
-        self._reserved_ids = _reserved_ids(tokenizer, manifest)
+        self._control_tokens = ControlTokens(tokenizer, manifest.prompts)
 
     def card(self) -> ModelCard:
         """Return what a client may ask for."""
@@ -112,7 +78,7 @@ class ServedModel:
             )
             own_texts = () if parameters.name is None else (parameters.name,)
         else:
-            prompt = _checked_prompt(request.prompt)
+            prompt = decode_prompt(request.prompt)
             own_texts = (prompt,)
         sequence = Sequence(
             prompt_ids=[],
@@ -139,7 +105,7 @@ class ServedModel:
         """Tokenize the prompt and open the response queue. Raises a subclass of ParameterRefused."""
         manifest, parameters, sequence = self.manifest, request.parameters, request.sequence
         for text in request.own_texts:
-            self._check_text(text)
+            self._control_tokens.check(text)
         # Assume the most tiles an image may have: the prompt must fit before the image is decoded.
         tiles = manifest.image.max_tiles
         prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, tiles, tiles)
@@ -158,13 +124,6 @@ class ServedModel:
         if parameters.stop or parameters.max_characters is not None:
             request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread
             sequence.is_stop = request.text_limits.is_stop
-
-    def _check_text(self, text: str) -> None:
-        """Refuse control tokens in a client's text: they could end the user's turn of a chat and begin another."""
-        reserved = self._reserved_ids.intersection(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        if reserved:
-            token = self._tokenizer.id_to_token(min(reserved))
-            raise ParameterInvalid(f"the prompt contains {token!r}, a control token of this model; leave it out")
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -257,23 +216,3 @@ class ServedModel:
             ),
             cache_hit=request.cache_hit,
         )
-
-
-def _checked_prompt(prompt: bytes) -> str:
-    """Return the text of a prompt. Raises PromptTooLong before anything is tokenized, and ParameterInvalid."""
-    if len(prompt) > 4 * MAX_PROMPT_CHARACTERS:  # a character has at most 4 bytes
-        raise PromptTooLong(f"the prompt has {len(prompt)} bytes; the limit is {MAX_PROMPT_CHARACTERS} characters")
-    try:
-        text = prompt.decode()
-    except UnicodeDecodeError as error:
-        raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise PromptTooLong(f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARACTERS}")
-    return text
-
-
-def _reserved_ids(tokenizer: Tokenizer, manifest: Manifest) -> frozenset[int]:
-    """Return the ids of special tokens that are in none of the model's own prompts."""
-    prompts = [prompt for lengths in manifest.prompts.styles.values() for prompt in lengths.values()]
-    special = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    return frozenset(number for number, text in special.items() if not any(text in prompt for prompt in prompts))

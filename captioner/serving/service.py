@@ -27,8 +27,9 @@ from captioner.image.formats import check_wrapped_size
 from captioner.serving import metrics
 from captioner.serving.encode_pool import EncodePool
 from captioner.serving.feature_cache import Encoded, FeatureCache
+from captioner.serving.request import CaptionRequest, InFlightRequest
 from captioner.serving.response_sender import ResponseQueue, ResponseSender, ResponseWriter
-from captioner.serving.served_model import CaptionRequest, InFlightRequest, ServedModel
+from captioner.serving.served_model import ServedModel
 from captioner.serving.settings import Settings
 from captioner.wire import parse_parameters, to_json
 

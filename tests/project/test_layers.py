@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "decoders": "artifacts errors",
     "engine": "decoders.base decoders.kv_cache errors",
     "families": "decoders artifacts image embedded wire errors",
-    "serving": "engine families decoders artifacts image wire errors",
+    "serving": "engine families decoders artifacts image wire machine errors",
     "hub": "embedded errors families",
     "export": "families decoders engine artifacts image hub embedded examples machine wire errors",
     "publish": "export artifacts client hub embedded wire errors",

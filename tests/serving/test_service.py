@@ -27,7 +27,8 @@ from captioner.serving import served_model
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.metrics import Values
-from captioner.serving.served_model import CaptionRequest, ServedModel
+from captioner.serving.request import CaptionRequest
+from captioner.serving.served_model import ServedModel
 from captioner.serving.service import CaptionService
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service

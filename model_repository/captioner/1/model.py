@@ -15,7 +15,7 @@ from captioner.parent import end_with_parent
 from captioner.serving import metrics
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.queue_room import wait_for_room
-from captioner.serving.served_model import CaptionRequest
+from captioner.serving.request import CaptionRequest
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
 
