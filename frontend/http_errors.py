@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+import time
+from collections import deque
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -108,9 +111,8 @@ STATUSES: dict[type[CaptionerError], int] = {
     CaptionerError: 500,
 }
 OPENAI_CODES = {AccessRefused.code: "invalid_api_key", ModelUnknown.code: "model_not_found"}
-# Clients that were refused together must not come back together. OpenAI's clients read the milliseconds.
-RETRY_AFTER_MS = (100, 1000)
-RETRY_AFTER_S = (1, 3)
+RETRIES_PER_S = 50  # that this process invites
+MIN_RETRY_S, MIN_SPREAD_S, MAX_SPREAD_S = 0.1, 1.0, 30.0
 ERROR_CODE = "captioner.error_code"  # in the scope: the code of the error response, for the metrics
 
 
@@ -147,13 +149,30 @@ class ErrorResponse(JSONResponse):
 
 def error_response(error: CaptionerError, headers: dict[str, str] | None = None) -> ErrorResponse:
     """Return the response for an error. A 503 says after which random time to retry."""
-    return ErrorResponse(error, (retry_headers() if status_of(error) == 503 else {}) | (headers or {}))
+    return ErrorResponse(error, (_retry_times.headers() if status_of(error) == 503 else {}) | (headers or {}))
 
 
-def retry_headers() -> dict[str, str]:
-    """Return Retry-After in seconds and retry-after-ms in milliseconds, each drawn anew."""
-    ms, seconds = random.randint(*RETRY_AFTER_MS), random.randint(*RETRY_AFTER_S)
-    return {"Retry-After": str(seconds), "retry-after-ms": str(ms)}
+class RetryTimes:
+    """Draws the times at which refused clients come back: not together, and not more than RETRIES_PER_S of them.
+
+    Hundreds of clients that return within a second would take this process's time from the requests in flight.
+    """
+
+    def __init__(self) -> None:
+        self._refusals: deque[float] = deque()  # times of the last second
+
+    def headers(self) -> dict[str, str]:
+        """Return Retry-After in whole seconds and retry-after-ms, which OpenAI's clients prefer."""
+        now = time.monotonic()
+        self._refusals.append(now)
+        while self._refusals[0] < now - 1:
+            self._refusals.popleft()
+        spread_s = min(max(len(self._refusals) / RETRIES_PER_S, MIN_SPREAD_S), MAX_SPREAD_S)
+        wait_s = random.uniform(MIN_RETRY_S, spread_s)
+        return {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(round(wait_s * 1000))}
+
+
+_retry_times = RetryTimes()
 
 
 def _parameter(error: CaptionerError) -> str | None:

@@ -116,7 +116,7 @@ def _decode_checked(data: bytes) -> Decoded:
         pixels = int(re.findall(r"\d+", str(error))[0])
         raise ImageTooLarge(f"{pixels / 1e6:.0f} MP; the limit is {MAX_PIXELS // 10**6} MP") from None
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for broken files
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         if " object at 0x" in reason:  # the message contains the repr of the file object
             reason = "its header cannot be read"
         raise ImageBroken(f"the {file_format} file of {len(data)} bytes cannot be decoded: {reason}") from error

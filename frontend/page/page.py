@@ -35,6 +35,8 @@ class _Blocks(gr.Blocks):
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         try:
             return await super().process_api(*arguments, **options)
+        except CaptionerError as error:  # of the MCP tool
+            raise gr.Error(error.wire(), print_exception=False) from None
         except Exception as error:
             log.error("an event of the page failed: %s", traced(error))
             raise gr.Error("the event failed; the server's log has the cause", print_exception=False) from None

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from captioner.errors import AccessDenied, CaptionerError
-from frontend.http_errors import STATUSES, error_response, status_of
+from frontend.http_errors import RETRIES_PER_S, STATUSES, RetryTimes, error_response, status_of
 
 
 @pytest.mark.parametrize("kind", CaptionerError.by_code.values())
@@ -25,3 +25,11 @@ def test_every_error_has_a_status_and_only_server_faults_are_5xx(kind: type[Capt
 def test_the_table_of_statuses_is_sorted_by_name() -> None:
     names = [kind.__name__ for kind in STATUSES if kind is not CaptionerError]
     assert all(a < b for a, b in pairwise(names)), names
+
+
+def test_the_more_clients_are_refused_the_later_they_come_back() -> None:
+    times = RetryTimes()
+    waits = [int(times.headers()["retry-after-ms"]) for _ in range(500)]
+    assert max(waits[:10]) <= 1000
+    assert 4000 < max(waits[-100:]) <= 1000 * 500 / RETRIES_PER_S
+    assert min(waits) >= 100

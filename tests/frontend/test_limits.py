@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from captioner.wire import MAX_IMAGE_BYTES
-from frontend import client_identity
 from frontend.api.captions import NAMES
 from frontend.api.chat_request import WIRE_NAMES
 from frontend.client_identity import client_at, client_of, client_parameters, set_current, sign_in
@@ -85,8 +84,8 @@ def test_requests_over_the_concurrency_limit_return_503_until_a_place_is_free(sl
         refusals = [httpx.post(url + CAPTIONS, json={"image": BASE64}) for _ in range(20)]
         for answer in refusals:
             assert (answer.status_code, error_of(answer)["code"]) == (503, "SERVER_BUSY")
-            assert 1 <= int(answer.headers["retry-after"]) <= 3
-            assert 100 <= int(answer.headers["retry-after-ms"]) <= 1000
+            seconds, ms = int(answer.headers["retry-after"]), int(answer.headers["retry-after-ms"])
+            assert 100 <= ms <= 1000 * seconds <= 30_000
         assert len({answer.headers["retry-after-ms"] for answer in refusals}) > 5, "clients must not return together"
         assert 'captioner_api_refused_total{code="SERVER_BUSY"} 20.0' in httpx.get(f"{url}/metrics").text
         holder.close()
@@ -160,13 +159,9 @@ def test_a_client_is_its_key_or_else_its_network() -> None:
     assert client_at("2001:db8::1") == client_at("2001:db8::ffff") != client_at("2001:db8:0:1::1")
 
 
-def test_the_captioner_server_learns_the_client_once_its_wire_has_the_parameter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    set_current("somebody")
-    monkeypatch.setattr(client_identity, "PARAMETERS", {})
+def test_the_captioner_server_learns_the_client() -> None:
     assert client_parameters() == {}
-    monkeypatch.setattr(client_identity, "PARAMETERS", {"client_id": None})
+    set_current("somebody")
     assert client_parameters() == {"client_id": "somebody"}
 
 
