@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
+# Run pytest with options and ARGS; that nothing was selected (5) is no failure.
+pytest = $(BIN)/python -m pytest $(1) $(ARGS) || test $$? -eq 5
 
 .PHONY: run test test-all check export bench train sbom audit environment clean
 
@@ -11,11 +13,13 @@ run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 
 test: environment check  ## what must hold at every commit, within 12 minutes on two idle cores
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
-	@$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
+	@$(call pytest,-n 2 --dist loadfile -m "not exhaustive and not alone")
+	@$(call pytest,-m "alone and not exhaustive")
 
 test-all: environment check  ## everything, within 35 minutes: published dimensions, every kill step, Ray, long benchmarks
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(call pytest,-n 2 --dist loadfile -m "not alone")
+	@$(call pytest,-m alone)
 
 check: environment  ## style and types
 	$(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy

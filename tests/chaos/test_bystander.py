@@ -29,7 +29,7 @@ from tests.support.field_limits import (
 )
 from tests.support.pages import page_process
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 ENDPOINTS = ("grpc", "generate", "json", "form", "chat")
 REFUSAL_S = 0.1

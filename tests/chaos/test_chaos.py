@@ -13,7 +13,7 @@ from tests.support.chaos_clients import ENDPOINTS, Client
 from tests.support.chaos_kills import Kills, report
 from tests.support.chaos_stack import ChaosStack, chaos_stack
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 CLIENTS, IMAGES_EACH = 16, 2
 DEADLINE_MS = 30_000

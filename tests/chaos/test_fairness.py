@@ -16,7 +16,7 @@ from tests.support.crowd import Fairness, beside_a_crowd
 from tests.support.pages import page_process
 from tests.support.served import Served
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.alone]
 
 REQUESTS, SINGLES = 500, 3
 SETTLE_S = 3.0  # until the crowd fills every slot and every waiting place

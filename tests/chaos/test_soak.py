@@ -12,7 +12,8 @@ SECONDS, USERS = 20, 40
 
 
 @pytest.mark.triton
-@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.exhaustive
 def test_no_user_sees_the_caption_of_another_and_nothing_is_left(repository: Path) -> None:
     document = run(SECONDS, USERS, load=0.8, sample_s=1, repository=repository)
     document["processes"] = {name: each for name, each in document["processes"].items() if name == "reaper"}
