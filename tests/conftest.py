@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from captioner.launcher.supervisor import TritonServer
 
@@ -16,6 +17,10 @@ from captioner.launcher.supervisor import TritonServer
 pytest_plugins = ["tests.support.served", "tests.support.pages", "tests.support.api_server", "tests.support.hub_server"]
 
 Start = Callable[..., TritonServer]
+
+# On a busy machine the first draws are slow: that says nothing about a test.
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("busy")
 
 
 def pytest_configure() -> None:

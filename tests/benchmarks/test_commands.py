@@ -119,7 +119,7 @@ def test_the_bulk_job_is_compared_with_photos_in_memory(main: Main, served: Serv
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("endpoint", ["grpc", "http"])
+@pytest.mark.parametrize("endpoint", ["grpc", pytest.param("http", marks=pytest.mark.exhaustive)])
 def test_the_overload_benchmark_counts_every_request(main: Main, served: Served, page_url: str, endpoint: str) -> None:
     page = f" --page {page_url}" if endpoint == "http" else ""
     lines = main("benchmarks.overload", f"--server {served.grpc} --seconds 2 --in-flight 8 --deadline-ms 2000{page}")

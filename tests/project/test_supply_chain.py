@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -26,6 +27,7 @@ def pins() -> dict[str, str]:
     }
 
 
+@pytest.mark.exhaustive
 def test_the_sbom_lists_every_pinned_package_that_is_installed(tmp_path: Path) -> None:
     path = tmp_path / "sbom.json"
     recipe = (ROOT / "Makefile").read_text().partition("\nsbom:")[2].partition("\n\n")[0].splitlines()[-1]
