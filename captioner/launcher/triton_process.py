@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +178,18 @@ class TritonProcess:
         except subprocess.TimeoutExpired:
             self._reaper.kill()
             self._reaper.wait()
+        self._kill_stragglers()
         reaper.remove_files(self._runtime.name, self._runtime)  # in case the reaper itself was killed
+
+    def _kill_stragglers(self) -> None:
+        """End the processes of this run that are left if the reaper itself was killed.
+
+        A stub that was starting then waits forever for its server: it has not yet run `end_with_parent`.
+        """
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if self._runtime.name.encode() in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def reachable(host: str) -> str:
