@@ -182,13 +182,14 @@ class TritonProcess:
         reaper.remove_files(self._runtime.name, self._runtime)  # in case the reaper itself was killed
 
     def _kill_stragglers(self) -> None:
-        """End the processes of this run that are left if the reaper itself was killed.
+        """End the stubs of this run that are left if the reaper itself was killed.
 
-        A stub that was starting then waits forever for its server: it has not yet run `end_with_parent`.
+        A stub that is still starting waits forever for its server: it has not yet called `end_with_parent`.
         """
+        program = bytes(self._runtime) + b"/"  # a stub runs from the runtime folder, as no other process does
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if self._runtime.name.encode() in path.read_bytes():
+                if path.read_bytes().startswith(program):
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
 

@@ -31,6 +31,8 @@ input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
 output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
 """
+# Like the import of a large library, it keeps the stub's other threads from noticing that the server has ended.
+HOLDS_THE_INTERPRETER = "import ctypes\nctypes.PyDLL(None).sleep(60)\n"
 ENDS_WITH_PARENT = "from captioner.parent import end_with_parent\nend_with_parent()\n" + TOY_MODEL
 
 
@@ -123,6 +125,24 @@ def test_a_killed_reaper_takes_the_server_and_every_stub_with_it_and_all_are_res
     wait_until(lambda: not runs(stub) and not runs(first), SECONDS)
     wait_until(lambda: server.restarts == 1 and answers(server), SECONDS)
     wait_until(lambda: len(traces(port_of(server))) == 5, SECONDS)  # nothing of the first server is left
+
+
+def test_a_stub_that_is_still_starting_when_the_reaper_is_killed_is_ended(tmp_path: Path) -> None:
+    write_model(tmp_path, "toy", HOLDS_THE_INTERPRETER + ENDS_WITH_PARENT)
+    server = TritonServer(
+        tmp_path, models=("toy",), http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log"
+    )
+    start = threading.Thread(target=server.start)
+    start.start()
+    wait_until(lambda: any("triton_python_backend_stub" in trace for trace in traces(port_of(server))), SECONDS)
+    stub = stub_of(server)
+    time.sleep(1)  # until it imports the model
+    os.kill(reaper_of(server), signal.SIGKILL)
+    wait_until(lambda: not runs(stub), 10)
+    server.stop()
+    start.join(SECONDS)
+    server.stop()
+    assert traces(port_of(server)) == set()
 
 
 def runs(pid: int | None) -> bool:
