@@ -12,13 +12,14 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 from typing_extensions import Self
 
 from captioner import wire
 from captioner.client.replica import Connection, Replica, infer_request
 from captioner.client.retry import Outage, Retries, RetryPolicy, is_transient
-from captioner.client.shrink import image_file
+from captioner.client.shrink import read_within_limits
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError, ParameterInvalid, typed
 from captioner.image.limits import check_file_size
@@ -170,8 +171,12 @@ class AsyncClient:
 
 
 async def _bytes_of(image: ImageSource, shrink: bool) -> bytes:
-    if shrink or not isinstance(image, bytes):
-        return await asyncio.to_thread(image_file, image)
+    if shrink:
+        return await asyncio.to_thread(read_within_limits, image)
+    if not isinstance(image, bytes):
+        path = Path(image)
+        check_file_size(path.stat().st_size)
+        image = await asyncio.to_thread(path.read_bytes)
     check_file_size(len(image))
     return image
 

@@ -22,7 +22,7 @@ _METRICS_SECONDS = 5.0
 
 def probe(address: str, timeout_s: float) -> str:
     """Return a caption of a few tokens. Raises a CaptionerError when no server answers in time."""
-    with Client(address, stall_timeout_s=timeout_s) as client:
+    with Client(address, stall_timeout_s=timeout_s, shrink=False) as client:
         return client.caption(TINY_IMAGE, max_tokens=4, priority_level=1).text
 
 

@@ -29,7 +29,7 @@ JPEG_QUALITY = 92
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _COLOR_SPACES = {"L": b"GRAY", "CMYK": b"CMYK"}  # the color space of a mode, as profiles name it; else RGB
-_turn = threading.RLock()  # one large image at a time, because of the memory
+_large_image = threading.RLock()  # one large image is in memory at a time
 
 
 class Shrunk(bytes):
@@ -38,29 +38,29 @@ class Shrunk(bytes):
     original: str  # the size of the file that it was made from, such as "20000x1000 px, 0.7 MiB"
 
 
-def image_file(image: bytes | str | PathLike[str]) -> bytes:
+def read_within_limits(image: bytes | str | PathLike[str]) -> bytes:
     """Return the bytes to send for a file's bytes or path: a Shrunk copy if the image is over the server's limits.
 
     Raises ImageMissing or ImageTooLarge, and OSError for a path that cannot be read.
     """
     if isinstance(image, bytes):
-        file = fit(image)
+        file = shrink_to_limits(image)
     else:
         size = Path(image).stat().st_size
         if size > MAX_SOURCE_BYTES:
             check_file_size(size)
-        with turn(size):
-            file = fit(Path(image).read_bytes())
+        with large_image_lock(size):
+            file = shrink_to_limits(Path(image).read_bytes())
     check_file_size(len(file))
     return file
 
 
-def turn(size: int) -> threading.RLock | nullcontext[None]:
+def large_image_lock(size: int) -> threading.RLock | nullcontext[None]:
     """Return the lock under which a file of `size` bytes is read; a file within the limit needs none."""
-    return _turn if size > MAX_IMAGE_BYTES else nullcontext()
+    return _large_image if size > MAX_IMAGE_BYTES else nullcontext()
 
 
-def fit(data: bytes) -> bytes:
+def shrink_to_limits(data: bytes) -> bytes:
     """Return `data` if the server takes it or if it cannot be shrunk, otherwise a Shrunk copy."""
     file_format = sniff(data)
     if file_format is None:
@@ -77,7 +77,7 @@ def fit(data: bytes) -> bytes:
                 within = len(data) <= MAX_IMAGE_BYTES and max(width, height) <= MAX_SIDE_PX
                 if (within and width * height <= MAX_PIXELS) or width * height > MAX_SOURCE_PIXELS:
                     return data
-                with _turn:
+                with _large_image:
                     smaller = _shrunk(image)
     except Exception:  # Pillow's decoders raise a dozen unrelated types; the server names what is wrong
         return data
@@ -86,7 +86,7 @@ def fit(data: bytes) -> bytes:
     return smaller or data
 
 
-def noted(details: Details, image: object) -> Details:
+def with_original_size(details: Details, image: object) -> Details:
     """Return `details` with the size of the original, if `image` is Shrunk."""
     if not isinstance(image, Shrunk):
         return details

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from captioner import wire
 from captioner.client.replica import Replica, ResponseStream
 from captioner.client.retry import Outage, Retries, is_transient
-from captioner.client.shrink import noted
+from captioner.client.shrink import with_original_size
 from captioner.errors import CaptionerError, CaptionsDiffer, DeadlineExceeded, RequestCancelled
 from captioner.wire import Details
 
@@ -55,7 +55,9 @@ class AsyncCaptionStream:
                 raise StopAsyncIteration
             if outputs.get(wire.DETAILS.name):
                 self._retries.progress()
-                self.details = noted(Details.from_json(outputs[wire.DETAILS.name]), self._inputs.get(wire.IMAGE.name))
+                self.details = with_original_size(
+                    Details.from_json(outputs[wire.DETAILS.name]), self._inputs.get(wire.IMAGE.name)
+                )
             if new := self._new_text(outputs.get(wire.CAPTION.name, "")):
                 self._retries.progress()
                 return new

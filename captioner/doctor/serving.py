@@ -87,7 +87,7 @@ def published(repository: Path, problems: list[Problem]) -> Facts:
 def ask_server(address: str, timeout_s: float) -> Facts:
     """Return the card of the server at `address` and the caption of a tiny image, or the server's error."""
     try:
-        with Client(address, stall_timeout_s=timeout_s) as client:
+        with Client(address, stall_timeout_s=timeout_s, shrink=False) as client:
             facts: Facts = {"card": asdict(client.describe())}
             began = time.perf_counter()
             facts["caption"] = client.caption(TINY_IMAGE, max_tokens=4, priority_level=1).text

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 from captioner.bulk.sources.item import Item, load
 from captioner.client import Client, shrink
-from captioner.client.shrink import Shrunk, fit, image_file
+from captioner.client.shrink import Shrunk, read_within_limits, shrink_to_limits
 from captioner.errors import ImageTooLarge
 from captioner.examples import PHOTOS
 from captioner.wire import MAX_IMAGE_BYTES
@@ -57,17 +57,17 @@ HEAVY = encoded(noise(2800, 2600, 3), "PNG")  # 20.8 MiB, with sides and pixels 
 @pytest.mark.parametrize("path", PHOTOS)
 def test_an_image_within_the_limits_is_sent_as_it_is(path: Path) -> None:
     data = path.read_bytes()
-    assert fit(data) is data
-    assert image_file(path) == data
+    assert shrink_to_limits(data) is data
+    assert read_within_limits(path) == data
 
 
 @pytest.mark.parametrize("data", [b"not an image", base64.b64encode(WIDE), WIDE[:200], b"RIFF\0\0\0\0WEBP", b""])
 def test_what_cannot_be_decoded_here_is_left_to_the_server(data: bytes) -> None:
-    assert fit(data) is data
+    assert shrink_to_limits(data) is data
 
 
 def test_an_image_that_is_too_wide_becomes_smaller_in_proportion() -> None:
-    smaller = fit(WIDE)
+    smaller = shrink_to_limits(WIDE)
     assert isinstance(smaller, Shrunk)
     assert smaller.original == f"17000x400 px, {len(WIDE) / 2**20:.1f} MiB"
     assert decoded(smaller).size == (4096, 96)
@@ -75,19 +75,19 @@ def test_an_image_that_is_too_wide_becomes_smaller_in_proportion() -> None:
 
 def test_an_image_of_too_many_bytes_is_encoded_again_and_never_upscaled() -> None:
     assert len(HEAVY) > MAX_IMAGE_BYTES
-    smaller = decoded(fit(HEAVY))
+    smaller = decoded(shrink_to_limits(HEAVY))
     assert (smaller.format, smaller.size) == ("JPEG", (2800, 2600))
 
 
 def test_an_image_of_too_many_pixels_is_shrunk_with_little_memory() -> None:
     data = encoded(Image.new("L", (12_000, 9_000), 90), "JPEG")
-    smaller = decoded(fit(data))
+    smaller = decoded(shrink_to_limits(data))
     assert smaller.size == (4096, 3072) and smaller.mode == "L"
 
 
 def test_transparency_is_kept_within_the_limit_of_bytes() -> None:
     image = noise(4200, 1300, 4)
-    smaller = fit(encoded(image, "PNG", compress_level=1))
+    smaller = shrink_to_limits(encoded(image, "PNG", compress_level=1))
     assert len(smaller) <= MAX_IMAGE_BYTES
     assert decoded(smaller).mode == "RGBA" and decoded(smaller).format == "PNG"
 
@@ -102,7 +102,7 @@ def test_the_shrunk_copy_is_shown_upright_and_in_the_same_colors(
     exif[0x0112] = 6
     stored = photo(3200, 1600)
     data = encoded(stored, file_format, exif=exif, icc_profile=SRGB, quality=95)
-    smaller = decoded(fit(data))
+    smaller = decoded(shrink_to_limits(data))
     orientation = smaller.getexif().get(0x0112, 1)
     upright = smaller.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else smaller
     assert upright.size == (500, 1000)
@@ -131,7 +131,7 @@ def test_every_mode_keeps_its_look(mode: str, file_format: str, sent: str, monke
     image = (
         photo(400, 300).convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(gray).astype("uint16") * 257)
     )
-    smaller = decoded(fit(encoded(image, file_format)))
+    smaller = decoded(shrink_to_limits(encoded(image, file_format)))
     assert smaller.mode == sent and smaller.size == (200, 150)
     expected = np.asarray(gray.resize((200, 150)), float)
     assert np.abs(np.asarray(smaller.convert("L"), float) - expected).mean() < (20 if mode == "1" else 6)
@@ -156,7 +156,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_and_a_strip_are_not_decoded(size: tuple[int, int]) -> None:
     data = png_header(*size)
     tracemalloc.start()
-    assert fit(data) is data
+    assert shrink_to_limits(data) is data
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
@@ -167,7 +167,7 @@ def test_a_file_of_any_size_is_refused_unread(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(shrink.MAX_SOURCE_BYTES + 1)
     with pytest.raises(ImageTooLarge, match=r"256\.0 MiB; the limit is 20 MiB"):
-        image_file(path)
+        read_within_limits(path)
     with pytest.raises(ImageTooLarge):
         load(Item("huge.jpg", path))
 
@@ -189,6 +189,24 @@ with Client("127.0.0.1:9") as client:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["20.8 MiB; the limit is 20 MiB"] * 2
+
+
+def test_without_shrinking_a_large_file_is_refused_and_pillow_is_not_imported(tmp_path: Path) -> None:
+    path = tmp_path / "heavy.png"
+    path.write_bytes(HEAVY)
+    code = f"""
+import sys
+from captioner.client import Client
+from captioner.errors import ImageTooLarge
+with Client("127.0.0.1:9", shrink=False) as client:
+    for image in ({str(path)!r}, open({str(path)!r}, "rb").read()):
+        try:
+            client.caption(image)
+        except ImageTooLarge as error:
+            print(error, "PIL" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["20.8 MiB; the limit is 20 MiB False"] * 2
 
 
 @pytest.mark.triton

@@ -12,7 +12,7 @@ from captioner.bulk.engines.base import Outcome
 from captioner.bulk.engines.concurrent import caption_all
 from captioner.bulk.sources.item import Item
 from captioner.client import DEFAULT_IN_FLIGHT
-from captioner.client.shrink import noted
+from captioner.client.shrink import with_original_size
 from captioner.errors import StartupRefused
 from captioner.wire import Caption
 
@@ -42,7 +42,7 @@ class InProcessEngine:
 
         async def caption(image: bytes) -> Caption:
             answer = await asyncio.wrap_future(model.submit(image, self._parameters))
-            return Caption(answer.text, noted(answer.details, image))
+            return Caption(answer.text, with_original_size(answer.details, image))
 
         try:
             async with aclosing(caption_all(items, self._in_flight, caption)) as outcomes:

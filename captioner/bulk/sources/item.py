@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.bulk.sources import archives
-from captioner.client.shrink import MAX_SOURCE_BYTES, fit, turn
+from captioner.client.shrink import MAX_SOURCE_BYTES, large_image_lock, shrink_to_limits
 from captioner.errors import ImageMissing, ImageTooLarge
 from captioner.image.limits import check_file_size
 from captioner.wire import MAX_IMAGE_BYTES
@@ -31,10 +31,10 @@ class Item:
 def load(item: Item) -> bytes:
     """Return an image as it is sent: a smaller copy if it is over the server's limits. Raises what `read` raises."""
     try:
-        return fit(read(item))
+        return shrink_to_limits(read(item))
     except ImageTooLarge:
-        with turn(MAX_SOURCE_BYTES):
-            data = fit(read(item, MAX_SOURCE_BYTES))
+        with large_image_lock(MAX_SOURCE_BYTES):
+            data = shrink_to_limits(read(item, MAX_SOURCE_BYTES))
         check_file_size(len(data))
         return data
 
