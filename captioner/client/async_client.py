@@ -79,8 +79,8 @@ class AsyncClient:
     ) -> AsyncCaptionStream:
         """Send `image`, a file's bytes or path, and return without waiting for text.
 
-        `parameters`: see `captioner.wire.PARAMETERS`. Wrong ones raise ParameterUnknown or ParameterInvalid here; the
-        server's errors are raised by the iteration.
+        `parameters`: see `captioner.wire.PARAMETERS`. Wrong ones raise ParameterUnknown, ParameterInvalid or
+        PromptTooLong here; the server's errors are raised by the iteration.
         """
         return await self._start(
             {"image": await _bytes_of(image, self._shrink), "prompt": prompt}, {"stream": True} | parameters
@@ -159,6 +159,7 @@ class AsyncClient:
         if parameters.get("client_id") is None:
             parameters = {**parameters, "client_id": self._client_id}
         infer_request({}, parameters)  # raises for wrong parameters
+        wire.check_prompt(str(inputs[wire.PROMPT.name] or ""))
         stream = AsyncCaptionStream(self._replicas, inputs, parameters, self._outage)
         await stream.start()
         return stream

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ParameterInvalid, PromptTooLong
-from captioner.wire import MAX_PROMPT_CHARACTERS
+from captioner.wire import MAX_PROMPT_CHARACTERS, check_prompt
 
 
 def decode_prompt(prompt: bytes) -> str:
@@ -17,8 +17,7 @@ def decode_prompt(prompt: bytes) -> str:
         text = prompt.decode()
     except UnicodeDecodeError as error:
         raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise PromptTooLong(f"the prompt has {len(text)} characters; the limit is {MAX_PROMPT_CHARACTERS}")
+    check_prompt(text)
     return text
 
 

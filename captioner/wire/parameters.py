@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from captioner.errors import ParameterInvalid, ParameterUnknown
+from captioner.errors import ParameterInvalid, ParameterUnknown, PromptTooLong
+from captioner.wire.tensors import MAX_PROMPT_CHARACTERS
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length.
@@ -43,12 +44,17 @@ class Parameter:
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} from {self.minimum:g} to {self.maximum:g}" + (f" {self.unit}" if self.unit else "")
 
+    def check_length(self, characters: int) -> None:
+        """Raise ParameterInvalid for a text above the maximum length."""
+        if self.max_length is not None and characters > self.max_length:
+            raise ParameterInvalid(f"{self.name} has {characters} characters; the limit is {self.max_length}")
+
     def check(self, value: object) -> str | int | float | bool:
         """Return `value` in this parameter's type. Raises ParameterInvalid, which names the value and the range."""
         if self.kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)  # JSON writes 1.0 as 1
-        if isinstance(value, str) and self.max_length is not None and len(value) > self.max_length:
-            raise ParameterInvalid(f"{self.name} has {len(value)} characters; the limit is {self.max_length}")
+        if isinstance(value, str):
+            self.check_length(len(value))
         valid = type(value) is self.kind
         if valid and self.minimum is not None and self.maximum is not None:
             valid = self.minimum <= value <= self.maximum  # type: ignore[operator]  # False for NaN
@@ -135,12 +141,23 @@ assert {field.name for field in fields(CaptionParameters)} == set(PARAMETERS)  #
 
 
 def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
-    """Return parameters as they are sent: without None, and with lists of texts as JSON."""
+    """Return parameters as they are sent: without None, and with lists of texts as JSON.
+
+    Raises ParameterInvalid for a list with too much text.
+    """
     values = {name: value for name, value in parameters.items() if value is not None}
     for name in TEXT_LISTS & values.keys():
-        if isinstance(values[name], list | tuple):
-            values[name] = json.dumps(values[name])
+        texts = values[name]
+        if isinstance(texts, list | tuple):
+            PARAMETERS[name].check_length(sum(len(text) for text in texts if isinstance(text, str)))
+            values[name] = json.dumps(texts)
     return values
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise PromptTooLong for a prompt above the maximum length, which bounds the time to tokenize it."""
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise PromptTooLong(f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT_CHARACTERS}")
 
 
 def load_parameters(text: str) -> dict[str, object]:

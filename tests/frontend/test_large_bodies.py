@@ -18,7 +18,6 @@ from captioner.wire import MAX_IMAGE_BYTES
 from frontend.api.chat_request import chat_request
 from frontend.api.request_body import MAX_COMMAS, parse_json
 from frontend.http_errors import BodyRefused, BodyTooLarge
-from frontend.middleware.limits import MAX_TEXT_BYTES
 from tests.frontend.test_chat_request import IMAGE as IMAGE_URL
 from tests.frontend.test_chat_request import text, user
 from tests.support.api_client import BASE64, CAPTIONS, connect, error_of
@@ -107,10 +106,20 @@ def test_a_repeated_name_behind_many_others_is_found_at_once() -> None:
     assert time.perf_counter() - began < 2
 
 
-@pytest.mark.parametrize("name", ["prompt", "style", "stop"])
-def test_the_text_beside_an_image_is_bounded(dead_url: str, name: str) -> None:
-    answer = httpx.post(dead_url + CAPTIONS, json={"image": BASE64, name: "a" * (MAX_TEXT_BYTES + 1)}, timeout=30)
-    assert (answer.status_code, error_of(answer)["code"]) == (413, "BODY_TOO_LARGE")
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("prompt", "a" * 32_769, "PROMPT_TOO_LONG"),
+        ("style", "a" * 65, "PARAMETER_INVALID"),
+        ("stop", ["a" * 16_385], "PARAMETER_INVALID"),
+        ("extras", ["a" * 4_000, "a" * 4_000], "PARAMETER_INVALID"),
+    ],
+)
+def test_a_text_beside_an_image_is_refused_before_the_server_is_asked(
+    dead_url: str, name: str, value: object, code: str
+) -> None:
+    answer = httpx.post(dead_url + CAPTIONS, json={"image": BASE64, name: value}, timeout=30)
+    assert (answer.status_code, error_of(answer)["code"]) == (400, code)
 
 
 def test_the_text_of_a_chat_is_bounded() -> None:
