@@ -25,7 +25,7 @@ CANCELLED_BY = "captioner.cancelled_by"  # in the scope: the error for which the
 class Limits:
     """The limits of one kind of routes. Each Share may belong to several kinds."""
 
-    places: Share  # requests that are being answered
+    in_flight: Share  # requests that are being answered
     reading: Share  # requests whose body is arriving
     bytes: Share  # bodies, until their requests are answered
     max_body: int  # bytes
@@ -34,7 +34,7 @@ class Limits:
 
 
 class Exchange:
-    """One request of `client`. It holds a place only after its body has arrived, so a slow body holds none."""
+    """One request of `client`. It counts as in flight only once its body has arrived, so a slow body does not."""
 
     def __init__(self, app: ASGIApp, limits: Limits, client: str) -> None:
         self.app = app
@@ -87,7 +87,7 @@ class Exchange:
         declared = int(length) if length.isdecimal() else 0
         self._check_size(declared)
         self._check_room(declared)  # a request that would be refused later is refused before its body is read
-        with _Place(limits.reading, self._client, "request bodies are arriving"):
+        with _Holding(limits.reading, self._client, "request bodies are arriving"):
             messages = [{"type": "http.request", "body": await self._read(receive), "more_body": False}]
 
         async def receive_read() -> Message:
@@ -95,7 +95,7 @@ class Exchange:
                 return messages.pop()
             return await asyncio.Future()  # `watch` handles what the client does next
 
-        with _Place(limits.places, self._client, "requests are in flight"):
+        with _Holding(limits.in_flight, self._client, "requests are in flight"):
             watch = asyncio.ensure_future(self._watch(receive))
             try:
                 await self.app(scope, receive_read, send)
@@ -131,12 +131,12 @@ class Exchange:
     def _check_room(self, declared: int) -> None:
         if declared and not self.limits.bytes.has_room(self._client, declared):
             raise ServerBusy(MEMORY_FULL)
-        if not self.limits.places.has_room(self._client):
-            raise ServerBusy(f"{self.limits.places.total} requests are in flight; retry later")
+        if not self.limits.in_flight.has_room(self._client):
+            raise ServerBusy(f"{self.limits.in_flight.total} requests are in flight; retry later")
 
 
-class _Place:
-    """Holds one of `share` for a client. Raises ServerBusy if there is none."""
+class _Holding:
+    """Take one of `share` for a client inside the block. Raises ServerBusy if none is left."""
 
     def __init__(self, share: Share, client: str, what: str) -> None:
         self._share = share

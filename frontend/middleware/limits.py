@@ -21,7 +21,7 @@ MAX_BODY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # the image as base6
 MAX_PAGE_BODY_BYTES = 2**16  # of the page's own requests, which carry no image
 MAX_PAGE_IN_FLIGHT = 256
 MAX_HELD_BYTES = 2**28  # bodies of all requests in flight
-READING_PER_PLACE = 4  # bodies that may arrive for each place
+READING_PER_REQUEST = 4  # bodies that may arrive for each request in flight
 
 
 class LimitsMiddleware:
@@ -35,11 +35,11 @@ class LimitsMiddleware:
         self._routes = routes
         self._drain = drain
         held = Share(MAX_HELD_BYTES)
-        reading = Share(READING_PER_PLACE * max_in_flight)
+        reading = Share(READING_PER_REQUEST * max_in_flight)
         hint = f"; the limit of an image is {MAX_IMAGE_BYTES >> 20} MiB"
         self._api = Limits(Share(max_in_flight), reading, held, MAX_BODY_BYTES, hint)
-        places = Share(MAX_PAGE_IN_FLIGHT)
-        self._page = Limits(places, Share(MAX_PAGE_IN_FLIGHT), held, MAX_PAGE_BODY_BYTES, is_awaited=False)
+        in_flight = Share(MAX_PAGE_IN_FLIGHT)
+        self._page = Limits(in_flight, Share(MAX_PAGE_IN_FLIGHT), held, MAX_PAGE_BODY_BYTES, is_awaited=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else None

@@ -1,4 +1,4 @@
-"""A limited resource that clients share, such as places or bytes of memory."""
+"""A limited resource that clients share, such as requests in flight or bytes of memory."""
 
 from __future__ import annotations
 

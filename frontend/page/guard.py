@@ -1,4 +1,4 @@
-"""The door to Gradio: only what the page uses passes, and only with data of the right form.
+"""A filter in front of Gradio: only the routes that the page uses pass, and only with data of the right form.
 
 Gradio has dozens of routes (uploads, proxies, queues, sessions) that this page does not need, and it answers malformed
 data with an HTTP 500 and a traceback. Here they are typed errors, with one line in the log.

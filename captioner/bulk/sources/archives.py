@@ -2,7 +2,8 @@
 
 A member of an uncompressed tar has an offset in the archive, so any process can seek to it. A zip file is kept open,
 up to eight in each process. A compressed tar can only be read in order: its members are copied to a folder, each when
-the caller asks for the next one. No size that an archive states is believed: a small archive can unpack to any size.
+the caller asks for the next one. The sizes that an archive states are not trusted, because a small
+archive can unpack to any size.
 """
 
 from __future__ import annotations
