@@ -91,22 +91,19 @@ def blip_features(folder: Path) -> Features:
 def git_features(folder: Path) -> Features:
     model: Any = GitForCausalLM.from_pretrained(folder).eval().git
     processor = CLIPImageProcessorPil.from_pretrained(folder)
-
-    def features(image: Image.Image) -> torch.Tensor:
-        hidden = model.image_encoder(**processor(image, return_tensors="pt")).last_hidden_state
-        projected: torch.Tensor = model.visual_projection(hidden)[0]
-        return projected
-
-    return features
+    return projected_features(processor, model.image_encoder, model.visual_projection)
 
 
 def vision_encoder_decoder_features(folder: Path) -> Features:
     model: Any = VisionEncoderDecoderModel.from_pretrained(folder).eval()
     processor = ViTImageProcessorPil.from_pretrained(folder)
+    return projected_features(processor, model.encoder, model.enc_to_dec_proj)
 
+
+def projected_features(processor: Any, encoder: Any, projection: Any) -> Features:
     def features(image: Image.Image) -> torch.Tensor:
-        hidden = model.encoder(**processor(image, return_tensors="pt")).last_hidden_state
-        projected: torch.Tensor = model.enc_to_dec_proj(hidden)[0]
+        hidden = encoder(**processor(image, return_tensors="pt")).last_hidden_state
+        projected: torch.Tensor = projection(hidden)[0]
         return projected
 
     return features

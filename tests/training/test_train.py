@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.training.conftest import PHOTOS, TEXTS, lower_features, tiny_captioner
 from training import caption_metrics, confidence
 from training.dataset import Caption, Photo
 from training.generate import generate_captions
-from training.model import Regularisation
+from training.model import Captioner, Regularisation
 from training.reward import Reward, tag_reward
+from training.tokenizer import CaptionTokenizer
 from training.train import TrainingConfig, train
 from training.validation import validation_loss
+
+
+def learn(
+    captioner: Captioner,
+    tokenizer: CaptionTokenizer,
+    features: NDArray[np.float32],
+    config: TrainingConfig,
+    state_file: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Train on PHOTOS, and validate on them too."""
+
+    def validate(candidate: Captioner) -> float:
+        return validation_loss(candidate, tokenizer, PHOTOS, features)
+
+    train(captioner, tokenizer, PHOTOS, [features], validate, config, state_file, log)
 
 
 def test_the_loop_memorises_four_captions() -> None:
@@ -27,15 +46,7 @@ def test_the_loop_memorises_four_captions() -> None:
         regularisation=Regularisation(dropout=0, label_smoothing=0, image_token_dropout=0, concept_token_dropout=0),
     )
     features = lower_features(4)
-    train(
-        captioner,
-        tokenizer,
-        PHOTOS,
-        [features],
-        lambda candidate: validation_loss(candidate, tokenizer, PHOTOS, features),
-        config,
-        log=lambda line: None,
-    )
+    learn(captioner, tokenizer, features, config)
     captions = generate_captions(captioner, tokenizer, features, 4, ("short",))["short"]
     assert [caption.text for caption in captions] == list(TEXTS)
     assert all(-1 < caption.mean_logprob < 0 for caption in captions)
@@ -45,16 +56,8 @@ def test_a_stopped_run_resumes_from_its_state_file(tmp_path: Path) -> None:
     captioner, tokenizer = tiny_captioner()
     features, lines = lower_features(4), list[str]()
     for epochs in (2, 4):
-        train(
-            captioner,
-            tokenizer,
-            PHOTOS,
-            [features],
-            lambda candidate: validation_loss(candidate, tokenizer, PHOTOS, features),
-            TrainingConfig(epochs=epochs, batch=4, validations=1),
-            tmp_path / "state.pt",
-            lines.append,
-        )
+        config = TrainingConfig(epochs=epochs, batch=4, validations=1)
+        learn(captioner, tokenizer, features, config, tmp_path / "state.pt", lines.append)
     assert any("resuming from step 2" in line for line in lines)
     assert lines[-1].startswith("step 4")
 
