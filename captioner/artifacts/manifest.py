@@ -14,6 +14,7 @@ from pathlib import Path
 from captioner.artifacts.confidence import Calibration
 from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ArtefactBroken
+from captioner.hashing import add_file
 from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
@@ -139,7 +140,5 @@ class Manifest:
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hex."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    add_file(digest, path)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captioner.embedded import EMBEDDED, EMBEDDED_FOLDER
 from captioner.errors import ModelMissing, ModelUnsupported, StartupRefused
-from captioner.hub.hashing import add_file
+from captioner.hashing import add_file
 
 _MAX_REVISION = 200  # bytes; it becomes a path in the cache
 
