@@ -17,7 +17,7 @@ from captioner.launcher.stubs import Stubs, children
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import ModelControl
 from tests.conftest import TOY_MODEL, Start, write_model
-from tests.launcher.toys import answers, double, port_of, stub_of, traces, wait_until
+from tests.launcher.toys import answers, double, port_of, stub_of, stubs_of, traces, wait_until
 from tests.support.processes import running
 
 pytestmark = pytest.mark.triton
@@ -134,8 +134,8 @@ def test_a_stub_that_is_still_starting_when_the_reaper_is_killed_is_ended(tmp_pa
     )
     start = threading.Thread(target=server.start)
     start.start()
-    wait_until(lambda: any("triton_python_backend_stub" in trace for trace in traces(port_of(server))), SECONDS)
-    stub = stub_of(server)
+    wait_until(lambda: bool(stubs_of(server)), SECONDS)
+    (stub,) = stubs_of(server)
     time.sleep(1)  # until it imports the model
     os.kill(reaper_of(server), signal.SIGKILL)
     wait_until(lambda: not runs(stub), 10)

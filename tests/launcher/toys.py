@@ -44,16 +44,21 @@ def wait_until(true: Callable[[], bool], seconds: float = 15.0) -> None:
         time.sleep(0.05)
 
 
+def stubs_of(server: TritonServer, instance: str = "toy_0_0") -> list[int]:
+    """Return the process ids of a model's instance: none while it starts."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            arguments = cmdline.read_text().split("\0")
+            if arguments[0].endswith("triton_python_backend_stub") and {instance, str(server.pid)} <= set(arguments):
+                found.append(int(cmdline.parent.name))
+    return found
+
+
 def stub_of(server: TritonServer, instance: str = "toy_0_0") -> int:
     """Return the process id of a model's instance."""
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            arguments = cmdline.read_text().split("\0")
-        except OSError:
-            continue
-        if arguments[0].endswith("triton_python_backend_stub") and {instance, str(server.pid)} <= set(arguments):
-            return int(cmdline.parent.name)
-    raise AssertionError(f"no stub runs {instance}")
+    (stub,) = stubs_of(server, instance)
+    return stub
 
 
 def answers(server: TritonServer, timeout: float = 5) -> bool:
