@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Callable
@@ -74,6 +75,8 @@ def load_service(
     check_decoder(runner, manifest, folder / version, exact=precision == "fp32" and device.type == "cpu")
     engine = Engine(runner, manifest.stop_ids, max_waiting=settings.max_waiting)
     model = ServedModel(manifest, version, str(device), precision, tokenizer, room.slots)
+    gc.collect()
+    gc.freeze()  # a full collection of the imported libraries stops every caption for 140 ms
     return CaptionService(model, engine, encode, report, settings)
 
 

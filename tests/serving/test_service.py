@@ -62,7 +62,7 @@ class Encoder:
         if image == b"nan":
             return Encoded(np.full((tiny.FEATURE_TOKENS, tiny.FEATURE_WIDTH), np.nan, dtype=np.float32), INFO)
         if image == b"type":
-            return Encoded(np.full((tiny.FEATURE_TOKENS, tiny.FEATURE_WIDTH), None), INFO)
+            return Encoded(np.full((tiny.FEATURE_TOKENS, tiny.FEATURE_WIDTH), "x"), INFO)
         return Encoded(tiny.features(int(image)).numpy(), INFO)
 
 

@@ -66,7 +66,7 @@ def encode(version: int, image: bytes) -> Encoded:
     file = pb_utils.Tensor(wire.IMAGE.name, np.array([[image]], dtype=np.object_))
     pixels, info = wait_for_room(infer, wire.PREPROCESS, version, file, [wire.PIXELS.name, wire.IMAGE_INFO.name])
     (features,) = wait_for_room(infer, wire.VISION_ENCODER, version, pixels, [wire.FEATURES.name])
-    return Encoded(features.as_numpy()[0].copy(), wire.ImageInfo(**json.loads(first(info) or b"{}")))
+    return Encoded(features.as_numpy()[0], wire.ImageInfo(**json.loads(first(info) or b"{}")))
 
 
 def infer(model: str, version: int, tensor: Any, names: list[str]) -> list[Any]:
