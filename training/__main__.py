@@ -23,12 +23,13 @@ from training.backbone_cache import BackboneCache
 from training.confidence import calibrate
 from training.dataset import Photo, Split, load_photos
 from training.model import Captioner, Regularisation
-from training.nouns import nouns
+from training.nouns import colours, nouns
 from training.tokenizer import CaptionTokenizer
 from training.train import TrainingConfig, train
 from training.validation import validation_loss
 
-MIN_PHOTOS_PER_NOUN = 8  # for a word to get an output of the encoder's noun head
+MIN_PHOTOS_PER_WORD = 8  # for a noun or colour to get an output of the encoder's caption head
+CONCEPTS = 10  # words of each head that the decoder sees
 
 
 def main() -> None:
@@ -58,7 +59,6 @@ def main() -> None:
         learning_rate=options.learning_rate,
         backbone_rate=options.backbone_rate,
         swap_share=options.exchange,
-        human_repeats=options.plain,
         seed=options.seed,
         regularisation=Regularisation(
             dropout=options.dropout,
@@ -85,7 +85,7 @@ def main() -> None:
 def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, CaptionTokenizer]:
     tokenizer = CaptionTokenizer.train(c.text for photo in photos for c in photo.captions)
     captioner = Captioner.build(
-        concept_config(options.data / "imagenet_words.json", photos),
+        concept_config(options.data / "imagenet_words.json", photos, options.width),
         vocabulary_size=len(tokenizer),
         bos=tokenizer.bos,
         eos=tokenizer.eos,
@@ -97,15 +97,20 @@ def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, C
     return captioner, tokenizer
 
 
-def concept_config(path: Path, photos: list[Photo]) -> ConceptEncoderConfig:
-    """Return the encoder's words: one everyday word per ImageNet class (`path`), and the captions' frequent nouns."""
+def concept_config(path: Path, photos: list[Photo], width: int) -> ConceptEncoderConfig:
+    """Return the encoder's words: one per ImageNet class (`path`), and the captions' frequent nouns and colours."""
     by_class: list[str] = json.loads(path.read_text())
-    counts = Counter(word for photo in photos for word in {w for c in photo.captions for w in nouns(c.text)})
-    frequent = sorted(word for word, count in counts.items() if count >= MIN_PHOTOS_PER_NOUN)
+    texts = (" ".join(caption.text for caption in photo.captions) for photo in photos)
+    counts = Counter(word for text in texts for word in nouns(text) + colours(text))
+    frequent = sorted(word for word, count in counts.items() if count >= MIN_PHOTOS_PER_WORD)
     words = sorted({*by_class, *frequent})
     index = {word: number for number, word in enumerate(words)}
     return ConceptEncoderConfig(
-        tuple(words), tuple(index[word] for word in by_class), tuple(index[word] for word in frequent)
+        tuple(words),
+        tuple(index[word] for word in by_class),
+        tuple(index[word] for word in frequent),
+        width=width,
+        concepts=CONCEPTS,
     )
 
 
@@ -120,23 +125,23 @@ def _parser() -> argparse.ArgumentParser:
     data = "folder with captions.json, photos/ and imagenet_words.json"
     parser.add_argument("--data", type=Path, required=True, help=data)
     parser.add_argument("--out", type=Path, required=True, help="folder for the captioner's files")
-    cache = "folder of the backbone cache, 150 MB per view (default %(default)s)"
+    cache = "folder of the backbone cache, 370 MB per view (default %(default)s)"
     parser.add_argument("--cache", type=Path, default=Path("build/training"), help=cache)
     parser.add_argument("--start", type=Path, help="folder of a trained captioner to start from")
-    number("--passes", 17.0, "epochs")
+    number("--passes", 12.0, "epochs")
     number("--minutes", math.inf, "longest duration")
-    number("--views", 10, "augmented views per photo: 1 as it is, 2 also mirrored, more add random crops")
-    number("--batch", 16, "photos per step")
-    number("--learning-rate", 1.2e-3, "peak learning rate")
+    number("--views", 6, "augmented views per photo: 1 as it is, 2 also mirrored, more add random crops")
+    number("--batch", 32, "photos per step")
+    number("--learning-rate", 1.5e-3, "peak learning rate")
     number("--backbone-rate", 0.1, "learning rate of the backbone's last blocks, as a share; 0 freezes them")
-    number("--layers", 3, "layers of the decoder")
-    number("--dropout", 0.1, "dropout of the decoder")
+    number("--layers", 4, "layers of the decoder")
+    number("--width", 320, "width of the decoder and the image's features")
+    number("--dropout", 0.15, "dropout of the decoder")
     number("--smoothing", 0.1, "label smoothing")
     number("--unseen", 0.1, "share of the image tokens hidden in each step")
     number("--unseen-concepts", 0.3, "share of the concept tokens hidden in each step")
     number("--naming", 0.1, "weight of the noun head's loss")
     number("--exchange", 0.1, "share of the photos with one noun swapped for another in concepts and captions")
-    number("--plain", 3, "how often an epoch shows a photo that has only captions written by people")
     number("--threads", 2, "CPU threads")
     number("--seed", 0, "random seed")
     parser.add_argument("--resume", action="store_true", help="save the state in the cache and resume from it")

@@ -1,7 +1,8 @@
 """Score captions against references: the field's metrics, and the errors that readers notice first.
 
 CIDEr (CIDEr-D) and BLEU-4 are pycocoevalcap's, on lower-case words. METEOR is pycocoevalcap's too and needs Java.
-Nouns and synonyms are data (`subjects.json`, `nouns.txt`). Every metric has one value per photo, so that its mean has a
+Nouns, synonyms and function words are data (`nouns.txt`, `subjects.json`, `function_words.txt`).
+Every metric has one value per photo, so that its mean has a
 bootstrap interval.
 """
 
@@ -17,13 +18,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.nouns import nouns
+from training.nouns import COLOUR_OF, colours, nouns, singular
 
-GROUPS: list[list[str]] = json.loads((Path(__file__).parent / "subjects.json").read_text())
+DATA = Path(__file__).parent
+GROUPS: list[list[str]] = json.loads((DATA / "subjects.json").read_text())
 SYNONYM = {word: group[0] for group in GROUPS for word in group}
 PERSON = GROUPS[0][0]
 ANIMALS = frozenset(group[0] for group in GROUPS[1:15])
 BODY_PART = re.compile(r"\b(arms?|ear|eyes?|face|feet|fingers?|foot|hands?|head|legs?|someone)\b")
+DRAWING = re.compile(r"\b(cartoon|drawing|illustration|painting|sketch)\b")
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "dozen")
+GROUPS_OF_PEOPLE = frozenset({"people", "couple", "family", "crowd", "group", "friends"})
+BETWEEN_COLOUR_AND_THING = 4  # words at most
+FUNCTION_WORDS = frozenset((DATA / "function_words.txt").read_text().split())
 RESAMPLES = 2000
 Scores = NDArray[np.float64]  # one per photo; NaN where the metric is undefined
 
@@ -78,12 +85,94 @@ def invented_animal(caption: str, references: Sequence[str]) -> float:
     return float(bool(ANIMALS & set(things(caption)) - real))
 
 
+def kind_right(caption: str, references: Sequence[str]) -> float:
+    """Return 1 if the caption calls the picture a drawing and a reference does too, or neither does; else 0."""
+    drawn = any(DRAWING.search(text.lower()) for text in references)
+    return float(drawn == bool(DRAWING.search(caption.lower())))
+
+
+def wrong_colour(caption: str, references: Sequence[str]) -> float:
+    """Return 1 if the caption names a colour that no reference supports, else 0.
+
+    Every colour must be in a reference. Of a thing's colours, one must be a colour that a reference gives it, if any
+    reference gives it one.
+    """
+    if set(colours(caption)) - {colour for text in references for colour in colours(text)}:
+        return 1.0
+    expected: dict[str, set[str]] = {}
+    for text in references:
+        for thing, found in coloured_things(text).items():
+            expected.setdefault(thing, set()).update(found)
+    return float(any(not found & expected.get(thing, found) for thing, found in coloured_things(caption).items()))
+
+
+def coloured_things(text: str) -> dict[str, set[str]]:
+    """Return the things that have colours in front of them, and these colours."""
+    words = re.findall("[a-z]+", text.lower())
+    found: dict[str, set[str]] = {}
+    for place, word in enumerate(words):
+        if (colour := COLOUR_OF.get(word)) is not None:
+            following = words[place + 1 : place + 1 + BETWEEN_COLOUR_AND_THING]
+            named = (next(iter(things(each)), None) for each in following if each not in COLOUR_OF)
+            if (thing := next((each for each in named if each is not None), None)) is not None:
+                found.setdefault(thing, set()).add(colour)
+    return found
+
+
+def wrong_count(caption: str, references: Sequence[str]) -> float:
+    """Return 1 if the caption has a number that no reference has, or one thing where all say several or the reverse."""
+    words = [re.findall("[a-z]+", text.lower()) for text in references]
+    numbers = {word for text in words for word in text}
+    if any(word in NUMBERS and word not in numbers for word in re.findall("[a-z]+", caption.lower())):
+        return 1.0
+    expected: dict[str, set[bool]] = {}
+    for text in references:
+        for thing, several in _counted(text):
+            expected.setdefault(thing, set()).add(several)
+    return float(any(several not in expected.get(thing, {several}) for thing, several in _counted(caption)))
+
+
+def _counted(text: str) -> list[tuple[str, bool]]:
+    """Return the things of a text that words after an article or a number name, and whether they are several."""
+    found = []
+    for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
+        if word == "sheep" or (thing := next(iter(things(word)), None)) is None:
+            continue
+        found.append((thing, word in GROUPS_OF_PEOPLE or (singular(word) or word) != word))
+    return found
+
+
+def word_precision(caption: str, references: Sequence[str]) -> float:
+    """Return the share of the caption's content words that any reference has, endings aside; NaN if it has none."""
+    named, expected = _stems(caption), {stem for text in references for stem in _stems(text)}
+    return sum(stem in expected for stem in named) / len(named) if named else float("nan")
+
+
+def _stems(text: str) -> list[str]:
+    words = [word for word in re.findall("[a-z]+", text.lower()) if word not in FUNCTION_WORDS]
+    named = (SYNONYM.get(word) or COLOUR_OF.get(word) or word for word in words)
+    return [re.sub(r"(.{3,}?)(?:ing|ed|es|s|e)$", r"\1", word) for word in named]
+
+
+def doubled_word(caption: str, references: Sequence[str] = ()) -> float:
+    """Return 1 if the caption has a content word twice (colours aside), or one word on both sides of "and" or a gap."""
+    words = re.findall("[a-z]+", caption.lower())
+    content = [word for word in words if word not in FUNCTION_WORDS and word not in COLOUR_OF]
+    in_a_row = re.search(r"\b([a-z]+) (?:and )?\1\b", " ".join(words))
+    return float(bool(in_a_row) or len(set(content)) < len(content))
+
+
 PER_PHOTO: dict[str, Callable[[str, Sequence[str]], float]] = {
     "subject": subject_correct,
     "object precision": object_precision,
     "object recall": object_recall,
     "invented person": invented_person,
     "invented animal": invented_animal,
+    "kind": kind_right,
+    "wrong colour": wrong_colour,
+    "wrong count": wrong_count,
+    "word precision": word_precision,
+    "doubled word": doubled_word,
 }
 
 

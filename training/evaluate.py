@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,14 +21,13 @@ from captioner.embedded import EMBEDDED_FOLDER, FORMS, Form
 from training import caption_metrics, checkpoint, contact_sheet, model_card, retrieval_baseline
 from training.backbone_cache import BackboneCache
 from training.batches import LowerFeatures
-from training.dataset import Photo, Split, load_photos, references
+from training.dataset import Photo, Set, Split, load_photos, references
 from training.generate import GeneratedCaption, generate_captions
 from training.model import Captioner
 from training.results import Results, Table
 from training.validation import grids, validation_loss
 
-SETS = {"written": True, "coco": False}  # the set's name in the table → Photo.synthetic
-SHEET_PHOTOS = 50
+SHEET_PHOTOS = 100
 
 
 def main() -> None:
@@ -63,8 +63,8 @@ def evaluate(
 ) -> Results:
     """Return every metric of every form on every set. References are all captions of a photo, whatever their form."""
     table: Table = {}
-    for name, synthetic in SETS.items():
-        rows = [row for row, photo in enumerate(photos) if photo.synthetic == synthetic]
+    for name in get_args(Set):
+        rows = [row for row, photo in enumerate(photos) if photo.set == name]
         truths = [references(photos[row]) for row in rows]
         for form, generated in captions.items():
             if form != "tags":
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default %(default)s")
     parser.add_argument("--cache", type=Path, default=Path("build/training"), help="folder of the backbone cache")
     parser.add_argument("--card", action="store_true", help="write the model card into the model's folder")
-    parser.add_argument("--pictures", type=Path, help="write 50 photos, not selected by hand, as an HTML page")
+    parser.add_argument("--pictures", type=Path, help="write 100 photos, not selected by hand, as an HTML page")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     return parser
 

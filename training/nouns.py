@@ -1,4 +1,4 @@
-"""Find the nouns that a text names, in the singular, by a word list (`nouns.txt`); swap one noun for another."""
+"""Find the nouns (in the singular, by the word list `nouns.txt`) and colours of a text; swap one noun for another."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ IRREGULAR = {
     "wolves": "wolf",
     "women": "woman",
 }
+COLOURS = {
+    "black": ("black",),
+    "white": ("white",),
+    "grey": ("grey", "gray", "greyish", "grayish", "silver", "silvery"),
+    "red": ("red", "reddish", "maroon", "crimson", "scarlet"),
+    "orange": ("orange",),
+    "yellow": ("yellow", "yellowish"),
+    "gold": ("gold", "golden"),
+    "green": ("green", "greenish", "olive"),
+    "turquoise": ("turquoise", "teal"),
+    "blue": ("blue", "bluish", "navy"),
+    "purple": ("purple", "violet", "lilac"),
+    "pink": ("pink", "pinkish"),
+    "brown": ("brown", "brownish", "chestnut"),
+    "beige": ("beige", "tan", "cream", "creamy"),
+}
+COLOUR_OF = {word: colour for colour, words in COLOURS.items() for word in words}
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 
 
@@ -40,6 +57,12 @@ def nouns(text: str) -> list[str]:
     """Return the nouns of `text`, each once, in order of appearance."""
     found = (singular(word) for word in WORD.findall(text.lower()))
     return list(dict.fromkeys(word for word in found if word is not None))
+
+
+def colours(text: str) -> list[str]:
+    """Return the colours of `text`, each once, in order of appearance; shades have one name, "blue-green" is two."""
+    found = (COLOUR_OF.get(word) for word in re.findall("[a-z]+", text.lower()))
+    return list(dict.fromkeys(colour for colour in found if colour is not None))
 
 
 def swap_noun(text: str, old: str, new: str) -> str:

@@ -1,4 +1,8 @@
-"""Rewards for self-critical training: CIDEr and correctly named things, less invented ones; F1 for tags."""
+"""Rewards for self-critical training: a caption that is right, in words that people use; F1 for tags.
+
+What a reader minds most weighs most: a wrong subject, a wrong colour, a doubled word. CIDEr keeps the caption from
+saying too little.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,25 @@ from numpy.typing import NDArray
 from training import caption_metrics
 from training.caption_metrics import lower_words
 from training.dataset import Photo, references
+from training.phrasing import Phrasing
 
-WEIGHTS = {"subject": 0.5, "object precision": 0.5, "invented person": -0.5, "invented animal": -0.5}
+WEIGHTS = {
+    "subject": 1.0,
+    "object precision": 0.5,
+    "word precision": 0.5,
+    "invented person": -0.5,
+    "invented animal": -0.5,
+    "kind": 1.0,
+    "wrong colour": -0.7,
+    "wrong count": -0.3,
+    "doubled word": -0.7,
+}
+CIDER_WEIGHT = 0.5
+UNKNOWN_PHRASE_WEIGHT = -0.7  # times the share of trigrams that no training caption has
 
 
 class Reward:
-    """CIDEr with the document frequencies of all training captions, plus the metrics in WEIGHTS."""
+    """CIDEr with the document frequencies of all training captions, the metrics in WEIGHTS, and the phrasing."""
 
     def __init__(self, photos: list[Photo]) -> None:
         from pycocoevalcap.cider.cider_scorer import CiderScorer
@@ -26,6 +43,7 @@ class Reward:
             self._scorer += ("", [lower_words(text) for text in references(photo)])
         self._scorer.compute_doc_freq()
         self._documents = len(photos)
+        self._phrasing = Phrasing(text for photo in photos for text in references(photo))
 
     def __call__(self, captions: Sequence[str], photos: Sequence[Photo]) -> NDArray[np.float64]:
         """Return the reward of each caption of the photo at the same index."""
@@ -34,7 +52,8 @@ class Reward:
         cooked = [cook_refs([lower_words(text) for text in references(photo)]) for photo in photos]
         self._scorer.crefs = _Corpus(cooked, self._documents)
         self._scorer.ctest = [cook_test(lower_words(caption)) for caption in captions]
-        reward = np.asarray(self._scorer.compute_cider())
+        reward = CIDER_WEIGHT * np.asarray(self._scorer.compute_cider())
+        reward = reward + UNKNOWN_PHRASE_WEIGHT * np.array([self._phrasing.unknown(caption) for caption in captions])
         for name, weight in WEIGHTS.items():
             metric = caption_metrics.PER_PHOTO[name]
             values = np.array([metric(c, references(p)) for c, p in zip(captions, photos, strict=True)])

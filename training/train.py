@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from training.batches import LowerFeatures, NounTargets, make_batch
-from training.dataset import Photo, index_batches
+from training.dataset import Photo, epoch_batches, index_batches
 from training.model import Captioner, Regularisation
 from training.tokenizer import CaptionTokenizer
 
@@ -35,7 +35,6 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     backbone_rate: float = 0.1  # learning rate of the backbone's last blocks, as a share of `learning_rate`
     swap_share: float = 0.0  # share of the photos with one noun swapped in concepts and captions
-    human_repeats: int = 1  # how often an epoch shows a photo that has only captions written by people
     validations: int = 12
     seed: int = 0
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -78,9 +77,8 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         state, best = State(**saved["state"]), saved["best"]
         log(f"resuming from step {state.step} of {state_file}")
-    shown = [row for row, photo in enumerate(photos) for _ in range(1 if photo.synthetic else config.human_repeats)]
-    steps = int(config.epochs * (len(shown) // config.batch))
-    batches = index_batches(len(shown), config.batch, config.seed + state.step)
+    steps = int(config.epochs * epoch_batches(photos, config.batch))
+    batches = index_batches(photos, config.batch, config.seed + state.step)
     targets = NounTargets(captioner.encoder.config, photos)
     losses: list[float] = []
     validated = _progress(state, steps, config)
@@ -89,8 +87,7 @@ def train(
     while (progress := _progress(state, steps, config)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * group["share"] * _schedule(progress)
-        rows = [shown[row] for row in next(batches)]
-        images, captions = make_batch(rows, photos, views, tokenizer, targets, config.swap_share, rng)
+        images, captions = make_batch(next(batches), photos, views, tokenizer, targets, config.swap_share, rng)
         loss, noun_loss = captioner.losses(images, captions, regularisation)
         optimizer.zero_grad()
         (loss + regularisation.noun_loss_weight * noun_loss).backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 
 from tests.training.conftest import PHOTOS, lower_features, tiny_captioner
 from training.batches import NounTargets, make_batch, unmodified
-from training.dataset import Caption, Photo, load_photos, mirror, normalise, pack, tags
+from training.dataset import HUMAN_REPEATS, Caption, Photo, index_batches, load_photos, mirror, normalise, pack, tags
 from training.model import ImageBatch
-from training.nouns import nouns, swap_noun
+from training.nouns import colours, nouns, swap_noun
 
 
 def one_image() -> ImageBatch:
@@ -29,7 +30,7 @@ def test_flickr8k_and_captions_with_quoted_lettering_are_left_out(tmp_path: Path
     ]
     (tmp_path / "captions.json").write_text(json.dumps({"images": entries}))
     assert load_photos(tmp_path, "train") == [
-        Photo("b.webp", (Caption("A cat", "plain"), Caption("cat", "tags")), synthetic=False)
+        Photo("b.webp", (Caption("A cat", "plain"), Caption("cat", "tags")), False, HUMAN_REPEATS, "human")
     ]
 
 
@@ -53,6 +54,17 @@ def test_tags_are_the_most_frequent_nouns_of_the_captions() -> None:
 )
 def test_nouns_are_found_in_the_plural_too(text: str, expected: list[str]) -> None:
     assert nouns(text) == expected
+
+
+def test_shades_and_compounds_are_colours() -> None:
+    assert colours("A reddish-brown dog on Gray grass in a golden light") == ["red", "brown", "grey", "gold"]
+
+
+def test_an_epoch_shows_each_photo_as_often_as_it_says() -> None:
+    photos = [replace(PHOTOS[0], repeats=3.0), replace(PHOTOS[1], repeats=0.5)]
+    batches = index_batches(photos, 1, seed=0)
+    shown = [next(batches)[0] for _ in range(3500)]
+    assert 2930 < shown.count(0) < 3070
 
 
 def test_a_swapped_noun_keeps_its_number_and_the_article_is_adapted() -> None:

@@ -14,6 +14,7 @@ from training import caption_metrics, confidence
 from training.dataset import Caption, Photo
 from training.generate import generate_captions
 from training.model import Captioner, Regularisation
+from training.phrasing import Phrasing
 from training.reward import Reward, tag_reward
 from training.tokenizer import CaptionTokenizer
 from training.train import TrainingConfig, train
@@ -82,6 +83,65 @@ def test_a_person_is_not_invented_if_a_reference_names_a_hand() -> None:
 def test_the_main_subject_is_what_most_references_name() -> None:
     assert caption_metrics.main_subject(["A red bus on a street", "A bus", "People wait"]) == "bus"
     assert caption_metrics.main_subject(["Shiny"]) is None
+
+
+@pytest.mark.parametrize(
+    ("caption", "references", "wrong"),
+    [
+        ("A white dog on a sofa", ["A brown dog by a white wall"], 1),
+        ("A brown and white dog", ["A brown dog with a white chest"], 0),
+        ("A red car", ["A shiny car with red paint"], 0),
+        ("A blue car", ["A shiny car with red paint"], 1),
+        ("A gray cat", ["A grey cat"], 0),
+        ("A cat", ["A grey cat"], 0),
+    ],
+)
+def test_a_colour_is_wrong_if_no_reference_supports_it(caption: str, references: list[str], wrong: float) -> None:
+    assert caption_metrics.wrong_colour(caption, references) == wrong
+
+
+@pytest.mark.parametrize(
+    ("caption", "references", "wrong"),
+    [
+        ("A dog on grass", ["Two dogs on grass"], 1),
+        ("Two dogs", ["A dog"], 1),
+        ("Three dogs", ["Two dogs"], 1),
+        ("People on a beach", ["A crowd on a beach"], 0),
+        ("Sheep on a hill", ["A sheep on a hill"], 0),
+    ],
+)
+def test_a_count_is_wrong_if_no_reference_supports_it(caption: str, references: list[str], wrong: float) -> None:
+    assert caption_metrics.wrong_count(caption, references) == wrong
+
+
+def test_endings_and_synonyms_do_not_make_a_word_imprecise() -> None:
+    assert caption_metrics.word_precision("A man riding waves", ["A surfer rides a wave"]) == 1
+    assert caption_metrics.word_precision("A man on a train", ["A surfer rides a wave"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("caption", "doubled"),
+    [
+        ("A table and a table", 1),
+        ("A white and white dog", 1),
+        ("Its back open open", 1),
+        ("A white dog on a white sofa on a rug", 0),
+    ],
+)
+def test_a_doubled_word_is_found(caption: str, doubled: float) -> None:
+    assert caption_metrics.doubled_word(caption) == doubled
+
+
+def test_a_drawing_is_to_be_called_one_and_a_photo_is_not() -> None:
+    assert caption_metrics.kind_right("A dog", ["A cartoon of a dog"]) == 0
+    assert caption_metrics.kind_right("A painting of a dog", ["A cartoon of a dog"]) == 1
+    assert caption_metrics.kind_right("A sketch of a dog", ["A dog"]) == 0
+
+
+def test_words_that_no_caption_puts_together_are_unknown() -> None:
+    phrasing = Phrasing(["A cup of tea", "A loaf of bread"])
+    assert phrasing.unknown("A cup of tea.") == 0
+    assert phrasing.unknown("A cup of bread") == 0.25
 
 
 def test_confidence_is_calibrated() -> None:
