@@ -27,7 +27,10 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="files, folders, zip and tar archives, globs in quotes ('~/photos/**/*.{jpg,png}')",
+        help="files, folders, zip and tar archives, globs in quotes ('~/photos/**/*.{jpg,png}'), - for stdin, URLs",
+    )
+    caption.add_argument(
+        "--allow-url", action="store_true", help="let this command fetch URLs, from public addresses only"
     )
     caption.add_argument(
         "--exclude",
@@ -184,6 +187,7 @@ def _edit(arguments: argparse.Namespace) -> CaptionEdit:
 def _stream_files(arguments: argparse.Namespace, files: list[str], edit: CaptionEdit) -> int:
     """Print one line for each file, as the caption is written."""
     from captioner.bulk.outputs.tables import Jsonl
+    from captioner.bulk.sources.item import bytes_to_send
     from captioner.client import Client, RetryPolicy
 
     values = parameters(arguments)
@@ -192,12 +196,13 @@ def _stream_files(arguments: argparse.Namespace, files: list[str], edit: Caption
         for path in files:
             lead = (f"{path}: " if len(files) > 1 else "") + edit.lead
             try:
+                image = bytes_to_send(path)
                 if arguments.to == "jsonl":
-                    caption = client.caption(path, **values)
+                    caption = client.caption(image, **values)
                     _check_complete(caption.details)
                     print(Jsonl().line(path, edit.decorated(caption.text), caption.details).decode(), end="")
                     continue  # the details say whether the image was shrunk
-                with client.stream(path, **values) as stream:
+                with client.stream(image, **values) as stream:
                     for piece in stream:  # the lead is printed with the first text: a refused image prints nothing
                         print(lead + piece, end="", flush=True)
                         lead = ""

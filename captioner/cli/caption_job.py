@@ -25,8 +25,9 @@ from captioner.bulk.progress import Progress
 from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import Sources
 from captioner.bulk.sources.leave_out import LeaveOut
+from captioner.bulk.sources.streams import STDIN, is_url
 from captioner.cli.options import IN_PROCESS, RAY, SIDECARS, parameters
-from captioner.errors import OutputRefused, StartupRefused
+from captioner.errors import ImageRefused, OutputRefused, StartupRefused
 from captioner.publish.ensure_published import ensure_published
 
 
@@ -42,7 +43,17 @@ def publish_embedded(arguments: argparse.Namespace) -> None:
 
 
 def sources(arguments: argparse.Namespace) -> Sources:
-    """Return the images of the command's PATHs, without what is left out. Raises ImageMissing for a missing path."""
+    """Return the images of the command's PATHs, without what is left out.
+
+    Raises ImageMissing for a missing path, and ImageRefused for a URL without --allow-url.
+    """
+    if url := next(filter(is_url, arguments.paths), None):
+        if not arguments.allow_url:
+            raise ImageRefused(f"{url} is on the web; give --allow-url to fetch it")
+        try:
+            import captioner.client.image_fetcher  # noqa: F401
+        except ImportError as error:
+            raise StartupRefused(f"--allow-url needs {error.name}; run: pip install httpcore anyio") from error
     copies = Path(os.path.abspath(arguments.out)) if arguments.to == "exif" and arguments.out else None  # noqa: PTH100
     leave_out = LeaveOut(arguments.exclude, lambda folder: folder == copies or owner.holds_copies(folder))
     return Sources(arguments.paths, leave_out)
@@ -102,13 +113,17 @@ def _output(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, 
         )
     if folder and out is not None and out.exists() and not out.is_dir():
         raise OutputRefused(f"{out} is a file; --to {to} needs a folder")
+    if sources.streams and (folder or (out is not None and STDIN in sources.streams)):
+        raise OutputRefused(
+            f"{sources.streams[0]} is no file, so its caption goes to stdout, or for a URL to jsonl or csv"
+        )
     written = out if out is None or folder else tables.written_path(out, edit)
     prefix, used = None, False
-    if written is not None:
+    if written is not None and sources.base is not None:
         prefix, used = owner.owned_prefix(written, sources.base, folder=folder), owner.is_used(written)
         sources.key_prefix = prefix or ""
     output = _sidecars(arguments, sources, edit, progress) if folder else _table(arguments, edit)
-    if written is not None and prefix is None:
+    if written is not None and sources.base is not None and prefix is None:
         if used:
             progress.log(f"{written} names no folder of images; its captions are taken for those of {sources.base}")
         if not arguments.dry_run:

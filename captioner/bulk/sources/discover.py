@@ -1,9 +1,9 @@
 """Discover the images of a command's PATHs, lazily and in a repeatable order.
 
-A PATH is a file, a folder (read recursively), a glob, or a zip or tar archive. At most the names of one folder or
-archive are held in memory. In folders, hidden files, files without an image suffix, and archives are passed over, and
-so is what `LeaveOut` names; an explicitly named file is always tried. A folder that several links lead to is entered
-once, so that link loops end and no photo is found twice.
+A PATH is a file, a folder (read recursively), a glob, a zip or tar archive, `-` for stdin, or a URL. At most the names
+of one folder or archive are held in memory. In folders, hidden files, files without an image suffix, and archives are
+passed over, and so is what `LeaveOut` names; an explicitly named file is always tried. A folder that several links lead
+to is entered once, so that link loops end and no photo is found twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from captioner.bulk.sources.item import Item, reason
 from captioner.bulk.sources.leave_out import CAPTIONS, HIDDEN, LeaveOut, PassedOver, extension_of
 from captioner.bulk.sources.roots import Root, roots
 from captioner.bulk.sources.sidecar_names import SidecarNames
+from captioner.bulk.sources.streams import STDIN, read_stdin
 from captioner.bulk.sources.walk import is_hidden, matches, may_contain_match, walk
 from captioner.errors import CaptionerError, ImageMissing
 from captioner.image.formats import is_image
@@ -48,35 +49,39 @@ class Sources:
 
     def __init__(self, paths: Sequence[str], leave_out: LeaveOut | None = None) -> None:
         self._leave_out = leave_out or LeaveOut()
-        self._roots = [root for path in paths for root in roots(path)]
-        self._named = {root.path for root in self._roots if root.is_file}
-        single = len(self._roots) == 1
-        tops = [
-            root.path if root.pattern or (single and not root.is_file) else root.path.parent for root in self._roots
-        ]
-        self.base = Path(os.path.commonpath(tops))  # keys are relative to it
+        self._roots = [root for path in dict.fromkeys(paths) for root in roots(path)]
+        local = [root for root in self._roots if not root.is_stream]
+        self._named = {root.path for root in local if root.is_file}
+        whole = len(local) == 1 and not local[0].is_file
+        tops = [root.path if root.pattern or whole else root.path.parent for root in local]
+        self.base = Path(os.path.commonpath(tops)) if tops else None  # keys of files are relative to it
         self.key_prefix = ""  # in front of every key, such as `holiday/`
 
     @property
     def plain_files(self) -> list[str] | None:
         """The paths as the user spelt them if each is a file and none is an archive, otherwise None."""
-        named = [root.given for root in self._roots if root.is_file and not archives.is_archive(root.path)]
+        named = [root.given for root in self._roots if root.is_file and not self._is_archive(root)]
         return named if len(named) == len(self._roots) else None
 
     @property
     def named_archives(self) -> list[str]:
         """The archives among the paths, as the user spelt them."""
-        return [root.given for root in self._roots if root.is_file and archives.is_archive(root.path)]
+        return [root.given for root in self._roots if self._is_archive(root)]
+
+    @property
+    def streams(self) -> list[str]:
+        """The paths that are no files: `-` for stdin, and URLs."""
+        return [root.given for root in self._roots if root.is_stream]
 
     @property
     def locations(self) -> list[str]:
         """The absolute paths, globs unexpanded. They identify the job."""
-        return [str(root.path.joinpath(*root.pattern)) for root in self._roots]
+        return [root.given if root.is_stream else str(root.path.joinpath(*root.pattern)) for root in self._roots]
 
     @property
     def folder(self) -> Path:
         """The folder of the first PATH, or the folder that contains it if it is a file."""
-        root = self._roots[0]
+        root = next((root for root in self._roots if not root.is_stream), self._roots[0])
         return root.path.parent if root.is_file else root.path
 
     def find(self, spool: Path | None = None, passed_over: OnPassedOver = _ignore) -> Iterator[FoundImage]:
@@ -89,7 +94,9 @@ class Sources:
         visited: set[tuple[int, int]] = set()
         siblings: tuple[Path, SidecarNames] | None = None  # of the last named file's folder
         for number, root in enumerate(self._roots):
-            if root.pattern:
+            if root.is_stream:
+                yield self._stream(root.given, spool)
+            elif root.pattern:
                 yield from self._glob(root, number, spool, passed_over)
             elif not root.is_file:
                 for folder, names in walk(root.path, visited, self._enter(root, passed_over)):
@@ -106,6 +113,15 @@ class Sources:
                     _, names = next(walk(root.path.parent, set()))
                     siblings = root.path.parent, SidecarNames([] if isinstance(names, OSError) else names)
                 yield self._found(root, root.path, siblings[1])
+
+    def _stream(self, given: str, spool: Path | None) -> FoundImage:
+        """Return the image at a URL, or a copy of stdin in `spool`."""
+        if given != STDIN:
+            return FoundImage(Item(given, Path(), url=given), given, given)
+        copy = None if spool is None else spool / "stdin"
+        if copy is not None:
+            copy.write_bytes(read_stdin())
+        return FoundImage(Item(given, copy or Path()), given, given, temporary=copy is not None)
 
     def _enter(self, root: Root, passed_over: OnPassedOver) -> Callable[[Path], bool]:
         """Return the function that decides whether to descend into a folder below `root`."""
@@ -231,7 +247,11 @@ class Sources:
         key = self._key(path)
         return FoundImage(Item(key, path), label, key, ImageMissing(f"cannot be read: {reason(error)}"))
 
+    def _is_archive(self, root: Root) -> bool:
+        return root.is_file and not root.is_stream and archives.is_archive(root.path)
+
     def _key(self, path: Path) -> str:
+        assert self.base is not None, "only streams have no base, and they need no key"
         return self.key_prefix + path.relative_to(self.base).as_posix()
 
 

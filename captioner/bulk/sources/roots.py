@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
 
+from captioner.bulk.sources.streams import STDIN, is_url
 from captioner.bulk.sources.walk import is_hidden, matches, may_contain_match, walk
 from captioner.errors import ImageMissing
 
@@ -23,6 +24,7 @@ class Root:
     path: Path  # the same, absolute
     is_file: bool
     pattern: tuple[str, ...] = ()  # path parts
+    is_stream: bool = False  # `given` is STDIN or a URL; `path` is not used then
 
     def label(self, path: Path) -> str:
         """Return a path at or below this one, spelt as the user spelt the root."""
@@ -42,6 +44,8 @@ class Root:
 
 def roots(given: str) -> list[Root]:
     """Return the roots of one PATH: several for a pattern with braces. Raises ImageMissing if nothing is there."""
+    if given == STDIN or is_url(given):
+        return [Root(given, Path(), True, is_stream=True)]
     spelt = given if _path(given).exists() else os.path.expanduser(given)  # noqa: PTH111  # Path drops "./"
     if _path(spelt).exists():
         return [Root(spelt, _path(spelt), not _path(spelt).is_dir())]
