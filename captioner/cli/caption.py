@@ -122,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.to == "stdout":
         arguments.to = "jsonl"
     edit = _edit(arguments)
+    caption_job.check_parameters(arguments)
     sources = caption_job.sources(arguments)
     if arguments.dry_run:
         return caption_job.run_dry(arguments, sources, edit)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from captioner import wire
 from captioner.artifacts.repository_templates import default_repository
 from captioner.bulk.dry_run import ReadJournal, ReadTable, dry_run
 from captioner.bulk.engines.base import BulkEngine
@@ -57,6 +58,13 @@ def sources(arguments: argparse.Namespace) -> Sources:
     copies = Path(os.path.abspath(arguments.out)) if arguments.to == "exif" and arguments.out else None  # noqa: PTH100
     leave_out = LeaveOut(arguments.exclude, lambda folder: folder == copies or owner.holds_copies(folder))
     return Sources(arguments.paths, leave_out)
+
+
+def check_parameters(arguments: argparse.Namespace) -> None:
+    """Raise a ParameterRefused for a value that no model takes."""
+    values = _given_parameters(arguments)
+    wire.check_prompt(values.pop("prompt", ""))
+    wire.parse_parameters(wire.encode_parameters(values))
 
 
 def run_dry(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit) -> int:
@@ -123,11 +131,15 @@ def _output(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, 
         prefix, used = owner.owned_prefix(written, sources.base, folder=folder), owner.is_used(written)
         sources.key_prefix = prefix or ""
     output = _sidecars(arguments, sources, edit, progress) if folder else _table(arguments, edit)
-    if written is not None and sources.base is not None and prefix is None:
-        if used:
-            progress.log(f"{written} names no folder of images; its captions are taken for those of {sources.base}")
-        if not arguments.dry_run:
-            owner.own(written, sources.base, folder=folder, copies=to == "exif")
+    if written is None or sources.base is None:
+        return output
+    if used and prefix is None:
+        progress.log(f"{written} names no folder of images; its captions are taken for those of {sources.base}")
+    if not arguments.dry_run:
+        if prefix is None:
+            owner.own(written, sources.base, folder=folder)
+        if to == "exif":
+            owner.mark_copies(written)
     return output
 
 

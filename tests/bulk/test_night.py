@@ -148,11 +148,14 @@ def test_a_file_that_breaks_a_parser_fails_alone(run: Run, tmp_path: Path, monke
     assert "2 captioned, 0 skipped, 1 failed" in done.stderr and "b.jpg: INTERNAL: ValueError" in done.stderr
 
 
-def test_a_wrong_parameter_ends_the_job(run: Run, server: ScriptedServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_wrong_parameter_is_refused_before_any_image_is_read(
+    run: Run, server: ScriptedServer, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     folder = photos(tmp_path / "photos", *(f"{number}.jpg" for number in range(50)))
-    done = run(folder, "--to", "txt", "--max-tokens", 0, "--in-flight", 2)
-    assert done.returncode == 2 and "given up: PARAMETER_INVALID" in done.stderr
-    assert done.stderr.count("PARAMETER_INVALID") < 10
+    done = run(folder, "--to", "txt", "--max-tokens", 0, *options)
+    assert done.returncode == 2 and done.stderr.count("PARAMETER_INVALID: max_tokens is 0") == 1
+    assert not server.requests and not list(tmp_path.rglob("*.txt"))
 
 
 @pytest.mark.parametrize("archive", ["shard.zip", "shard.tar.gz"])
@@ -241,17 +244,21 @@ def test_exclude_needs_a_pattern(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 2 and "PARAMETER_INVALID: --exclude is empty" in done.stderr
 
 
+FILES = ("a.jpg", "a.txt", "b.jpg", "b.txt")
+
+
 @pytest.mark.parametrize("again", [("--to", "exif", "--out", "P/out"), ("--to", "exif", "--out", "P/other"), ()])
 def test_copies_that_a_job_wrote_inside_the_input_are_never_input(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "P", "a.jpg", "b.jpg", data=JPEG)
+    run("P", "--to", "txt", "--out", "P/out")
     assert "2 captioned" in run("P", "--to", "exif", "--out", "P/out").stderr
     done = run("P", *again)
     count = "0 captioned, 2 skipped" if "P/out" in again else "2 captioned, 0 skipped"
     assert count in done.stderr and "left out: written by a job" in done.stderr
-    assert sorted(path.name for path in (tmp_path / "P" / "out").iterdir()) == [".captioner.json", "a.jpg", "b.jpg"]
+    assert sorted(path.name for path in (tmp_path / "P" / "out").iterdir()) == [".captioner.json", *FILES]
 
 
 # Captions that were cut

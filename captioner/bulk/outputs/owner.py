@@ -38,12 +38,22 @@ def owned_prefix(output: Path, base: Path, *, folder: bool) -> str | None:
     return "" if mine == real else mine.relative_to(real).as_posix() + "/"
 
 
-def own(output: Path, base: Path, *, folder: bool, copies: bool = False) -> None:
-    """Record that an output belongs to the images below `base`. `copies`: it will hold copies of them."""
+def own(output: Path, base: Path, *, folder: bool) -> None:
+    """Record that an output belongs to the images below `base`."""
     record = _record(output, folder)
-    inputs = os.path.relpath(base, record.parent)
+    _write(output, record, {"inputs": os.path.relpath(base, record.parent), "copies": False})
+
+
+def mark_copies(output: Path) -> None:
+    """Record that an owned folder holds copies of its images, which are not input of a job."""
+    record = _record(output, True)
+    if (owner := _read(record)) is not None and not holds_copies(output):
+        _write(output, record, owner | {"copies": True})
+
+
+def _write(output: Path, record: Path, owner: dict[str, Any]) -> None:
     try:
-        atomic_write.replace(record, json.dumps({"inputs": inputs, "copies": copies}).encode())
+        atomic_write.replace(record, json.dumps(owner).encode())
     except OSError as error:
         raise OutputRefused(f"{output} cannot be written: {error.strerror}") from None
 
