@@ -10,38 +10,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from captioner.bulk.sources import archives
-from captioner.bulk.sources.item import Item, reason
-from captioner.bulk.sources.leave_out import CAPTIONS, HIDDEN, LeaveOut, PassedOver, extension_of
+from captioner.bulk.sources.archive_images import images_in
+from captioner.bulk.sources.item import FoundImage, Item, reason
+from captioner.bulk.sources.leave_out import CAPTIONS, HIDDEN, LeaveOut, OnPassedOver, PassedOver, extension_of, ignore
 from captioner.bulk.sources.roots import Root, roots
 from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.bulk.sources.streams import STDIN, read_stdin
 from captioner.bulk.sources.walk import is_hidden, matches, may_contain_match, walk
-from captioner.errors import CaptionerError, ImageMissing
+from captioner.errors import ImageMissing
 from captioner.image.formats import is_image
-from captioner.image.limits import check_file_size
-from captioner.wire import MAX_IMAGE_BYTES
 
-
-@dataclass(frozen=True)
-class FoundImage:
-    """A discovered image, or with `error` a file, folder or archive that could not be read."""
-
-    item: Item
-    label: str  # its path as the user spelt it
-    stem: str  # the key of its sidecar, without the sidecar's extension
-    error: CaptionerError | None = None
-    temporary: bool = False  # the item's file is a copy, to be deleted after use
-
-
-OnPassedOver = Callable[[PassedOver], None]
-
-
-def _ignore(passed_over: PassedOver) -> None:
-    pass
+__all__ = ["FoundImage", "Sources"]
 
 
 class Sources:
@@ -84,7 +66,7 @@ class Sources:
         root = next((root for root in self._roots if not root.is_stream), self._roots[0])
         return root.path.parent if root.is_file else root.path
 
-    def find(self, spool: Path | None = None, passed_over: OnPassedOver = _ignore) -> Iterator[FoundImage]:
+    def find(self, spool: Path | None = None, passed_over: OnPassedOver = ignore) -> Iterator[FoundImage]:
         """Yield every image once. `passed_over` is called for each file and folder that is not input.
 
         An image in a compressed tar is copied to `spool` when its turn comes. Without a spool, such images can be
@@ -193,50 +175,10 @@ class Sources:
         return group is None
 
     def _archive(self, path: Path, label: str, spool: Path | None, passed_over: OnPassedOver) -> Iterator[FoundImage]:
-        """Yield the images of an archive. Of members with the same name, only the first counts."""
-        key = self._key(path)
         try:
-            left: set[str] = set()
-            for member in archives.members(path):
-                if (name := self._member_name(member, key, label, passed_over)) is not None:
-                    left.add(name)
-            sidecars = SidecarNames(left)
-
-            def wanted(member: archives.Member) -> bool:
-                return member.path in left
-
-            def found(member: archives.Member, copy: Path | None = None) -> FoundImage:
-                name = member.path
-                left.discard(name)
-                item = Item(f"{key}/{name}", copy or path, None if copy else member.name, member.offset, member.size)
-                stem = f"{key}/{sidecars.stem(name)}"
-                return FoundImage(item, f"{label}/{name}", stem, _too_large(member.size) if copy else None, bool(copy))
-
-            if spool is not None and archives.is_compressed_tar(path):
-                for member, copy in archives.unpack(path, spool, wanted, MAX_IMAGE_BYTES):
-                    yield found(member, copy)
-                return
-            for member in archives.members(path):
-                if wanted(member):
-                    yield found(member)
+            yield from images_in(path, self._key(path), label, self._leave_out, spool, passed_over)
         except archives.BROKEN as error:
             yield self._unreadable(path, label, error)
-
-    def _member_name(self, member: archives.Member, key: str, label: str, passed_over: OnPassedOver) -> str | None:
-        """Return the path of a member that is to be captioned, or None."""
-        parts = PurePosixPath(member.path).parts
-        if not parts:
-            return None
-        path = f"{label}/{member.path}"
-        group, is_format = self._leave_out.member(parts, path), False
-        silent = group == HIDDEN and not is_image(parts[-1])
-        if group is None and not is_image(parts[-1]):
-            group, silent, is_format = extension_of(parts[-1]), parts[-1].lower().endswith(CAPTIONS), True
-        if group is None:
-            return member.path
-        if not silent:
-            passed_over(PassedOver(f"{key}/{member.path}", path, group, is_format))
-        return None
 
     def _found(self, root: Root, path: Path, sidecars: SidecarNames) -> FoundImage:
         key = self._key(path)
@@ -253,13 +195,3 @@ class Sources:
     def _key(self, path: Path) -> str:
         assert self.base is not None, "only streams have no base, and they need no key"
         return self.key_prefix + path.relative_to(self.base).as_posix()
-
-
-def _too_large(size: int) -> CaptionerError | None:
-    """Return the error of a member that was not copied out of a compressed tar."""
-    if size > MAX_IMAGE_BYTES:
-        try:
-            check_file_size(size)
-        except CaptionerError as error:
-            return error
-    return None

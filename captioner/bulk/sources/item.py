@@ -9,7 +9,7 @@ from pathlib import Path
 from captioner.bulk.sources import archives
 from captioner.bulk.sources.streams import STDIN, fetch, is_url, read_stdin
 from captioner.client.shrink import MAX_SOURCE_BYTES, large_image_lock, shrink_to_limits
-from captioner.errors import ImageMissing, ImageTooLarge
+from captioner.errors import CaptionerError, ImageMissing, ImageTooLarge
 from captioner.image.limits import check_file_size
 from captioner.wire import MAX_IMAGE_BYTES
 
@@ -28,6 +28,17 @@ class Item:
     offset: int | None = None  # byte offset of its data in an uncompressed tar
     size: int | None = None  # bytes
     url: str = ""  # of an image on the web; `path` is not used then
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """A discovered image, or with `error` a file, folder or archive that could not be read."""
+
+    item: Item
+    label: str  # its path as the user spelt it
+    stem: str  # the key of its sidecar, without the sidecar's extension
+    error: CaptionerError | None = None
+    temporary: bool = False  # the item's file is a copy, to be deleted after use
 
 
 def load(item: Item) -> bytes:

@@ -33,6 +33,13 @@ class PassedOver:
         return self.group if self.group in (HIDDEN, COPIES) else f"excluded by {self.group}"
 
 
+OnPassedOver = Callable[[PassedOver], None]
+
+
+def ignore(passed_over: PassedOver) -> None:
+    """Do nothing with it."""
+
+
 def extension_of(name: str) -> str:
     """Return the lower-case extension of a file name, or `no extension`."""
     return PurePosixPath(name).suffix.lower()[:20] or "no extension"
