@@ -101,6 +101,13 @@ def test_one_file_prints_only_its_caption_and_json_prints_an_object(run: Run, ca
     assert line["details"]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_a_seed_of_64_bits_is_used_and_comes_back_in_the_details(run: Run, seed: int) -> None:
+    line = json.loads(run(FOLDER / "cat.jpg", "--json", "--seed", seed, "--temperature", 1).stdout)
+    again = json.loads(run(FOLDER / "cat.jpg", "--json", "--seed", seed, "--temperature", 1).stdout)
+    assert line["details"]["seed"] == seed and line["caption"] == again["caption"]
+
+
 def test_txt_is_written_beside_each_photo_or_below_out_with_the_same_folders(
     run: Run, photos: Path, tmp_path: Path, captions: dict[str, str]
 ) -> None:
