@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.client.replica import infer_request
 from captioner.errors import ParameterInvalid, ParameterRefused, ParameterUnknown
 from captioner.wire import (
     PARAMETERS,
@@ -62,14 +63,23 @@ def test_the_error_beyond_a_range_names_the_parameter_the_value_and_the_range(pa
         sentence = refusal(**{parameter.name: value})
         assert parameter.name in sentence
         assert repr(value) in sentence
-        assert f"{parameter.minimum:g}" in sentence
-        assert f"{parameter.maximum:g}" in sentence
+        assert parameter.range in sentence
+        for edge in (parameter.minimum, parameter.maximum):
+            assert (str(edge) if parameter.kind is int else f"{edge:g}") in sentence
 
 
 @pytest.mark.parametrize("parameter", NUMBERS, ids=named)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, False, "1", None, [1], 10**400])
 def test_a_number_must_be_finite_and_of_a_numeric_type(parameter: Parameter, value: object) -> None:
     assert parameter.name in refusal(**{parameter.name: value})
+
+
+@pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_seed_of_64_bits_reaches_the_server_as_it_is(seed: int) -> None:
+    sent = infer_request({}, {"seed": seed}).parameters["seed"].int64_param
+    assert load_parameters(json.dumps({"seed": sent})) == {"seed": seed}
+    assert parse_parameters({"seed": seed}).seed == seed
+    assert "from 0 to 18446744073709551615" in refusal(seed=-1)
 
 
 def test_an_int_is_accepted_for_a_float_but_a_float_is_not_accepted_for_an_int() -> None:

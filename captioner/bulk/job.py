@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import signal
 import tempfile
@@ -12,14 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
-from captioner.bulk.engines.base import BulkEngine
+from captioner.bulk.engines.base import BulkEngine, Outcome
+from captioner.bulk.order import InputOrder
+from captioner.bulk.outputs.atomic_write import DISK_FAILURES
 from captioner.bulk.outputs.base import CaptionedImage, Output
 from captioner.bulk.progress import Progress
+from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import FoundImage, Sources
 from captioner.bulk.sources.item import Item, reason
-from captioner.errors import CaptionerError, ImageMissing, OutputRefused, ParameterRefused, typed
+from captioner.client.retry import is_transient
+from captioner.errors import CaptionerError, DeadlineExceeded, ImageMissing, OutputRefused, ParameterRefused, typed
 
 _MAX_UNWRITTEN = 256  # captions in the queue between the engine and the output
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,18 +41,20 @@ class Job:
         output: Output,
         progress: Progress,
         *,
-        report: Path | None = None,
+        report: Report | None = None,
         give_up_s: float,
+        in_order: bool = False,
         resume_hint: str = "",
     ) -> None:
-        """`report`: a file that gets one JSON line for each failure. `resume_hint`: how to resume a stopped job.
+        """`in_order`: write the captions in the order of the images. `resume_hint`: how to resume a stopped job.
 
         The job ends when for `give_up_s` seconds the server was unavailable for every image.
         """
         self._sources, self._engine, self._output, self._progress = sources, engine, output, progress
         self._give_up_s, self._resume_hint = give_up_s, resume_hint
-        self._report, self._report_lock = _open_report(report), threading.Lock()
-        self._in_flight: dict[str, FoundImage] = {}
+        self._report, self._order = report or Report(), InputOrder[CaptionedImage]() if in_order else None
+        self._numbers = itertools.count()
+        self._in_flight: dict[str, tuple[int, FoundImage]] = {}  # with its number in the input
         self._stopping = threading.Event()
         self._signalled = False
         self._fatal: Exception | None = None
@@ -69,17 +74,14 @@ class Job:
                 self._progress.count(self._sources.find())
                 try:
                     async for outcome in self._engine(self._items(Path(spool))):
-                        image = self._in_flight.pop(outcome.item.key)
-                        if outcome.caption is not None:
-                            self._last_caption = time.monotonic()
-                            if shrunk_from := outcome.caption.details.image.shrunk_from:
-                                self._progress.log(f"{image.label}: shrunk from {shrunk_from} before it was captioned")
-                            await captions.put(CaptionedImage(image, outcome.caption))
-                        else:
-                            self._fail(image, outcome.error or CaptionerError("no caption and no error"))
-                    for image in list(self._in_flight.values()):
+                        number, image = self._in_flight.pop(outcome.item.key)
+                        for each in self._in_turn(number, self._accepted(image, outcome)):
+                            await captions.put(each)
+                    for _, image in list(self._in_flight.values()):
                         self._fail(image, CaptionerError("the engine returned no outcome"))
                 finally:
+                    for each in self._order.rest() if self._order else ():
+                        await captions.put(each)
                     await captions.put(None)
                     await writing
             finished = not self._stopping.is_set()
@@ -89,18 +91,18 @@ class Job:
             except OSError as error:
                 self._stop(OutputRefused(f"the output cannot be completed: {reason(error)}"))
             self._progress.close()
-            if self._report is not None:
-                self._report.close()
+            self._report.close()
         return self._exit_code(finished)
 
     def _exit_code(self, finished: bool) -> int:
         progress = self._progress
         succeeded = progress.captioned + progress.skipped
         if finished and not succeeded + progress.failed:
-            raise ImageMissing("no images found in " + ", ".join(self._sources.locations))
+            nothing = "no images found in " + ", ".join(self._sources.locations)
+            raise ImageMissing("; ".join([nothing, *self._report.missing()]))
         if self._fatal is not None:
             progress.log(f"given up: {typed(self._fatal).wire()}")
-        progress.log(f"{progress.captioned} captioned, {progress.skipped} skipped, {progress.failed} failed")
+        progress.log(self._report.summary(progress))
         if self._resume_hint and (progress.failed or not finished):
             progress.log(self._resume_hint)
         if self._signalled:
@@ -110,18 +112,20 @@ class Job:
         return 1 if succeeded else 2
 
     def _items(self, spool: Path) -> Iterator[Item]:
-        for image in self._sources.find(spool):
+        for image in self._sources.find(spool, self._report.passed_over):
             if self._stopping.is_set():
                 return
             try:
                 if image.error is not None:
                     raise image.error
                 wanted = self._output.wants(image)
-            except (CaptionerError, OSError) as error:
+            except Exception as error:  # one image must not end the others
                 self._fail(image, typed(error))
+                if isinstance(error, OSError) and error.errno in DISK_FAILURES:
+                    self._stop(OutputRefused(f"nothing more can be written: {reason(error)}"))
                 continue
             if wanted:
-                self._in_flight[image.item.key] = image
+                self._in_flight[image.item.key] = next(self._numbers), image
                 yield image.item
             else:
                 self._progress.add(skipped=1)
@@ -139,7 +143,7 @@ class Job:
             if not broken and captioned:
                 try:
                     failed = await asyncio.to_thread(self._output.write, captioned)
-                except OSError as error:  # such as a full disk: drain the queue unwritten until the engine stops
+                except Exception as error:  # such as a full disk: drain the queue unwritten until the engine stops
                     broken = True
                     self._stop(OutputRefused(f"nothing more can be written: {reason(error)}"))
                     continue
@@ -149,17 +153,39 @@ class Job:
             for image, _ in captioned:
                 _discard(image)
 
+    def _accepted(self, image: FoundImage, outcome: Outcome) -> CaptionedImage | None:
+        """Return the captioned image, or None for a failure. A caption that the deadline cut is one."""
+        caption, error = outcome.caption, outcome.error or CaptionerError("no caption and no error")
+        if caption is not None:
+            self._last_caption = time.monotonic()
+            if caption.details.finish_reason == "deadline":
+                cut = f"the deadline cut the caption after {caption.details.tokens} tokens; it was not written"
+                caption, error = None, DeadlineExceeded(cut)
+        if caption is None:
+            self._fail(image, error)
+            return None
+        self._report.cut += caption.details.finish_reason == "length"
+        if shrunk_from := caption.details.image.shrunk_from:
+            self._progress.log(f"{image.label}: shrunk from {shrunk_from} before it was captioned")
+        return CaptionedImage(image, caption)
+
+    def _in_turn(self, number: int, captioned: CaptionedImage | None) -> list[CaptionedImage]:
+        """Return the captions that are written now, given the one that has just come."""
+        if self._order is None:
+            return [] if captioned is None else [captioned]
+        if captioned is not None:
+            _discard(captioned.image)  # it may wait long, and what is written in order does not read the image
+        return self._order.add(number, captioned)
+
     def _fail(self, image: FoundImage, error: CaptionerError) -> None:
         self._progress.log(f"{image.label}: {error.wire()}")
-        if self._report is not None:
-            line = {"file": image.item.key, "code": error.code, "message": str(error)}
-            with self._report_lock:
-                self._report.write(json.dumps(line) + "\n")
-                self._report.flush()
+        self._report.failure(image.item, error)
         self._progress.add(failed=1)
         _discard(image)
-        unavailable = error.status == "UNAVAILABLE" and time.monotonic() - self._last_caption >= self._give_up_s
-        if unavailable or isinstance(error, ParameterRefused):  # the remaining images would fail in the same way
+        unavailable = is_transient(error) and time.monotonic() - self._last_caption >= self._give_up_s
+        # A parameter concerns all images; an output that is refused concerns this one.
+        wrong = isinstance(error, ParameterRefused) and not isinstance(error, OutputRefused)
+        if unavailable or wrong:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
@@ -190,10 +216,3 @@ class Job:
 def _discard(image: FoundImage) -> None:
     if image.temporary:
         image.item.path.unlink(missing_ok=True)
-
-
-def _open_report(report: Path | None) -> TextIO | None:
-    try:
-        return None if report is None else report.open("w", encoding="utf-8")
-    except OSError as error:
-        raise OutputRefused(f"{report} cannot be written: {reason(error)}") from None

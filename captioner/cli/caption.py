@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.cli.options import IN_PROCESS, LOCAL, RAY, SIDECARS, TABLES, add_parameters, add_server, parameters
-from captioner.errors import CaptionerError, OutputRefused
+from captioner.errors import CaptionerError, DeadlineExceeded, OutputRefused
 
 if TYPE_CHECKING:  # what captions is imported in `run`, so that `captioner --help` is quick
     from captioner.bulk.outputs.caption_edit import CaptionEdit
+    from captioner.wire import Details
 
 MAX_STREAMED = 8  # files; up to this number, files are captioned in order and each caption is streamed
 
@@ -25,7 +27,21 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="files, folders, zip and tar archives, globs in quotes ('photos/**/*.jpg')",
+        help="files, folders, zip and tar archives, globs in quotes ('~/photos/**/*.{jpg,png}'), - for stdin, URLs",
+    )
+    caption.add_argument(
+        "--allow-url", action="store_true", help="let this command fetch URLs, from public addresses only"
+    )
+    caption.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of this name, or of this path if it has a /; repeat the option for more; "
+        "hidden ones, @eaDir, #recycle and #snapshot are always left out",
+    )
+    caption.add_argument(
+        "--dry-run", action="store_true", help="print what would be done with every file, and change nothing"
     )
     caption.add_argument("--json", action="store_true", help="short for --to jsonl: one object per file, with details")
     add_server(caption)
@@ -58,7 +74,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--trigger", default="", metavar="WORD", help="trigger word for training, first in the text, with a comma"
     )
-    group.add_argument("--report", type=Path, metavar="FILE", help="JSON lines of failures: file, code, message")
+    group.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines of failures and of what is passed over: file, code, message",
+    )
 
 
 def _add_job(group: argparse._ArgumentGroup) -> None:
@@ -96,21 +117,42 @@ def _add_job(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Caption the images; see `cli.main` for the exit code."""
-    from captioner.bulk.sources.discover import Sources
+    from captioner.cli import caption_job
 
     if arguments.json and arguments.to == "stdout":
         arguments.to = "jsonl"
     edit = _edit(arguments)
-    sources = Sources(arguments.paths)
+    caption_job.check_parameters(arguments)
+    sources = caption_job.sources(arguments)
+    if arguments.dry_run:
+        return caption_job.run_dry(arguments, sources, edit)
+    if arguments.engine == IN_PROCESS:
+        caption_job.publish_embedded(arguments)
+    else:
+        asyncio.run(_wait_for_server(arguments.server, arguments.retry_for))
     files = sources.plain_files
     to_stdout = arguments.to == "stdout" or (arguments.to == "jsonl" and arguments.out is None)
     if to_stdout and files and len(files) <= MAX_STREAMED and arguments.engine == LOCAL and not arguments.report:
         return _stream_files(arguments, files, edit)
-    from captioner.cli.caption_job import publish_embedded, run_job
+    return asyncio.run(caption_job.run_job(arguments, sources, edit))
 
-    if arguments.engine == IN_PROCESS:
-        publish_embedded(arguments)
-    return asyncio.run(run_job(arguments, sources, edit))
+
+async def _wait_for_server(address: str, retry_for_s: float) -> None:
+    """Return when a server answers. Raises the last error after `retry_for_s`, before any image is read."""
+    from captioner.client import AsyncClient, RetryPolicy
+    from captioner.client.retry import is_transient
+
+    began = time.monotonic()
+    try:
+        async with AsyncClient(address) as client:
+            await client.describe()
+    except CaptionerError as error:
+        left_s = began + retry_for_s - time.monotonic()
+        if not is_transient(error) or left_s <= 0:
+            raise
+        print(f"{error.wire()}; trying again for {retry_for_s:g} s", file=sys.stderr, flush=True)
+        async with AsyncClient(address, retry=RetryPolicy(left_s)) as client:
+            await client.describe()
 
 
 def _at_least_one(text: str) -> int:
@@ -146,27 +188,37 @@ def _edit(arguments: argparse.Namespace) -> CaptionEdit:
 def _stream_files(arguments: argparse.Namespace, files: list[str], edit: CaptionEdit) -> int:
     """Print one line for each file, as the caption is written."""
     from captioner.bulk.outputs.tables import Jsonl
-    from captioner.client import Client
+    from captioner.bulk.sources.item import bytes_to_send
+    from captioner.client import Client, RetryPolicy
 
     values = parameters(arguments)
     failed = 0
-    with Client(arguments.server) as client:
+    with Client(arguments.server, retry=RetryPolicy(arguments.retry_for)) as client:
         for path in files:
             lead = (f"{path}: " if len(files) > 1 else "") + edit.lead
             try:
+                image = bytes_to_send(path)
                 if arguments.to == "jsonl":
-                    caption = client.caption(path, **values)
+                    caption = client.caption(image, **values)
+                    _check_complete(caption.details)
                     print(Jsonl().line(path, edit.decorated(caption.text), caption.details).decode(), end="")
                     continue  # the details say whether the image was shrunk
-                with client.stream(path, **values) as stream:
+                with client.stream(image, **values) as stream:
                     for piece in stream:  # the lead is printed with the first text: a refused image prints nothing
                         print(lead + piece, end="", flush=True)
                         lead = ""
                     print(edit.suffix)
                 if stream.details and (shrunk_from := stream.details.image.shrunk_from):
                     print(f"{path}: shrunk from {shrunk_from} before it was captioned", file=sys.stderr)
+                _check_complete(stream.details)
             except (CaptionerError, OSError) as error:
                 failed += 1
                 sentence = error.wire() if isinstance(error, CaptionerError) else f"{error.strerror}"
                 print(f"{path}: {sentence}", file=sys.stderr)
     return 0 if not failed else 2 if failed == len(files) else 1
+
+
+def _check_complete(details: Details | None) -> None:
+    """Raise DeadlineExceeded for a caption that the deadline cut."""
+    if details is not None and details.finish_reason == "deadline":
+        raise DeadlineExceeded(f"the deadline cut the caption after {details.tokens} tokens")

@@ -11,20 +11,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from captioner import wire
 from captioner.artifacts.repository_templates import default_repository
+from captioner.bulk.dry_run import ReadJournal, ReadTable, dry_run
 from captioner.bulk.engines.base import BulkEngine
 from captioner.bulk.engines.in_process import INSTALL, InProcessEngine
 from captioner.bulk.engines.server import ServerEngine
 from captioner.bulk.job import Job
-from captioner.bulk.outputs import sidecars, tables
+from captioner.bulk.outputs import owner, sidecars, tables
 from captioner.bulk.outputs.base import Output
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.progress import Progress
+from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import Sources
+from captioner.bulk.sources.leave_out import LeaveOut
+from captioner.bulk.sources.streams import STDIN, is_url
 from captioner.cli.options import IN_PROCESS, RAY, SIDECARS, parameters
-from captioner.client import AsyncClient
-from captioner.errors import OutputRefused, StartupRefused
+from captioner.errors import ImageRefused, OutputRefused, StartupRefused
 from captioner.publish.ensure_published import ensure_published
 
 
@@ -39,12 +43,43 @@ def publish_embedded(arguments: argparse.Namespace) -> None:
         raise StartupRefused(f"--engine in-process needs {error.name}; run: {INSTALL}") from error
 
 
+def sources(arguments: argparse.Namespace) -> Sources:
+    """Return the images of the command's PATHs, without what is left out.
+
+    Raises ImageMissing for a missing path, and ImageRefused for a URL without --allow-url.
+    """
+    if url := next(filter(is_url, arguments.paths), None):
+        if not arguments.allow_url:
+            raise ImageRefused(f"{url} is on the web; give --allow-url to fetch it")
+        try:
+            import captioner.client.image_fetcher  # noqa: F401
+        except ImportError as error:
+            raise StartupRefused(f"--allow-url needs {error.name}; run: pip install httpcore anyio") from error
+    copies = Path(os.path.abspath(arguments.out)) if arguments.to == "exif" and arguments.out else None  # noqa: PTH100
+    leave_out = LeaveOut(arguments.exclude, lambda folder: folder == copies or owner.holds_copies(folder))
+    return Sources(arguments.paths, leave_out)
+
+
+def check_parameters(arguments: argparse.Namespace) -> None:
+    """Raise a ParameterRefused for a value that no model takes."""
+    values = _given_parameters(arguments)
+    wire.check_prompt(values.pop("prompt", ""))
+    wire.parse_parameters(wire.encode_parameters(values))
+
+
+def run_dry(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit) -> int:
+    """Print what the job would do."""
+    progress, report = Progress(shown=False), Report(arguments.report)
+    try:
+        return dry_run(sources, _output(arguments, sources, edit, progress), progress, report)
+    except BrokenPipeError:
+        return 1
+
+
 async def run_job(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit) -> int:
-    """Run a job over all images. An unreachable server fails the job before any image is read."""
-    if arguments.engine != IN_PROCESS:
-        async with AsyncClient(arguments.server) as client:
-            await client.describe()
-    to_stdout = arguments.to not in SIDECARS and arguments.out is None
+    """Run a job over all images."""
+    is_table = arguments.to not in SIDECARS
+    to_stdout = is_table and arguments.out is None
     bar = arguments.progress
     progress = Progress(sys.stderr.isatty() and not (to_stdout and sys.stdout.isatty()) if bar is None else bar)
     job = Job(
@@ -52,8 +87,9 @@ async def run_job(arguments: argparse.Namespace, sources: Sources, edit: Caption
         _engine(arguments),
         _output(arguments, sources, edit, progress),
         progress,
-        report=arguments.report,
+        report=Report(arguments.report),
         give_up_s=arguments.retry_for,
+        in_order=is_table,
         resume_hint="" if to_stdout else "run the same command again to resume",
     )
     return await job.run()
@@ -77,20 +113,53 @@ def _engine(arguments: argparse.Namespace) -> BulkEngine:
 
 
 def _output(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, progress: Progress) -> Output:
-    to, out = arguments.to, arguments.out
-    if to not in SIDECARS:
-        table_format = tables.FORMATS[to]()
-        return tables.Stdout(table_format, edit) if out is None else tables.Table(table_format, edit, out)
-    if out is not None and out.exists() and not out.is_dir():
+    """Return the output, and claim it for the sources. A dry run gets one that only reads."""
+    to, out, folder = arguments.to, arguments.out, arguments.to in SIDECARS
+    if folder and out is None and sources.named_archives:
+        raise OutputRefused(
+            f"nothing can be written beside an image in {sources.named_archives[0]}; name a folder with --out"
+        )
+    if folder and out is not None and out.exists() and not out.is_dir():
         raise OutputRefused(f"{out} is a file; --to {to} needs a folder")
-    journal = None
+    if sources.streams and (folder or (out is not None and STDIN in sources.streams)):
+        raise OutputRefused(
+            f"{sources.streams[0]} is no file, so its caption goes to stdout, or for a URL to jsonl or csv"
+        )
+    written = out if out is None or folder else tables.written_path(out, edit)
+    prefix, used = None, False
+    if written is not None and sources.base is not None:
+        prefix, used = owner.owned_prefix(written, sources.base, folder=folder), owner.is_used(written)
+        sources.key_prefix = prefix or ""
+    output = _sidecars(arguments, sources, edit, progress) if folder else _table(arguments, edit)
+    if written is None or sources.base is None:
+        return output
+    if used and prefix is None:
+        progress.log(f"{written} names no folder of images; its captions are taken for those of {sources.base}")
+    if not arguments.dry_run:
+        if prefix is None:
+            owner.own(written, sources.base, folder=folder)
+        if to == "exif":
+            owner.mark_copies(written)
+    return output
+
+
+def _table(arguments: argparse.Namespace, edit: CaptionEdit) -> Output:
+    table_format, out = tables.FORMATS[arguments.to](), arguments.out
+    if arguments.dry_run:
+        return ReadTable(table_format, None if out is None else tables.written_path(out, edit))
+    return tables.Stdout(table_format, edit) if out is None else tables.Table(table_format, edit, out)
+
+
+def _sidecars(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, progress: Progress) -> Output:
+    to, out, journal = arguments.to, arguments.out, None
     if edit.existing != "skip":
         folder = out or sources.folder
         # Relative paths: the folder may be moved together with its journal.
         locations = [os.path.relpath(location, folder) for location in sources.locations]
         job = [locations, to, asdict(edit), _given_parameters(arguments)]
         name = hashlib.sha256(json.dumps(job).encode()).hexdigest()[:12]
-        journal = Journal(folder / f".captioner-{name}.journal")
+        path = folder / f".captioner-{name}.journal"
+        journal = ReadJournal(path) if arguments.dry_run else Journal(path)
     return sidecars.Sidecars(sidecars.FORMATS[to](), edit, out, journal, progress.log)
 
 

@@ -180,7 +180,7 @@ def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[
             request.raw_input_contents.append(serialize_byte_tensor(element).item())
     for name, value in values.items():
         kind = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[name], kind, value)
+        setattr(request.parameters[name], kind, wire.as_int64(value) if kind == "int64_param" else value)
     return request
 
 

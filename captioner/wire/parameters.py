@@ -13,6 +13,7 @@ from captioner.errors import ParameterInvalid, ParameterUnknown, PromptTooLong
 from captioner.wire.tensors import MAX_PROMPT_CHARACTERS
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
+MAX_SEED = 2**64 - 1
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length.
 MAX_PARAMETERS_BYTES = 128 * 2**10
 
@@ -42,7 +43,8 @@ class Parameter:
         if self.kind is str:
             return f"text of at most {self.max_length} characters"
         noun = "a whole number" if self.kind is int else "a number"
-        return f"{noun} from {self.minimum:g} to {self.maximum:g}" + (f" {self.unit}" if self.unit else "")
+        minimum, maximum = (edge if isinstance(edge, int) else f"{edge:g}" for edge in (self.minimum, self.maximum))
+        return f"{noun} from {minimum} to {maximum}" + (f" {self.unit}" if self.unit else "")
 
     def check_length(self, characters: int) -> None:
         """Raise ParameterInvalid for a text above the maximum length."""
@@ -95,7 +97,7 @@ PARAMETERS = {
             max_length=16_384,
         ),
         Parameter("repetition_guard", bool, "end a caption that repeats itself", True),
-        Parameter("seed", int, "equal seeds give equal captions; if absent, drawn and reported", None, 0, 2**53),
+        Parameter("seed", int, "equal seeds give equal captions; if absent, drawn and reported", None, 0, MAX_SEED),
         Parameter("stream", bool, "send text as it is generated (the default over gRPC), or one response", None),
         Parameter("deadline_ms", int, "fail, or end the caption, after this time", None, 1, 600_000, "ms"),
         Parameter("priority_level", int, "1 is served first, 3 last", 2, 1, 3),
@@ -154,6 +156,11 @@ def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
+def as_int64(number: int) -> int:
+    """Return a number below 2**64 as Triton's signed 64 bits hold it: above 2**63 - 1 it is negative."""
+    return number - (MAX_SEED + 1) if number > MAX_SEED // 2 else number
+
+
 def check_prompt(prompt: str) -> None:
     """Raise PromptTooLong for a prompt above the maximum length, which bounds the time to tokenize it."""
     if len(prompt) > MAX_PROMPT_CHARACTERS:
@@ -168,6 +175,8 @@ def load_parameters(text: str) -> dict[str, object]:
     if len(text) > MAX_PARAMETERS_BYTES:
         raise ParameterInvalid(f"the parameters have {len(text)} bytes; the limit is {MAX_PARAMETERS_BYTES}")
     values: dict[str, object] = json.loads(text or "{}")
+    if type(seed := values.get("seed")) is int and seed < 0:  # see `as_int64`
+        values["seed"] = seed % (MAX_SEED + 1)
     return values
 
 

@@ -101,6 +101,13 @@ def test_one_file_prints_only_its_caption_and_json_prints_an_object(run: Run, ca
     assert line["details"]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("seed", [2**63, 2**64 - 1])
+def test_a_seed_of_64_bits_is_used_and_comes_back_in_the_details(run: Run, seed: int) -> None:
+    line = json.loads(run(FOLDER / "cat.jpg", "--json", "--seed", seed, "--temperature", 1).stdout)
+    again = json.loads(run(FOLDER / "cat.jpg", "--json", "--seed", seed, "--temperature", 1).stdout)
+    assert line["details"]["seed"] == seed and line["caption"] == again["caption"]
+
+
 def test_txt_is_written_beside_each_photo_or_below_out_with_the_same_folders(
     run: Run, photos: Path, tmp_path: Path, captions: dict[str, str]
 ) -> None:
@@ -109,7 +116,7 @@ def test_txt_is_written_beside_each_photo_or_below_out_with_the_same_folders(
         assert done.returncode == 0, done.stderr
         written = {str(path.relative_to(out or photos)): path.read_text() for path in (out or photos).rglob("*.txt")}
         assert written == {name.replace(".jpg", ".txt"): f"{text}\n" for name, text in captions.items()}
-    assert not list(tmp_path.rglob(".captioner*")), "a complete job leaves no temporary file or journal"
+    assert not list(tmp_path.rglob(".captioner-*")), "a complete job leaves no temporary file or journal"
 
 
 def test_jsonl_and_csv_hold_every_photo_by_its_key(
@@ -254,7 +261,7 @@ def test_the_exit_code_is_2_if_nothing_could_be_done(run: Run, photos: Path, tmp
         ((broken, "--to", "txt"), "IMAGE_FORMAT_UNKNOWN"),
         ((broken,), "IMAGE_FORMAT_UNKNOWN"),
         ((photos, "--style", "haiku"), "given up: PARAMETER_UNSUPPORTED"),
-        ((photos, "--to", "txt", "--server", "127.0.0.1:9"), "SERVER_UNREACHABLE"),
+        ((photos, "--to", "txt", "--server", "127.0.0.1:9", "--retry-for", 0), "SERVER_UNREACHABLE"),
         ((photos, "--to", "jsonl", "--out", tmp_path), "cannot be written"),
         ((photos, "--report", tmp_path / "no" / "report"), "cannot be written"),
     ):

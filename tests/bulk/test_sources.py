@@ -6,9 +6,11 @@ import io
 import os
 import pickle
 import re
+import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,45 @@ def test_a_quoted_glob_gives_the_files_that_match(tree: Path, pattern: str, expe
     assert keys(pattern) == expected
 
 
-@pytest.mark.parametrize("path", ["nowhere", "photos/nowhere.jpg", "photos/*.heic", "nowhere/**/*.jpg"])
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("10_ohwx [v2]/*.jpg", ["a.jpg"]),
+        ("10_ohwx [v2]/[b]/*", ["c.jpg"]),
+        ("*/*.jpg", ["10_ohwx [v2]/a.jpg", "photos/b.jpg"]),
+        ("1[0-9]_ohwx */*.jpg", ["10_ohwx [v2]/a.jpg"]),
+        ("{x,y}.jpg", ["{x,y}.jpg"]),
+        ("photos/*.{jpg,PNG}", ["a.PNG", "b.jpg"]),
+        ("photos/*.{jpg,heic}", ["b.jpg"]),
+        ("photos/{sub,later}", ["later/f.tiff", "sub/c.webp", "sub/deep/d.gif"]),
+        ("photos/{sub/deep/*.gif,b.jpg}", ["b.jpg", "sub/deep/d.gif"]),
+        ("photos/{b.{png,jpg},later/*}", ["b.jpg", "later/f.tiff"]),
+        ("~/*.jpg", ["b.jpg"]),
+        ("~/sub", ["c.webp", "deep/d.gif"]),
+    ],
+)
+def test_a_glob_takes_what_exists_as_it_is_spelt_and_expands_braces_and_the_home_folder(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tree))
+    for name in ("10_ohwx [v2]/a.jpg", "10_ohwx [v2]/[b]/c.jpg", "{x,y}.jpg", "x.jpg"):
+        (tree.parent / name).parent.mkdir(exist_ok=True)
+        (tree.parent / name).touch()
+    if pattern == "photos/{b.{png,jpg},later/*}":
+        (tree / "b.png").touch()
+        expected = [*expected, "b.png"]
+    assert sorted(keys(pattern)) == sorted(expected)
+
+
+def test_a_pattern_of_braces_that_stands_for_too_many_paths_is_refused(tree: Path) -> None:
+    with pytest.raises(ImageMissing, match="more than 1000 paths"):
+        Sources(["photos/" + "{a,b}" * 40 + "/*.jpg"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["nowhere", "photos/*.{heic,avif}", "photos/{b,c}.jpg", "photos/nowhere.jpg", "photos/*.heic", "nowhere/**/*.jpg"],
+)
 def test_a_path_that_does_not_exist_is_refused_before_the_job_starts(tree: Path, path: str) -> None:
     with pytest.raises(ImageMissing, match=r"no such file|no file matches"):
         Sources([str(tree), path])
@@ -211,6 +251,54 @@ def test_images_that_share_a_stem_keep_their_whole_names(tmp_path: Path) -> None
     }
     alone = Sources([str(tmp_path / "a.jpg")]).find()
     assert next(alone).stem == "a.jpg", "the stem depends on the folder, not on the other PATHs"
+
+
+def zip_without_utf8(path: Path, names: dict[bytes, bytes], system: int = 0) -> Path:
+    """A zip whose names have these bytes (and extra fields), without the flag for UTF-8."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, extra in names.items():
+            info = zipfile.ZipInfo("x" * len(name))
+            info.create_system, info.extra = system, extra
+            archive.writestr(info, b"photo")
+    data = path.read_bytes()
+    for name in names:
+        data = data.replace(b"x" * len(name), name)
+    path.write_bytes(data)
+    return path
+
+
+def unicode_field(raw: bytes, name: str) -> bytes:
+    value = struct.pack("<BI", 1, zlib.crc32(raw)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(value)) + value
+
+
+@pytest.mark.parametrize(
+    ("raw", "extra", "name"),
+    [
+        (b"Zo\x89.jpg", b"", "Zoë.jpg"),
+        ("Zoë.jpg".encode(), b"", "Zoë.jpg"),
+        ("写真.jpg".encode(), b"", "写真.jpg"),
+        ("写真.jpg".encode("cp932"), unicode_field("写真.jpg".encode("cp932"), "写真.jpg"), "写真.jpg"),
+        (b"Zo\x89.jpg", unicode_field(b"another", "other.jpg"), "Zoë.jpg"),
+        (b"Zo\x89.jpg", b"\x75\x70\xff", "Zoë.jpg"),
+        (b"sub\\back.jpg", b"", "sub/back.jpg"),
+    ],
+)
+def test_a_name_in_a_zip_is_read_in_its_own_encoding(tmp_path: Path, raw: bytes, extra: bytes, name: str) -> None:
+    archive = zip_without_utf8(tmp_path / "a.zip", {raw: extra})
+    (image,) = Sources([str(archive)]).find()
+    assert image.item.key == f"a.zip/{name}"
+    assert read(pickle.loads(pickle.dumps(image.item))) == b"photo"
+
+
+def test_a_backslash_in_a_name_of_another_system_is_a_character(tmp_path: Path) -> None:
+    archive = zip_without_utf8(tmp_path / "a.zip", {b"sub\\back.jpg": b""}, system=3)
+    assert keys(archive) == ["a.zip/sub\\back.jpg"]
+
+
+def test_a_link_to_itself_does_not_hide_the_other_photos_of_its_folder(tree: Path) -> None:
+    (tree / "loop.jpg").symlink_to("loop.jpg")
+    assert keys(tree) == ["a.PNG", "b.jpg", "loop.jpg", "later/f.tiff", "sub/c.webp", "sub/deep/d.gif"]
 
 
 NAMES = st.lists(

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.client.image_fetcher import ImageUrlFailed, ImageUrlRefused, is_public
 from captioner.errors import CaptionerError, ImageTooLarge
 from captioner.wire import MAX_IMAGE_BYTES
 from frontend.options import Options
-from frontend.remote_images import ImageUrlFailed, ImageUrlRefused, RemoteImages, is_public
+from frontend.remote_images import RemoteImages
 from tests.support.api_server import DEAD, api_server
 from tests.support.image_host import IMAGE, LOCAL, image_host
 from tests.support.served import Served

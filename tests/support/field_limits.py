@@ -94,7 +94,9 @@ def _field(parameter: Parameter) -> Field:
     if parameter.kind is bool:
         return Field(parameter.name, (bool(parameter.default),), ("true" * (FAR // 4),))
     assert parameter.maximum is not None
-    return Field(parameter.name, (parameter.kind(parameter.maximum),), (parameter.maximum * 1000, "9" * FAR))
+    largest = min(parameter.maximum, 2**63 - 1)  # of Triton's own protocol
+    far = (parameter.maximum * 1000,) if parameter.maximum < largest / 1000 else ()
+    return Field(parameter.name, (parameter.kind(largest),), (*far, "9" * FAR))
 
 
 @contextmanager

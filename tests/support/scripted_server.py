@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal
 
 import grpc
@@ -19,7 +20,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from captioner import wire
 from captioner.errors import ImageBroken, ServerBusy, ServerStopping
-from captioner.wire import Details, ImageInfo, Timings
+from captioner.wire import Details, FinishReason, ImageInfo, Timings
 from tests.support.cards import CARD
 
 # "unavailable", "cancelled": the gRPC status. "stalled": no response. "broken": UNAVAILABLE after BREAK_AFTER pieces.
@@ -43,6 +44,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.pieces: tuple[str, ...] = PIECES
         self.piece_s = 0.0  # time before each piece
         self.poison = b""  # an image that always meets "broken"
+        self.finish_reasons: dict[bytes, FinishReason] = {}  # of images; "stop" for all others
+        self.delays_s: dict[bytes, float] = {}  # before the caption of an image
         self.requests: list[float] = []  # times, in monotonic seconds
         self.seeds: list[int] = []
         self.cancelled = threading.Event()  # by a client, before the end of its caption
@@ -71,10 +74,15 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         fault = "broken" if self.poison in images else self.faults.pop(0) if self.faults else self.fault
         ended = threading.Event()
         context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
-        yield from self._respond(fault, request.parameters["describe"].bool_param, context)
+        image = next(iter(images), b"")
+        self._closed.wait(self.delays_s.get(image, 0))
+        details = replace(DETAILS, finish_reason=self.finish_reasons.get(image, "stop"))
+        yield from self._respond(fault, request.parameters["describe"].bool_param, details, context)
         ended.set()
 
-    def _respond(self, fault: Fault | None, describe: bool, context: grpc.ServicerContext) -> Iterator[Any]:
+    def _respond(
+        self, fault: Fault | None, describe: bool, details: Details, context: grpc.ServicerContext
+    ) -> Iterator[Any]:
         if fault in ERRORS:
             yield pb.ModelStreamInferResponse(error_message=ERRORS[fault]("of the script").wire())
             return
@@ -91,7 +99,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 context.abort(grpc.StatusCode.UNAVAILABLE, "of the script")
             self._closed.wait(self.piece_s)
             yield _response(piece, "")
-        yield _response("", wire.to_json(DETAILS))
+        yield _response("", wire.to_json(details))
 
 
 def _response(caption: str, details: str) -> Any:

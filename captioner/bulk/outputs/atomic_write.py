@@ -1,17 +1,36 @@
-"""Crash-safe writing: replace a file atomically, lock a file for one job, append without a torn buffer."""
+"""Crash-safe writing: replace a file atomically, lock a file for one job, append without a torn buffer.
+
+Durability and locks are best effort: network disks, exFAT and WSL lack some of fsync, chmod and flock. Errors of a disk
+that fails or is full are raised.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from captioner.errors import OutputRefused
+
+DISK_FAILURES = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # every other file of the job would fail as well
+_LOCKED = (errno.EAGAIN, errno.EACCES)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise OSError if `replace` could not write a file, because of its name or of its folder."""
+    path = Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(each for each in path.parents if each.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):  # also for root, if the disk is read-only
+        raise PermissionError(errno.EACCES, "the folder is read-only", str(folder))
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -24,10 +43,11 @@ def replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".captioner-", dir=path.parent)  # hidden: the sources skip it
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
+            with _where_supported():
+                os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            sync_file(descriptor)
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -35,18 +55,25 @@ def replace(path: Path, data: bytes) -> None:
         raise
 
 
+def sync_file(descriptor: int) -> None:
+    """Sync an open file to its disk, if the disk can."""
+    with _where_supported():
+        os.fsync(descriptor)
+
+
 def sync_folders(folders: Iterable[Path]) -> None:
-    """Sync folders to disk, so that earlier renames inside them survive a power cut."""
+    """Sync folders to their disk, if it can, so that earlier renames inside them survive a power cut."""
     for folder in set(folders):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _where_supported():
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Open a file for reading and appending, created if it does not exist, and lock it for this process.
+    """Open a file for reading and appending, created if it does not exist, and lock it for this process, if possible.
 
     Raises OutputRefused if the file cannot be opened, is not a regular file, or is locked by another job.
     """
@@ -59,9 +86,10 @@ def open_locked(path: Path) -> BinaryIO:
         raise OutputRefused(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OutputRefused(f"{path} is being written by another job") from None
+    except OSError as error:
+        if error.errno in _LOCKED:  # other errors say that the disk has no locks
+            file.close()
+            raise OutputRefused(f"{path} is being written by another job") from None
     file.seek(0)
     return file
 
@@ -70,6 +98,16 @@ def append(file: BinaryIO, data: bytes) -> None:
     """Append all of `data`, bypassing the file's buffer: after an error, closing the file must not write again."""
     while data:
         data = data[os.write(file.fileno(), data) :]
+
+
+@contextlib.contextmanager
+def _where_supported() -> Iterator[None]:
+    """Ignore the error of a call that the disk does not have: ENOTSUP, ENOSYS, EINVAL, EPERM and others."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FAILURES:
+            raise
 
 
 def _umask() -> int:

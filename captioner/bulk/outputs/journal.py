@@ -7,12 +7,11 @@ done. The journal holds one JSON object a line.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from captioner.bulk.outputs.atomic_write import append, open_locked
+from captioner.bulk.outputs.atomic_write import append, open_locked, sync_file
 
 
 class Journal:
@@ -65,4 +64,4 @@ class Journal:
         with self._lock:
             append(self._file, lines.encode())
             if sync:
-                os.fsync(self._file.fileno())
+                sync_file(self._file.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.sources.discover import FoundImage
 from captioner.bulk.sources.item import Item, read, reason
 from captioner.client.shrink import MAX_SOURCE_BYTES
-from captioner.errors import CaptionerError, OutputRefused
+from captioner.errors import CaptionerError, OutputRefused, typed
 from captioner.image.formats import is_image
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # every other file of the job would fail as well
 _WRITERS = 8  # threads, because each write waits for the disk
 
 
@@ -117,6 +115,7 @@ class Sidecars:
                 return False
             elif key in self._journal.done:
                 return False
+            atomic_write.check_replaceable(target)
         self._check_link(image, target)
         return True
 
@@ -129,8 +128,8 @@ class Sidecars:
                 with _os_errors_refused():
                     current = self._format.current(self._target(image), image.item)
                 texts[image.item.key] = self._edit.merged(caption.text, current)
-            except CaptionerError as error:
-                failed.append((image, error))
+            except Exception as error:
+                failed.append((image, _item_error(error)))
         if self._journal is not None:
             self._journal.begin(texts)
         ready = [image for image, _ in batch if image.item.key in texts]
@@ -172,8 +171,8 @@ class Sidecars:
         try:
             with _os_errors_refused():
                 self._replace(image, text)
-        except CaptionerError as error:
-            return error
+        except Exception as error:
+            return _item_error(error)
         return None
 
     def _warn_of_shared_stem(self, image: FoundImage) -> None:
@@ -184,12 +183,20 @@ class Sidecars:
             self._log(f"{image.label} shares its stem with another image: its caption goes to {name}; others likewise")
 
 
+def _item_error(error: Exception) -> CaptionerError:
+    """Return the error of one image, whatever its old files did to a parser. Raises the error of a failing disk."""
+    if isinstance(error, OSError):
+        raise error
+    return typed(error)
+
+
 @contextmanager
 def _os_errors_refused() -> Iterator[None]:
     """Turn an OSError of one file into OutputRefused; let an error of the whole disk pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_ERRORS:
+        if error.errno in atomic_write.DISK_FAILURES:
             raise
-        raise OutputRefused(f"the caption cannot be written: {reason(error)}") from None
+        name = f": {error.filename}" if error.filename else ""
+        raise OutputRefused(f"the caption cannot be written: {reason(error)}{name}") from None

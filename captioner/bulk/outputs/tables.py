@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Protocol, get_args
 
-from captioner.bulk.outputs import atomic_write
+from captioner.bulk.outputs import atomic_write, owner
 from captioner.bulk.outputs.base import CaptionedImage
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.sources.discover import FoundImage
@@ -118,12 +118,17 @@ class Csv:
 FORMATS: dict[str, type[Text] | type[Jsonl] | type[Csv]] = {"stdout": Text, "jsonl": Jsonl, "csv": Csv}
 
 
+def written_path(path: Path, edit: CaptionEdit) -> Path:
+    """Return the file that a job appends to: with `overwrite` it is not `path`, which it replaces at the end."""
+    return path.with_name(path.name + ".part") if edit.existing == "overwrite" else path
+
+
 class Table:
     """An Output that appends to one file. With `overwrite` it writes FILE.part, and renames it at the end."""
 
     def __init__(self, table_format: TableFormat, edit: CaptionEdit, path: Path) -> None:
         self._format, self._edit, self._path = table_format, edit, path
-        self._part = path.with_name(path.name + ".part") if edit.existing == "overwrite" else path
+        self._part = written_path(path, edit)
         self._file = atomic_write.open_locked(self._part)
         self._synced = time.monotonic()
         end = 0
@@ -150,14 +155,15 @@ class Table:
         atomic_write.append(self._file, b"".join(lines))
         self._lines += len(batch)
         if time.monotonic() - self._synced > _SYNC_S:
-            os.fsync(self._file.fileno())
+            atomic_write.sync_file(self._file.fileno())
             self._synced = time.monotonic()
         return []
 
     def close(self, finished: bool, failed: bool) -> None:
         """See Output. FILE.part replaces FILE when every image was tried and at least one was captioned."""
-        os.fsync(self._file.fileno())
+        atomic_write.sync_file(self._file.fileno())
         if finished and self._lines and self._part != self._path:
+            owner.move(self._part, self._path)
             self._part.replace(self._path)
             atomic_write.sync_folders([self._path.parent])
         self._file.close()
@@ -178,7 +184,7 @@ class Stdout:
 
     def __init__(self, table_format: TableFormat, edit: CaptionEdit) -> None:
         self._format, self._edit = table_format, edit
-        self._write(table_format.header)
+        write_stdout(table_format.header)
 
     def wants(self, image: FoundImage) -> bool:
         """See Output."""
@@ -190,16 +196,18 @@ class Stdout:
             self._format.line(image.label, self._edit.decorated(caption.text), caption.details)
             for image, caption in batch
         )
-        self._write(b"".join(lines))
+        write_stdout(b"".join(lines))
         return []
 
     def close(self, finished: bool, failed: bool) -> None:
         """See Output."""
 
-    def _write(self, data: bytes) -> None:
-        try:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:  # the reader, such as `head`, has ended; the interpreter's last flush must not fail too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise
+
+def write_stdout(data: bytes) -> None:
+    """Write to stdout. Raises BrokenPipeError if the reader, such as `head`, has ended."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the interpreter's last flush must not fail too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

@@ -8,15 +8,17 @@ archive can unpack to any size.
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from typing_extensions import Self
 
@@ -29,6 +31,7 @@ BROKEN = (
 )  # fmt: skip
 MAX_NAME_BYTES = 1 << 20  # of a long name, or of a member's further attributes
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_UTF8_NAME, _UNICODE_NAME, _MADE_ON_WINDOWS = 0x800, 0x7075, 0  # of the zip format: flag, extra field, system
 _ZIP_BLOCK = 4096  # bytes; zipfile decompresses this much of LZMA at once, to at most 30 MB
 
 
@@ -36,9 +39,15 @@ _ZIP_BLOCK = 4096  # bytes; zipfile decompresses this much of LZMA at once, to a
 class Member:
     """One regular file in an archive."""
 
-    name: str  # as the archive spells it
+    name: str  # as `zipfile` or `tarfile` spells it
     size: int  # bytes
     offset: int | None = None  # of its data in an uncompressed tar
+    spelt: str = ""  # the name in its own encoding, if that differs
+
+    @property
+    def path(self) -> str:
+        """Return its name without `/` and `..` parts."""
+        return "/".join(part for part in PurePosixPath(self.spelt or self.name).parts if part not in ("/", ".."))
 
 
 def is_archive(path: Path) -> bool:
@@ -61,7 +70,9 @@ def members(path: Path) -> Iterator[Member]:
     """Yield every regular file in the archive's order. Raises one of BROKEN where the archive cannot be read."""
     if path.name.lower().endswith(ZIP):
         with zipfile.ZipFile(path) as archive:
-            yield from (Member(each.filename, each.file_size) for each in archive.infolist() if not each.is_dir())
+            for each in archive.infolist():
+                if not each.is_dir():
+                    yield Member(each.filename, each.file_size, spelt=_zip_name(each))
         return
     compressed = is_compressed_tar(path)
     with tarfile.open(path, "r|*" if compressed else "r:", tarinfo=_TarInfo) as tar:
@@ -102,6 +113,29 @@ def zip_member(path: Path, name: str, max_size: int) -> tuple[int, bytes]:
 @lru_cache(maxsize=8)
 def _open_zip(path: Path, mtime_ns: int, size: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name in its own encoding; `zipfile` reads every name without the UTF-8 flag as CP437.
+
+    In order: the name of the Unicode extra field, UTF-8 without the flag, CP437. Windows' backslashes become slashes.
+    """
+    name = info.filename
+    if not info.flag_bits & _UTF8_NAME:
+        raw = info.orig_filename.encode("cp437", "replace")
+        with contextlib.suppress(UnicodeDecodeError):
+            name = (_unicode_field(info.extra, raw) or raw).decode()
+    return name.replace("\\", "/") if info.create_system == _MADE_ON_WINDOWS and "/" not in name else name
+
+
+def _unicode_field(extra: bytes, raw: bytes) -> bytes | None:
+    """Return the UTF-8 name of Info-ZIP's extra field, if it belongs to the name `raw`."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_NAME and size > 5 and extra[4:9] == struct.pack("<BI", 1, zlib.crc32(raw)):
+            return extra[9 : 4 + size]
+        extra = extra[4 + size :]
+    return None
 
 
 class _TarInfo(tarfile.TarInfo):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.bulk.sources import archives
+from captioner.bulk.sources.streams import STDIN, fetch, is_url, read_stdin
 from captioner.client.shrink import MAX_SOURCE_BYTES, large_image_lock, shrink_to_limits
-from captioner.errors import ImageMissing, ImageTooLarge
+from captioner.errors import CaptionerError, ImageMissing, ImageTooLarge
 from captioner.image.limits import check_file_size
 from captioner.wire import MAX_IMAGE_BYTES
 
@@ -18,7 +19,7 @@ class Item:
     """One image. It can be pickled: the process that reads it may run on another machine with the same disk.
 
     `key` names the image in the job and in its outputs: its path relative to the job's root, with forward slashes, such
-    as `holiday/a.jpg`, or `photos.zip/holiday/a.jpg` for a member of an archive.
+    as `holiday/a.jpg`, or `photos.zip/holiday/a.jpg` for a member of an archive. For an image on the web it is the URL.
     """
 
     key: str
@@ -26,6 +27,18 @@ class Item:
     member: str | None = None  # its name in the archive
     offset: int | None = None  # byte offset of its data in an uncompressed tar
     size: int | None = None  # bytes
+    url: str = ""  # of an image on the web; `path` is not used then
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """A discovered image, or with `error` a file, folder or archive that could not be read."""
+
+    item: Item
+    label: str  # its path as the user spelt it
+    stem: str  # the key of its sidecar, without the sidecar's extension
+    error: CaptionerError | None = None
+    temporary: bool = False  # the item's file is a copy, to be deleted after use
 
 
 def load(item: Item) -> bytes:
@@ -39,11 +52,20 @@ def load(item: Item) -> bytes:
         return data
 
 
+def bytes_to_send(given: str) -> str | bytes:
+    """Return a path as it is, and the image of stdin or a URL as its bytes. Raises what `read` raises."""
+    if given == STDIN:
+        return read_stdin()
+    return load(Item(given, Path(), url=given)) if is_url(given) else given
+
+
 def read(item: Item, max_size: int = MAX_IMAGE_BYTES) -> bytes:
     """Return the bytes of an item. Raises ImageMissing if they cannot be read.
 
-    Raises ImageTooLarge above `max_size` bytes, before the file is read.
+    Raises ImageTooLarge above `max_size` bytes, before the file is read; for a URL, also what ImageFetcher raises.
     """
+    if item.url:
+        return fetch(item.url, max_size)
     try:
         if item.member is not None and item.offset is None:
             size, data = archives.zip_member(item.path, item.member, max_size)

@@ -13,8 +13,8 @@ def walk(
 ) -> Iterator[tuple[Path, list[str] | OSError]]:
     """Yield each folder with its sorted file names, or with the error that prevented reading it.
 
-    Hidden names are left out. Symbolic links are followed. A folder that is in `visited` (device, inode) is skipped, so
-    that link loops end; each folder that is entered is added. `enter` decides whether to descend into a folder.
+    Symbolic links are followed. A folder that is in `visited` (device, inode) is skipped, so that link loops end; each
+    folder that is entered is added. `enter` decides whether to descend into a folder.
     """
     folders = [top]
     while folders:
@@ -28,14 +28,25 @@ def walk(
             visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not entry.name.startswith("."):
-                        (below if entry.is_dir() else files).append(entry.name)
+                    (below if _is_folder(entry) else files).append(entry.name)
         except OSError as error:
             yield folder, error
             continue
         files.sort()
         yield folder, files
         folders += [folder / name for name in sorted(below, reverse=True) if enter(folder / name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden."""
+    return name.startswith(".")
 
 
 def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
