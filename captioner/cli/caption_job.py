@@ -22,6 +22,7 @@ from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.progress import Progress
 from captioner.bulk.sources.discover import Sources
+from captioner.cli.caption_format import sidecar_format, table_format
 from captioner.cli.options import IN_PROCESS, RAY, SIDECARS, parameters
 from captioner.client import AsyncClient
 from captioner.errors import OutputRefused, StartupRefused
@@ -79,19 +80,19 @@ def _engine(arguments: argparse.Namespace) -> BulkEngine:
 def _output(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, progress: Progress) -> Output:
     to, out = arguments.to, arguments.out
     if to not in SIDECARS:
-        table_format = tables.FORMATS[to]()
-        return tables.Stdout(table_format, edit) if out is None else tables.Table(table_format, edit, out)
+        lines = table_format(arguments)
+        return tables.Stdout(lines, edit) if out is None else tables.Table(lines, edit, out)
     if out is not None and out.exists() and not out.is_dir():
         raise OutputRefused(f"{out} is a file; --to {to} needs a folder")
-    journal = None
+    journal, kind = None, sidecar_format(arguments)
     if edit.existing != "skip":
         folder = out or sources.folder
         # Relative paths: the folder may be moved together with its journal.
         locations = [os.path.relpath(location, folder) for location in sources.locations]
-        job = [locations, to, asdict(edit), _given_parameters(arguments)]
+        job = [locations, to, arguments.extension, asdict(edit), _given_parameters(arguments)]
         name = hashlib.sha256(json.dumps(job).encode()).hexdigest()[:12]
         journal = Journal(folder / f".captioner-{name}.journal")
-    return sidecars.Sidecars(sidecars.FORMATS[to](), edit, out, journal, progress.log)
+    return sidecars.Sidecars(kind, edit, out, journal, progress.log, arguments.keep_dates)
 
 
 def _repository(arguments: argparse.Namespace) -> Path:

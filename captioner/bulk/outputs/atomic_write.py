@@ -7,15 +7,18 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from captioner.errors import OutputRefused
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically, also across a power cut. The file's mode and symbolic links are kept."""
+def replace(path: Path, data: bytes, prepare: Callable[[int], None] | None = None) -> None:
+    """Replace a file's content atomically, also across a power cut. The file's mode and symbolic links are kept.
+
+    `prepare` gets the descriptor of the new file once its content is written.
+    """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = 0o666 & ~_UMASK
@@ -24,9 +27,11 @@ def replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".captioner-", dir=path.parent)  # hidden: the sources skip it
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
+            if prepare is not None:
+                prepare(descriptor)
+            os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
