@@ -121,16 +121,22 @@ def test_word_piece_text_is_returned_immediately() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(data=st.data(), stop=STOPS, limit=LIMITS, sizes=st.lists(st.integers(0, 4), max_size=20))
+@given(
+    data=st.data(),
+    stop=STOPS,
+    limit=LIMITS,
+    most=st.none() | st.integers(1, 40),
+    sizes=st.lists(st.integers(0, 4), max_size=20),
+)
 def test_text_and_finish_reason_do_not_depend_on_how_ids_are_grouped(
-    kind: str, data: st.DataObject, stop: tuple[str, ...], limit: int | None, sizes: list[int]
+    kind: str, data: st.DataObject, stop: tuple[str, ...], limit: int | None, most: int | None, sizes: list[int]
 ) -> None:
     tokens = KINDS[kind]
     ids = st.integers(0, tokens.get_vocab_size() - 1)
-    prompt, written = data.draw(st.lists(ids, max_size=3)), data.draw(st.lists(ids, max_size=40))
+    prompt, written = data.draw(st.lists(ids, max_size=3)), data.draw(st.lists(ids, max_size=most or 40))
     outcomes = set()
     for groups in ([written], [[token] for token in written], split(written, sizes)):
-        stream = Detokenizer(tokens, prompt, stop, limit)
+        stream = Detokenizer(tokens, prompt, stop, limit, most)
         outcomes.add(("".join(pieces(stream, groups)), stream.finish_reason))
     assert len(outcomes) == 1, outcomes
 
@@ -215,12 +221,59 @@ def test_a_limit_of_characters_ends_the_text_at_a_sentence_or_else_at_a_word(tex
     assert Detokenizer(TOKENS, [], max_characters=limit).push(encode(text), final=True) == kept
 
 
+@pytest.mark.parametrize("limit", range(10, 70))
+def test_a_limit_of_characters_never_ends_the_text_on_a_word_that_needs_another(limit: int) -> None:
+    text = "A smiling man in a red and white jacket sits in front of a tall lamp with the cat on it and a dog"
+    written = Detokenizer(TOKENS, [], max_characters=limit).push(encode(text), final=True)
+    assert text.startswith(written) and len(written) <= limit
+    assert written.split()[-1] not in ("a", "the", "and", "in", "of", "with", "on")
+
+
+WORDS = st.lists(
+    st.sampled_from([" a", " the", " of", " cat", " with", " wit", "h", "in", ".", ",", "!", " an", "d", " é", "😀"]),
+    max_size=40,
+)
+
+
+@given(WORDS.map("".join), st.integers(1, 60), st.lists(st.integers(0, 4), max_size=60))
+def test_the_last_token_never_ends_the_text_on_a_word_that_needs_another_and_nothing_is_taken_back(
+    text: str, most: int, sizes: list[int]
+) -> None:
+    ids = encode(text)[:most]
+    written = pieces(Detokenizer(TOKENS, [], max_tokens=most), split(ids, sizes))
+    whole, kept = decode(ids), "".join(written)
+    assert whole.startswith(kept)
+    if len(ids) < most:
+        assert kept == whole
+    elif kept != whole:
+        assert kept.rpartition(" ")[2] not in ("a", "the", "of", "with", "in", "an", "and") or len(ids) > 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (" A cat sits on a", "A cat sits"),
+        (" A cat sits. The", "A cat sits."),
+        (" A cat sits, and", "A cat sits"),
+        (" A cat in the.", "A cat in the."),
+        (" A cat sits", "A cat sits"),
+        (" A", "A"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_caption_of_max_tokens_ends_on_a_word_that_needs_no_other(text: str, kept: str, alone: bool) -> None:
+    ids = encode(text)
+    groups = [[token] for token in ids] if alone else [ids]
+    assert "".join(pieces(Detokenizer(TOKENS, [], max_tokens=len(ids)), groups)) == kept
+    assert "".join(pieces(Detokenizer(TOKENS, [], max_tokens=len(ids) + 1), groups)) == text.lstrip()
+
+
 @pytest.mark.parametrize(
     ("stop", "limit", "text", "reason"),
     [
         ("fog", 15, "a dog in the ", "stop"),
-        ("fog", 14, "a dog in the", "length"),
-        (" in the fog", 8, "a dog in", "length"),
+        ("fog", 14, "a dog", "length"),
+        (" in the fog", 8, "a dog", "length"),
     ],
 )
 def test_the_earlier_of_stop_text_and_limit_ends_the_text(stop: str, limit: int, text: str, reason: str) -> None:
