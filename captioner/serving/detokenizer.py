@@ -7,6 +7,8 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
+from captioner.serving import repeated_clause
+
 _INCOMPLETE = "�"  # a byte-level tokenizer shows this for the first bytes of a character
 _SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s)""")
 _WORD_END = re.compile(r"(\w*)[^\w\s]*\s+")  # a comma is kept only before a next word
@@ -40,18 +42,21 @@ class Detokenizer:
         stop: tuple[str, ...] = (),
         max_characters: int | None = None,
         max_tokens: int | None = None,
+        repetition_guard: bool = False,
     ) -> None:
         """`ids` precede the generated ones and are part of the text, as the words of a prompt that is continued.
 
         The text ends before the first complete `stop` text, searched after `ids`; no stop text may be empty. A text
         longer than `max_characters` ends at the last sentence that fits, or else at the last word that fits. Neither
         that limit nor `max_tokens`, after which the engine ends the caption, lets it end on words like "a" or "of".
+        With `repetition_guard`, it ends before a clause that it has said before.
         """
-        self.finish_reason: Literal["stop", "length"] | None = None  # set once a stop text or the limit ended the text
+        self.finish_reason: Literal["stop", "length", "repetition"] | None = None  # set once the text has ended
         self._tokenizer = tokenizer
         self._ids = list(ids)
         self._stop = stop
         self._max_characters = max_characters
+        self._repetition_guard = repetition_guard
         # From `held` ids on, a last word waits for the next one; at `most` ids the engine ends the caption.
         self._most = None if max_tokens is None else len(ids) + max_tokens
         self._held = None if self._most is None else max(len(ids), self._most - _HELD_TOKENS)
@@ -69,6 +74,8 @@ class Detokenizer:
         text = self._decode()
         if not final and (text.endswith(_INCOMPLETE) or self._ends_in_byte_token()):
             return ""
+        if self._repetition_guard:
+            text = self._before_repetition(text, final)
         text = self._until_end(text)
         if self.finish_reason is None:
             text = self._until_last_token(text, final)
@@ -102,6 +109,16 @@ class Detokenizer:
         generated = text[self._start :]
         text = text[: len(text) - max((_overlap(generated, stop) for stop in self._stop), default=0)]
         return text if self._max_characters is None else text[: self._fitting(text, self._max_characters)]
+
+    def _before_repetition(self, text: str, final: bool) -> str:
+        """Return `text` without a clause that is repeated, or may turn out to be. Returned text was judged before."""
+        clause = repeated_clause.find(text, self._start, self._returned, final)
+        if clause is None:
+            return text
+        if not clause.repeats:
+            return text[: clause.kept]
+        self.finish_reason = "repetition"
+        return text[: clause.kept] + ("" if clause.after_sentence else ".")
 
     def _until_last_token(self, text: str, final: bool) -> str:
         """Return what of `text` stays if the engine ends the caption after `max_tokens` tokens."""

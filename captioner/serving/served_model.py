@@ -122,7 +122,8 @@ class ServedModel:
         sequence.max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
         text_rules = (
-            self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens
+            self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens,
+            parameters.repetition_guard,
         )  # fmt: skip
         request.queue.open(Detokenizer(*text_rules), request.streaming)
         if parameters.stop or parameters.max_characters is not None:

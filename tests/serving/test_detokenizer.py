@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -63,7 +64,7 @@ def pieces(stream: Detokenizer, groups: list[list[int]]) -> list[str]:
     return [*(stream.push(group) for group in groups), stream.push([], final=True)]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<|" not in text))  # a control token
 def test_text_is_complete_when_its_tokens_come_one_by_one(text: str) -> None:
     written = pieces(Detokenizer(TOKENS, []), [[token] for token in encode(text)])
     assert "".join(written) == decode(encode(text)) == text.lstrip()
@@ -298,3 +299,67 @@ def test_the_longest_stop_texts_cost_less_than_a_millisecond_a_token() -> None:
 def test_text_is_held_back_exactly_while_it_may_begin_a_stop_text(text: str, stop: str) -> None:
     expected = max((size for size in range(len(stop)) if text.endswith(stop[:size])), default=0)
     assert _overlap(text, stop) == expected
+
+
+CLAUSES = st.lists(
+    st.sampled_from(
+        [
+            "the cat sits on it",
+            "The cat sits",
+            "a man in a hat",
+            " and ",
+            ", ",
+            ", and ",
+            ". ",
+            ".",
+            "! ",
+            " an",
+            " the wall",
+        ]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@settings(deadline=None)
+@given(CLAUSES, st.lists(st.integers(0, 9), max_size=60), LIMITS, st.none() | st.integers(1, 120))
+def test_no_clause_comes_twice_and_nothing_that_was_sent_is_taken_back(
+    text: str, sizes: list[int], limit: int | None, most: int | None
+) -> None:
+    ids, outcomes = encode(text)[:most], set()
+    for groups in ([ids], [[token] for token in ids], split(ids, sizes)):
+        stream = Detokenizer(TOKENS, [], (), limit, most, True)
+        outcomes.add(("".join(pieces(stream, groups)), stream.finish_reason))
+    assert len(outcomes) == 1, outcomes
+    ((written, reason),) = outcomes
+    if limit is None and most is None:
+        assert reason == ("repetition" if written != decode(ids) else None)
+        clauses = [clause.casefold().split() for clause in re.split(r"[,.!]\s+(?:and )?| and ", written.rstrip(".!"))]
+        long = [" ".join(clause) for clause in clauses if len(clause) >= 4]
+        assert len(set(long)) == len(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            "The wall is blurred in front of it, and the wall is blurred. It is red.",
+            "The wall is blurred in front of it.",
+        ),
+        ("A cat sits on a mat. A cat sits on a mat.", "A cat sits on a mat."),
+        ("A cat sits on a mat and a cat sits on a mat", "A cat sits on a mat."),
+        ("A man in a red hat, a man in a blue hat", "A man in a red hat, a man in a blue hat"),
+        ("cat, wall, cat, grey wall, cat", "cat, wall, cat, grey wall, cat"),
+        ("A cat. A cat sits on a mat. A cat", "A cat. A cat sits on a mat. A cat"),
+    ],
+)
+def test_a_caption_ends_before_a_clause_that_it_has_said_before(text: str, kept: str) -> None:
+    stream = Detokenizer(TOKENS, [], repetition_guard=True)
+    assert "".join(pieces(stream, [[token] for token in encode(text)])) == kept
+    assert Detokenizer(TOKENS, []).push(encode(text), final=True) == text
+
+
+def test_a_clause_is_held_back_only_while_it_may_repeat() -> None:
+    stream = Detokenizer(TOKENS, [], repetition_guard=True)
+    parts = ["A cat sits on a mat", ",", " and", " a", " cat", " sleeps", " there"]
+    assert [stream.push(encode(part)) for part in parts][1:] == ["", "", "", "", ", and a cat sleeps", " there"]
