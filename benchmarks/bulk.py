@@ -34,7 +34,8 @@ from benchmarks.images import crops
 from captioner.bulk.engines.server import ServerEngine
 from captioner.bulk.job import Job
 from captioner.bulk.outputs.caption_edit import CaptionEdit
-from captioner.bulk.outputs.sidecars import Sidecars, Txt
+from captioner.bulk.outputs.sidecar_formats import Txt
+from captioner.bulk.outputs.sidecars import Sidecars
 from captioner.bulk.progress import Progress
 from captioner.bulk.sources.discover import Sources
 from captioner.client import AsyncClient

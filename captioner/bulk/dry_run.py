@@ -7,7 +7,8 @@ from pathlib import Path
 
 from captioner.bulk.outputs.base import CaptionedImage, Output
 from captioner.bulk.outputs.journal import Journal
-from captioner.bulk.outputs.tables import TableFormat, write_stdout
+from captioner.bulk.outputs.table_formats import TableFormat
+from captioner.bulk.outputs.tables import write_stdout
 from captioner.bulk.progress import Progress
 from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import FoundImage, Sources

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.cli.caption_format import add_format, caption_edit, table_format
 from captioner.cli.options import IN_PROCESS, LOCAL, RAY, SIDECARS, TABLES, add_parameters, add_server, parameters
 from captioner.errors import CaptionerError, DeadlineExceeded, OutputRefused
 
@@ -45,7 +46,9 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     caption.add_argument("--json", action="store_true", help="short for --to jsonl: one object per file, with details")
     add_server(caption)
-    _add_output(caption.add_argument_group("output; a job that was stopped or killed resumes when it is run again"))
+    output = caption.add_argument_group("output; a job that was stopped or killed resumes when it is run again")
+    _add_output(output)
+    add_format(output)
     _add_job(caption.add_argument_group("how a job runs"))
     add_parameters(caption)
 
@@ -55,8 +58,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--to",
         choices=("stdout", *TABLES, *SIDECARS),
         default="stdout",
-        help="stdout (default); one file of JSON lines or CSV; or for each image a .txt, an .xmp (dc:description) or "
-        "its own EXIF (ImageDescription in JPEG and PNG, pixels unchanged)",
+        help="stdout (default); one file of JSON lines or CSV; or for each image a .txt, an .xmp (dc:description and "
+        "alternative text) or its own metadata (EXIF, XMP and IPTC in JPEG, PNG, WebP and TIFF, pixels unchanged)",
     )
     group.add_argument(
         "--out", type=Path, help="FILE for jsonl and csv; FOLDER for sidecars, by default the folder of each image"
@@ -68,11 +71,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="what to do with an existing caption: keep it and skip the image (default), replace it, or, in sidecars, "
         "add the new caption after or before it",
     )
-    group.add_argument("--separator", help="text between an existing and an added caption, default a space")
+    group.add_argument(
+        "--separator", help='text between an existing and an added caption, default " ", or ", " for --style tags'
+    )
     group.add_argument("--prefix", default="", help="text before every caption")
     group.add_argument("--suffix", default="", help="text after every caption")
     group.add_argument(
-        "--trigger", default="", metavar="WORD", help="trigger word for training, first in the text, with a comma"
+        "--trigger", default="", metavar="WORD", help="trigger word for training, once, first in the text, with a comma"
     )
     group.add_argument(
         "--report",
@@ -164,8 +169,6 @@ def _at_least_one(text: str) -> int:
 
 def _edit(arguments: argparse.Namespace) -> CaptionEdit:
     """Return the edit of the captions. Raises OutputRefused for options that contradict each other."""
-    from captioner.bulk.outputs.caption_edit import CaptionEdit
-
     to, existing, joins = arguments.to, arguments.existing, arguments.existing in ("append", "prepend")
     refusals = {
         f"--json is --to jsonl, not --to {to}": arguments.json and to != "jsonl",
@@ -181,33 +184,35 @@ def _edit(arguments: argparse.Namespace) -> CaptionEdit:
     for sentence, refused in refusals.items():
         if refused:
             raise OutputRefused(sentence)
-    separator = " " if arguments.separator is None else arguments.separator
-    return CaptionEdit(existing, arguments.prefix, arguments.suffix, arguments.trigger, separator)
+    return caption_edit(arguments)
 
 
 def _stream_files(arguments: argparse.Namespace, files: list[str], edit: CaptionEdit) -> int:
     """Print one line for each file, as the caption is written."""
-    from captioner.bulk.outputs.tables import Jsonl
     from captioner.bulk.sources.item import bytes_to_send
     from captioner.client import Client, RetryPolicy
 
-    values = parameters(arguments)
+    values, lines = parameters(arguments), table_format(arguments)
     failed = 0
     with Client(arguments.server, retry=RetryPolicy(arguments.retry_for)) as client:
         for path in files:
-            lead = (f"{path}: " if len(files) > 1 else "") + edit.lead
+            lead = f"{path}: " if len(files) > 1 else ""
             try:
                 image = bytes_to_send(path)
                 if arguments.to == "jsonl":
                     caption = client.caption(image, **values)
                     _check_complete(caption.details)
-                    print(Jsonl().line(path, edit.decorated(caption.text), caption.details).decode(), end="")
+                    print(lines.line(path, edit.decorated(caption.text), caption.details).decode(), end="")
                     continue  # the details say whether the image was shrunk
                 with client.stream(image, **values) as stream:
-                    for piece in stream:  # the lead is printed with the first text: a refused image prints nothing
-                        print(lead + piece, end="", flush=True)
-                        lead = ""
-                    print(edit.suffix)
+                    if edit.streams:
+                        lead += edit.prefix
+                        for piece in stream:  # the lead comes with the first text: a refused image prints nothing
+                            print(lead + piece, end="", flush=True)
+                            lead = ""
+                        print(edit.suffix)
+                    else:
+                        print(lead + edit.decorated("".join(stream)))
                 if stream.details and (shrunk_from := stream.details.image.shrunk_from):
                     print(f"{path}: shrunk from {shrunk_from} before it was captioned", file=sys.stderr)
                 _check_complete(stream.details)

@@ -27,6 +27,7 @@ from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import Sources
 from captioner.bulk.sources.leave_out import LeaveOut
 from captioner.bulk.sources.streams import STDIN, is_url
+from captioner.cli.caption_format import sidecar_format, table_format
 from captioner.cli.options import IN_PROCESS, RAY, SIDECARS, parameters
 from captioner.errors import ImageRefused, OutputRefused, StartupRefused
 from captioner.publish.ensure_published import ensure_published
@@ -56,7 +57,9 @@ def sources(arguments: argparse.Namespace) -> Sources:
         except ImportError as error:
             raise StartupRefused(f"--allow-url needs {error.name}; run: pip install httpcore anyio") from error
     copies = Path(os.path.abspath(arguments.out)) if arguments.to == "exif" and arguments.out else None  # noqa: PTH100
-    leave_out = LeaveOut(arguments.exclude, lambda folder: folder == copies or owner.holds_copies(folder))
+    leave_out = LeaveOut(
+        arguments.exclude, lambda folder: folder == copies or owner.holds_copies(folder), arguments.extension
+    )
     return Sources(arguments.paths, leave_out)
 
 
@@ -144,23 +147,23 @@ def _output(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, 
 
 
 def _table(arguments: argparse.Namespace, edit: CaptionEdit) -> Output:
-    table_format, out = tables.FORMATS[arguments.to](), arguments.out
+    lines, out = table_format(arguments), arguments.out
     if arguments.dry_run:
-        return ReadTable(table_format, None if out is None else tables.written_path(out, edit))
-    return tables.Stdout(table_format, edit) if out is None else tables.Table(table_format, edit, out)
+        return ReadTable(lines, None if out is None else tables.written_path(out, edit))
+    return tables.Stdout(lines, edit) if out is None else tables.Table(lines, edit, out)
 
 
 def _sidecars(arguments: argparse.Namespace, sources: Sources, edit: CaptionEdit, progress: Progress) -> Output:
-    to, out, journal = arguments.to, arguments.out, None
+    to, out, journal, kind = arguments.to, arguments.out, None, sidecar_format(arguments)
     if edit.existing != "skip":
         folder = out or sources.folder
         # Relative paths: the folder may be moved together with its journal.
         locations = [os.path.relpath(location, folder) for location in sources.locations]
-        job = [locations, to, asdict(edit), _given_parameters(arguments)]
+        job = [locations, to, arguments.extension, asdict(edit), _given_parameters(arguments)]
         name = hashlib.sha256(json.dumps(job).encode()).hexdigest()[:12]
         path = folder / f".captioner-{name}.journal"
         journal = ReadJournal(path) if arguments.dry_run else Journal(path)
-    return sidecars.Sidecars(sidecars.FORMATS[to](), edit, out, journal, progress.log)
+    return sidecars.Sidecars(kind, edit, out, journal, progress.log, arguments.keep_dates)
 
 
 def _repository(arguments: argparse.Namespace) -> Path:

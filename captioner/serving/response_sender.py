@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Literal, Protocol
 
 from captioner.errors import CaptionerError, traced
 from captioner.serving.detokenizer import Detokenizer
@@ -54,6 +54,11 @@ class ResponseQueue:
     def open(self, detokenizer: Detokenizer, streaming: bool) -> None:
         """Set how ids become text. Call it before the first `put`."""
         self._detokenizer, self._streaming = detokenizer, streaming
+
+    @property
+    def text_ended_by(self) -> Literal["stop", "length", "repetition"] | None:
+        """What ended the text before its last token, as far as it was flushed."""
+        return None if self._detokenizer is None else self._detokenizer.finish_reason
 
     @property
     def has_first_token(self) -> bool:

@@ -79,6 +79,8 @@ class ServedModel:
             own_texts = () if parameters.name is None else (parameters.name,)
         else:
             prompt = decode_prompt(request.prompt)
+            if self.manifest.continues_prompt:
+                prompt = prompt.rstrip()  # most tokens begin with a blank: after another blank come parts of words
             own_texts = (prompt,)
         sequence = Sequence(
             prompt_ids=[],
@@ -119,7 +121,10 @@ class ServedModel:
         sequence.prompt_ids = prompt_ids
         sequence.max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
-        text_rules = self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters
+        text_rules = (
+            self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens,
+            parameters.repetition_guard,
+        )  # fmt: skip
         request.queue.open(Detokenizer(*text_rules), request.streaming)
         if parameters.stop or parameters.max_characters is not None:
             request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from captioner.engine.engine import Engine
 from captioner.engine.sequence import FinishReason, Sequence
@@ -168,7 +169,10 @@ class CaptionService:
         else:
             self._counters.add(metrics.CAPTIONS)
             details = self._model.details(request, reason)
-            request.queue.finish(lambda: to_json(details))
+            # Asked when the text is complete: it may end before the last token.
+            request.queue.finish(
+                lambda: to_json(replace(details, finish_reason=request.queue.text_ended_by or details.finish_reason))
+            )
 
     def _refuse(self, queue: ResponseQueue, error: BaseException) -> None:
         refusal = typed(error)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.images import crops
-from captioner.bulk.outputs import exif, xmp
+from captioner.bulk.outputs import image_metadata, xmp
 from captioner.cli import main
 from captioner.client import Client
 from captioner.examples import FOLDER
@@ -143,7 +144,7 @@ def test_xmp_and_exif_hold_the_caption_and_the_pixels_are_unchanged(
         assert run(photos, "--to", form).returncode == 0
     for name, text in captions.items():
         assert xmp.description((photos / name).with_suffix(".xmp").read_bytes()) == text
-        assert exif.description((photos / name).read_bytes()) == text
+        assert image_metadata.description((photos / name).read_bytes()) == text
         assert Image.open(photos / name).tobytes() == before[name]
     done = run(photos, "--to", "exif")
     assert "0 captioned, 4 skipped" in done.stderr, "a caption in the image's EXIF is an existing caption"
@@ -162,7 +163,7 @@ def test_existing_captions_are_kept_replaced_or_joined(
             elif form == "xmp":
                 texts[name] = xmp.description(path.with_suffix(".xmp").read_bytes())
             else:
-                texts[name] = exif.description(path.read_bytes())
+                texts[name] = image_metadata.description(path.read_bytes())
         return texts
 
     for existing, expected in (
@@ -177,6 +178,18 @@ def test_existing_captions_are_kept_replaced_or_joined(
         done = run(photos, "--to", form, "--existing", existing, *joined, *prefix)
         assert done.returncode == 0, done.stderr
         assert written() == {name: expected.replace("{}", text) for name, text in captions.items()}, existing
+
+
+def test_a_text_is_edited_the_same_way_for_every_output(run: Run, photos: Path, captions: dict[str, str]) -> None:
+    edit = ("--drop", "no such words", "--replace", "A=One", "--trigger", "ohwx")
+    expected = "ohwx, " + re.sub(r"\bA\b", "One", captions["cat.jpg"])
+    photo = photos / "cat.jpg"
+    assert run(photo, *edit).stdout == f"{expected}\n"
+    assert (
+        json.loads(run(photo, "--json", *edit, "--columns", "text=caption,file_name=file").stdout)["text"] == expected
+    )
+    assert run(photo, "--to", "txt", "--extension", ".caption", *edit).returncode == 0
+    assert photo.with_suffix(".caption").read_text() == f"{expected}\n"
 
 
 def test_images_that_share_a_stem_get_separate_sidecars_and_one_warning(run: Run, photos: Path) -> None:
@@ -207,7 +220,7 @@ def test_images_in_archives_are_captioned_to_out(
         assert done.returncode == 0, done.stderr
     for photo, text in captions.items():
         assert (tmp_path / "txt" / name / photo).with_suffix(".txt").read_text() == f"{text}\n"
-        assert exif.description((tmp_path / "exif" / name / photo).read_bytes()) == text
+        assert image_metadata.description((tmp_path / "exif" / name / photo).read_bytes()) == text
 
 
 def test_each_bad_file_is_reported_and_the_others_are_captioned(
@@ -244,11 +257,11 @@ def test_the_same_command_retries_only_the_failed_images_also_after_the_folder_w
 
 
 def test_exif_is_refused_for_other_formats_before_the_image_is_captioned(run: Run, photos: Path) -> None:
-    Image.open(photos / "cat.jpg").save(photos / "cat.webp")
-    before = (photos / "cat.webp").read_bytes()
+    Image.open(photos / "cat.jpg").save(photos / "cat.gif")
+    before = (photos / "cat.gif").read_bytes()
     done = run(photos, "--to", "exif")
-    assert done.returncode == 1 and "cat.webp: OUTPUT_REFUSED: EXIF is written into JPEG and PNG" in done.stderr
-    assert (photos / "cat.webp").read_bytes() == before
+    assert done.returncode == 1 and "cat.gif: OUTPUT_REFUSED: a caption is written into JPEG, PNG" in done.stderr
+    assert (photos / "cat.gif").read_bytes() == before
 
 
 def test_the_exit_code_is_2_if_nothing_could_be_done(run: Run, photos: Path, tmp_path: Path) -> None:
@@ -290,6 +303,12 @@ def test_a_job_that_captions_nothing_overwrites_nothing(run: Run, tmp_path: Path
         (("--workers", "3"), "--workers is for"),
         (("--repository", "x"), "--repository is for"),
         (("--retry-for", "-1"), "--retry-for is -1"),
+        (("--to", "xmp", "--extension", ".caption"), "--extension is for --to txt"),
+        (("--to", "txt", "--columns", "a=file"), "--columns is for --to jsonl and csv"),
+        (("--to", "jsonl", "--out", "x", "--bom"), "--bom is for --to csv"),
+        (("--to", "csv", "--out", "x", "--keep-dates"), "--keep-dates is for txt, xmp, exif"),
+        (("--replace", "cat"), "--replace is 'cat'; it must be A=B"),
+        (("--drop", "x" * 501), "--drop takes up to 100 texts of 1 to 500 characters"),
     ],
 )
 def test_contradictory_options_are_refused_by_name(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.images import crops
-from captioner.bulk.outputs import exif, xmp
+from captioner.bulk.outputs import image_metadata, xmp
 from captioner.client import AsyncClient
 from tests.conftest import Start
 from tests.support.served import Served
@@ -59,7 +59,7 @@ def write_old(folder: Path, form: str) -> None:
         elif form == "xmp":
             path.with_suffix(".xmp").write_bytes(xmp.with_description(None, "old"))
         else:
-            path.write_bytes(exif.with_description(path.read_bytes(), "old"))
+            path.write_bytes(image_metadata.with_description(path.read_bytes(), "old"))
 
 
 def read_sidecars(folder: Path, form: str) -> dict[str, str | None]:
@@ -71,7 +71,7 @@ def read_sidecars(folder: Path, form: str) -> dict[str, str | None]:
         elif form == "xmp":
             texts[name] = xmp.description(path.with_suffix(".xmp").read_bytes())
         else:
-            texts[name] = exif.description(path.read_bytes())
+            texts[name] = image_metadata.description(path.read_bytes())
     return texts
 
 

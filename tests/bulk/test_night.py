@@ -138,10 +138,10 @@ def test_a_read_only_folder_is_found_before_its_photos_are_captioned(
 def test_a_file_that_breaks_a_parser_fails_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = atomic_write.replace
 
-    def replace(path: Path, data: bytes) -> None:
+    def replace(path: Path, data: bytes, prepare: Any = None) -> None:
         if path.name == "b.txt":
             raise ValueError("embedded null byte")
-        real(path, data)
+        real(path, data, prepare)
 
     monkeypatch.setattr(atomic_write, "replace", replace)
     done = run(photos(tmp_path, "a.jpg", "b.jpg", "c.jpg"), "--to", "txt")

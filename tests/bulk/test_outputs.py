@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import string
-import struct
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from captioner.bulk.outputs import exif, sidecars, tables, xmp
+from captioner.bulk.outputs import sidecars, tables, xmp
 from captioner.bulk.outputs.atomic_write import replace
 from captioner.bulk.outputs.base import CaptionedImage
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
+from captioner.bulk.outputs.sidecar_formats import Exif, SidecarFormat, Txt, Xmp
+from captioner.bulk.outputs.table_formats import Csv, Jsonl
 from captioner.bulk.sources.discover import FoundImage, Sources
 from captioner.bulk.sources.item import Item
 from captioner.errors import OutputRefused
@@ -49,173 +47,6 @@ def found(key: str) -> FoundImage:
     return FoundImage(Item(key, Path("/nowhere") / key), key, key.rpartition(".")[0])
 
 
-# Texts
-
-
-def test_a_caption_is_decorated_in_the_order_trigger_prefix_caption_suffix() -> None:
-    assert CaptionEdit("skip", "photo of ", "!", "ohwx").merged("a cat", None) == "ohwx, photo of a cat!"
-
-
-@pytest.mark.parametrize(
-    ("existing", "current", "text"),
-    [
-        ("overwrite", "old", "new"),
-        ("append", "old", "old | new"),
-        ("prepend", "old", "new | old"),
-        ("append", None, "new"),
-        ("prepend", "", "new"),
-    ],
-)
-def test_a_new_caption_is_merged_with_the_existing_one(existing: Any, current: str | None, text: str) -> None:
-    assert CaptionEdit(existing, separator=" | ").merged("new", current) == text
-
-
-# EXIF
-
-
-def jpeg_with_exif() -> bytes:
-    """A photo with the metadata of a camera: sub-directories, a maker note, a thumbnail's directory, XMP, ICC."""
-    block = Image.Exif()
-    block[0x010F] = "Maker"
-    block[0x0112] = 6
-    block.get_ifd(0x8769).update({0x927C: b"maker note" * 9, 0x9003: "2026:11:24 12:00:00"})
-    block.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 0.5)})
-    file = io.BytesIO()
-    Image.open(FOLDER / "cat.jpg").save(
-        file, "JPEG", exif=block, icc_profile=b"profile" * 99, xmp=b"<x/>", comment=b"remark", progressive=True
-    )
-    return file.getvalue()
-
-
-def png(**options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.open(FOLDER / "cat.jpg").resize((50, 40)).save(file, "PNG", **options)
-    return file.getvalue()
-
-
-def scan(data: bytes) -> bytes:
-    """The file's bytes without its EXIF segment or chunk."""
-    if data.startswith(b"\xff\xd8"):
-        parts = [data[start:end] for _, start, end in exif._segments(data) if data[start + 4 : start + 8] != b"Exif"]
-        return b"".join(parts) + data[max(end for _, _, end in exif._segments(data)) :]
-    return b"".join(data[start:end] for kind, start, end in exif._chunks(data) if kind != b"eXIf")
-
-
-FILES = {
-    "a JPEG with EXIF": jpeg_with_exif(),
-    "a JPEG without": (FOLDER / "cat.jpg").read_bytes(),
-    "a PNG": png(),
-    "a PNG with EXIF": png(exif=jpeg_with_exif() and Image.open(io.BytesIO(jpeg_with_exif())).getexif()),
-}
-
-
-@pytest.mark.parametrize("kind", FILES)
-@settings(deadline=None, max_examples=30)
-@given(text=TEXTS.map(str.strip).filter(lambda text: text.strip("\x00 ")), again=TEXTS)
-def test_exif_holds_any_text_and_every_other_byte_is_unchanged(kind: str, text: str, again: str) -> None:
-    data = FILES[kind]
-    text = text.replace("\x00", "").strip()
-    new = exif.with_description(exif.with_description(data, again), text)
-    assert exif.description(new) == (text or None)
-    assert scan(new) == scan(data)
-    before, after = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(new))
-    assert before.tobytes() == after.tobytes()
-    old, tags = before.getexif(), after.getexif()
-    assert tags[exif.XP_COMMENT].decode("utf-16-le").rstrip("\x00") == text
-    assert tags[exif.DESCRIPTION].encode("latin-1", "replace").decode("utf-8", "replace") == text or not text.isascii()
-    assert {tag: tags[tag] for tag in old if tag not in (0x8769, 0x8825)} == {
-        tag: value for tag, value in old.items() if tag not in (0x8769, 0x8825)
-    }
-    for directory in (0x8769, 0x8825):
-        assert dict(tags.get_ifd(directory)) == dict(old.get_ifd(directory))
-
-
-def test_the_old_exif_block_keeps_its_offsets_for_maker_notes_and_thumbnails() -> None:
-    data = jpeg_with_exif()
-    old, _, _ = exif._find(data)
-    new, _, _ = exif._find(exif.with_description(data, "a cat"))
-    assert old is not None and new is not None
-    assert new[8 : len(old)] == old[8:], "only the offset of the first directory may change"
-    assert exif._directory(new)[2] == exif._directory(old)[2], "the thumbnail's directory is lost"
-
-
-@pytest.mark.parametrize("file_format", ["WEBP", "GIF", "BMP", "TIFF"])
-def test_exif_is_refused_for_other_formats(file_format: str) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (20, 20)).save(file, file_format)
-    with pytest.raises(OutputRefused, match="JPEG and PNG"):
-        exif.with_description(file.getvalue(), "a cat")
-
-
-def test_exif_that_is_too_large_or_broken_is_refused() -> None:
-    with pytest.raises(OutputRefused, match="a JPEG segment holds 65533"):
-        exif.with_description(FILES["a JPEG without"], "long " * 9000)
-    block = b"Exif\x00\x00MM\x00*" + struct.pack(">I", 4000)
-    broken = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(block) + 2) + block + FILES["a JPEG without"][2:]
-    with pytest.raises(OutputRefused, match="broken"):
-        exif.with_description(broken, "a cat")
-
-
-@given(
-    st.binary(max_size=80),
-    st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x40Exif\0\0"]),
-)
-def test_exif_of_any_bytes_is_read_or_refused(data: bytes, start: bytes) -> None:
-    try:
-        exif.with_description(start + data, "a cat")
-        exif.description(start + data)
-    except OutputRefused:
-        pass
-
-
-# XMP
-
-
-def text_in(sidecar: bytes) -> str | None:
-    """Return the caption as another program finds it: rdf:li of x-default under dc:description."""
-    names = {"dc": xmp.DC, "rdf": xmp.RDF, "x": xmp.META}
-    path = (
-        "rdf:RDF/rdf:Description/dc:description/rdf:Alt/rdf:li[@{http://www.w3.org/XML/1998/namespace}lang='x-default']"
-    )
-    root = ElementTree.fromstring(sidecar)
-    assert root.tag == f"{{{xmp.META}}}xmpmeta"
-    return root.findtext(path, namespaces=names)
-
-
-@given(TEXTS, TEXTS)
-def test_xmp_round_trips_any_text(first: str, text: str) -> None:
-    clean = xmp._NOT_XML.sub("", text)
-    sidecar = xmp.with_description(xmp.with_description(None, first), text)
-    assert (text_in(sidecar) or "").replace("\r", "\n") == clean.replace("\r\n", "\n").replace("\r", "\n")
-    assert xmp.description(sidecar) == (text_in(sidecar) or "").strip() or xmp.description(sidecar) is None
-    assert sidecar.count(b"x-default") == 1
-
-
-DARKTABLE = f"""<?xml version="1.0" encoding="UTF-8"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">
- <rdf:RDF xmlns:rdf="{xmp.RDF}">
-  <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:darktable="http://darktable.sf.net/"
-    xmp:Rating="4" darktable:history_end="3">
-   <darktable:history><rdf:Seq><rdf:li darktable:operation="exposure"/></rdf:Seq></darktable:history>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>"""
-
-
-def test_other_properties_of_an_xmp_sidecar_are_kept() -> None:
-    new = xmp.with_description(DARKTABLE.encode(), "A cat & a <dog>.")
-    assert text_in(new) == "A cat & a <dog>."
-    for kept in (b'xmp:Rating="4"', b'darktable:history_end="3"', b'darktable:operation="exposure"'):
-        assert kept in new
-    assert xmp.description(DARKTABLE.encode()) is None
-
-
-def test_a_sidecar_that_is_not_xmp_is_refused_and_left_unchanged() -> None:
-    for sidecar in (b"not xml", b"<a/>", b""):
-        with pytest.raises(OutputRefused, match="left unchanged"):
-            xmp.with_description(sidecar, "a cat")
-
-
 # Whole files
 
 
@@ -233,7 +64,7 @@ def test_a_file_that_cannot_be_written_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "in.jpg").write_bytes(b"x")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").touch()  # a file in place of the folder
-    output = sidecars.Sidecars(sidecars.Txt(), CaptionEdit(), tmp_path / "out", None, print)
+    output = sidecars.Sidecars(Txt(), CaptionEdit(), tmp_path / "out", None, print)
     failed = output.write([captioned(found("sub/a.jpg"), "lost"), captioned(found("b.jpg"), "kept")])
     assert [(each.item.key, error.code) for each, error in failed] == [("sub/a.jpg", "OUTPUT_REFUSED")]
     assert (tmp_path / "out" / "b.txt").read_text() == "kept\n"
@@ -246,7 +77,7 @@ def test_text_in_another_encoding_is_kept_or_replaced_but_never_merged(tmp_path:
     for existing, kept in (("skip", old), ("append", old), ("overwrite", b"new\n")):
         (tmp_path / "a.txt").write_bytes(old)
         journal = None if existing == "skip" else Journal(tmp_path / ".journal")
-        output = sidecars.Sidecars(sidecars.Txt(), CaptionEdit(existing), None, journal, print)  # type: ignore[arg-type]
+        output = sidecars.Sidecars(Txt(), CaptionEdit(existing), None, journal, print)  # type: ignore[arg-type]
         assert output.wants(image) is (existing != "skip")
         if existing != "skip":
             failed = output.write([captioned(image, "new")])
@@ -255,17 +86,16 @@ def test_text_in_another_encoding_is_kept_or_replaced_but_never_merged(tmp_path:
         assert (tmp_path / "a.txt").read_bytes() == kept
 
 
-@pytest.mark.parametrize("kind", ["txt", "xmp", "exif"])
+@pytest.mark.parametrize("sidecar_format", [Txt(), Xmp(), Exif()])
 def test_a_sidecar_that_is_a_link_out_of_the_folder_is_refused_before_the_image_is_captioned(
-    tmp_path: Path, kind: str
+    tmp_path: Path, sidecar_format: SidecarFormat
 ) -> None:
     folder, other = tmp_path / "photos", tmp_path / "other"
     for each in (folder / "sub", other):
         each.mkdir(parents=True)
-    sidecar_format = sidecars.FORMATS[kind]()
     suffix = sidecar_format.extension or ".jpg"
-    image = FILES["a JPEG without"]
-    theirs = xmp.with_description(None, "old") if kind == "xmp" else image
+    image = (FOLDER / "cat.jpg").read_bytes()
+    theirs = xmp.with_description(None, "old") if suffix == ".xmp" else image
     for name in ("sub/out", "sub/in", "new"):
         (folder / name).with_suffix(".jpg").write_bytes(image)
     (other / f"theirs{suffix}").write_bytes(theirs)
@@ -289,7 +119,7 @@ def test_a_sidecar_that_is_a_link_out_of_the_folder_is_refused_before_the_image_
 
 def job(folder: Path, edit: CaptionEdit) -> tuple[sidecars.Sidecars, list[FoundImage]]:
     journal = Journal(folder / ".journal")
-    return sidecars.Sidecars(sidecars.Txt(), edit, None, journal, print), list(Sources([str(folder)]).find())
+    return sidecars.Sidecars(Txt(), edit, None, journal, print), list(Sources([str(folder)]).find())
 
 
 def finish(folder: Path, edit: CaptionEdit) -> None:
@@ -386,14 +216,15 @@ def test_two_jobs_on_one_journal_or_one_table_are_refused(tmp_path: Path) -> Non
     with pytest.raises(OutputRefused, match="another job"):
         Journal(tmp_path / "j")
     journal.close(remove=True)
-    table = tables.Table(tables.Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
+    table = tables.Table(Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
     with pytest.raises(OutputRefused, match="another job"):
-        tables.Table(tables.Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
+        tables.Table(Jsonl(), CaptionEdit(), tmp_path / "t.jsonl")
     table.close(finished=True, failed=False)
 
 
 # Tables
 
+FORMS: dict[str, type[Csv] | type[Jsonl]] = {"jsonl": Jsonl, "csv": Csv}
 KEYS = ["a.jpg", "sub folder/b.jpg", 'quoted "c", d.jpg', "ü.jpg", os.fsdecode(b"\xff.jpg")]
 CAPTIONS = ["A cat.", 'A "quoted", cat', "two\nlines", "ünï\r\ncode", ""]
 
@@ -408,7 +239,7 @@ def rows(form: str, path: Path) -> list[tuple[str, str]]:
 
 def write_table(form: str, path: Path, existing: Any = "skip") -> int:
     """Write what a job writes; return how many captions were new."""
-    table = tables.Table(tables.FORMATS[form](), CaptionEdit(existing), path)
+    table = tables.Table(FORMS[form](), CaptionEdit(existing), path)
     new = [captioned(found(key), text) for key, text in zip(KEYS, CAPTIONS, strict=True) if table.wants(found(key))]
     table.write(new)
     table.close(finished=True, failed=False)
@@ -436,7 +267,7 @@ def test_overwrite_keeps_the_old_table_until_the_new_one_is_complete(tmp_path: P
     path, part = tmp_path / "t", tmp_path / "t.part"
     write_table(form, path)
     old = path.read_bytes()
-    table = tables.Table(tables.FORMATS[form](), CaptionEdit("overwrite", prefix="now "), path)
+    table = tables.Table(FORMS[form](), CaptionEdit("overwrite", prefix="now "), path)
     table.write([captioned(found(KEYS[0]), "A dog.")])
     table.close(finished=False, failed=False)
     assert path.read_bytes() == old and rows(form, part) == [(KEYS[0], "now A dog.")]
@@ -486,7 +317,7 @@ def test_a_table_of_any_bytes_is_resumed_or_refused(
 
 
 def test_the_columns_of_csv_are_those_of_the_wire() -> None:
-    line = tables.Csv().line("a.jpg", "A cat.", DETAILS).decode()
-    assert tables.Csv.header.decode() == ",".join(CSV_COLUMNS) + "\n"
+    line = Csv().line("a.jpg", "A cat.", DETAILS).decode()
+    assert Csv().header.decode() == ",".join(CSV_COLUMNS) + "\n"
     assert line == "a.jpg,A cat.,x,x,0.5,False,stop\n"
     assert all(character in string.printable for character in line)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -63,7 +64,7 @@ def pieces(stream: Detokenizer, groups: list[list[int]]) -> list[str]:
     return [*(stream.push(group) for group in groups), stream.push([], final=True)]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<|" not in text))  # a control token
 def test_text_is_complete_when_its_tokens_come_one_by_one(text: str) -> None:
     written = pieces(Detokenizer(TOKENS, []), [[token] for token in encode(text)])
     assert "".join(written) == decode(encode(text)) == text.lstrip()
@@ -121,16 +122,22 @@ def test_word_piece_text_is_returned_immediately() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(data=st.data(), stop=STOPS, limit=LIMITS, sizes=st.lists(st.integers(0, 4), max_size=20))
+@given(
+    data=st.data(),
+    stop=STOPS,
+    limit=LIMITS,
+    most=st.none() | st.integers(1, 40),
+    sizes=st.lists(st.integers(0, 4), max_size=20),
+)
 def test_text_and_finish_reason_do_not_depend_on_how_ids_are_grouped(
-    kind: str, data: st.DataObject, stop: tuple[str, ...], limit: int | None, sizes: list[int]
+    kind: str, data: st.DataObject, stop: tuple[str, ...], limit: int | None, most: int | None, sizes: list[int]
 ) -> None:
     tokens = KINDS[kind]
     ids = st.integers(0, tokens.get_vocab_size() - 1)
-    prompt, written = data.draw(st.lists(ids, max_size=3)), data.draw(st.lists(ids, max_size=40))
+    prompt, written = data.draw(st.lists(ids, max_size=3)), data.draw(st.lists(ids, max_size=most or 40))
     outcomes = set()
     for groups in ([written], [[token] for token in written], split(written, sizes)):
-        stream = Detokenizer(tokens, prompt, stop, limit)
+        stream = Detokenizer(tokens, prompt, stop, limit, most)
         outcomes.add(("".join(pieces(stream, groups)), stream.finish_reason))
     assert len(outcomes) == 1, outcomes
 
@@ -215,12 +222,59 @@ def test_a_limit_of_characters_ends_the_text_at_a_sentence_or_else_at_a_word(tex
     assert Detokenizer(TOKENS, [], max_characters=limit).push(encode(text), final=True) == kept
 
 
+@pytest.mark.parametrize("limit", range(10, 70))
+def test_a_limit_of_characters_never_ends_the_text_on_a_word_that_needs_another(limit: int) -> None:
+    text = "A smiling man in a red and white jacket sits in front of a tall lamp with the cat on it and a dog"
+    written = Detokenizer(TOKENS, [], max_characters=limit).push(encode(text), final=True)
+    assert text.startswith(written) and len(written) <= limit
+    assert written.split()[-1] not in ("a", "the", "and", "in", "of", "with", "on")
+
+
+WORDS = st.lists(
+    st.sampled_from([" a", " the", " of", " cat", " with", " wit", "h", "in", ".", ",", "!", " an", "d", " é", "😀"]),
+    max_size=40,
+)
+
+
+@given(WORDS.map("".join), st.integers(1, 60), st.lists(st.integers(0, 4), max_size=60))
+def test_the_last_token_never_ends_the_text_on_a_word_that_needs_another_and_nothing_is_taken_back(
+    text: str, most: int, sizes: list[int]
+) -> None:
+    ids = encode(text)[:most]
+    written = pieces(Detokenizer(TOKENS, [], max_tokens=most), split(ids, sizes))
+    whole, kept = decode(ids), "".join(written)
+    assert whole.startswith(kept)
+    if len(ids) < most:
+        assert kept == whole
+    elif kept != whole:
+        assert kept.rpartition(" ")[2] not in ("a", "the", "of", "with", "in", "an", "and") or len(ids) > 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (" A cat sits on a", "A cat sits"),
+        (" A cat sits. The", "A cat sits."),
+        (" A cat sits, and", "A cat sits"),
+        (" A cat in the.", "A cat in the."),
+        (" A cat sits", "A cat sits"),
+        (" A", "A"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_caption_of_max_tokens_ends_on_a_word_that_needs_no_other(text: str, kept: str, alone: bool) -> None:
+    ids = encode(text)
+    groups = [[token] for token in ids] if alone else [ids]
+    assert "".join(pieces(Detokenizer(TOKENS, [], max_tokens=len(ids)), groups)) == kept
+    assert "".join(pieces(Detokenizer(TOKENS, [], max_tokens=len(ids) + 1), groups)) == text.lstrip()
+
+
 @pytest.mark.parametrize(
     ("stop", "limit", "text", "reason"),
     [
         ("fog", 15, "a dog in the ", "stop"),
-        ("fog", 14, "a dog in the", "length"),
-        (" in the fog", 8, "a dog in", "length"),
+        ("fog", 14, "a dog", "length"),
+        (" in the fog", 8, "a dog", "length"),
     ],
 )
 def test_the_earlier_of_stop_text_and_limit_ends_the_text(stop: str, limit: int, text: str, reason: str) -> None:
@@ -245,3 +299,67 @@ def test_the_longest_stop_texts_cost_less_than_a_millisecond_a_token() -> None:
 def test_text_is_held_back_exactly_while_it_may_begin_a_stop_text(text: str, stop: str) -> None:
     expected = max((size for size in range(len(stop)) if text.endswith(stop[:size])), default=0)
     assert _overlap(text, stop) == expected
+
+
+CLAUSES = st.lists(
+    st.sampled_from(
+        [
+            "the cat sits on it",
+            "The cat sits",
+            "a man in a hat",
+            " and ",
+            ", ",
+            ", and ",
+            ". ",
+            ".",
+            "! ",
+            " an",
+            " the wall",
+        ]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@settings(deadline=None)
+@given(CLAUSES, st.lists(st.integers(0, 9), max_size=60), LIMITS, st.none() | st.integers(1, 120))
+def test_no_clause_comes_twice_and_nothing_that_was_sent_is_taken_back(
+    text: str, sizes: list[int], limit: int | None, most: int | None
+) -> None:
+    ids, outcomes = encode(text)[:most], set()
+    for groups in ([ids], [[token] for token in ids], split(ids, sizes)):
+        stream = Detokenizer(TOKENS, [], (), limit, most, True)
+        outcomes.add(("".join(pieces(stream, groups)), stream.finish_reason))
+    assert len(outcomes) == 1, outcomes
+    ((written, reason),) = outcomes
+    if limit is None and most is None:
+        assert reason == ("repetition" if written != decode(ids) else None)
+        clauses = [clause.casefold().split() for clause in re.split(r"[,.!]\s+(?:and )?| and ", written.rstrip(".!"))]
+        long = [" ".join(clause) for clause in clauses if len(clause) >= 4]
+        assert len(set(long)) == len(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            "The wall is blurred in front of it, and the wall is blurred. It is red.",
+            "The wall is blurred in front of it.",
+        ),
+        ("A cat sits on a mat. A cat sits on a mat.", "A cat sits on a mat."),
+        ("A cat sits on a mat and a cat sits on a mat", "A cat sits on a mat."),
+        ("A man in a red hat, a man in a blue hat", "A man in a red hat, a man in a blue hat"),
+        ("cat, wall, cat, grey wall, cat", "cat, wall, cat, grey wall, cat"),
+        ("A cat. A cat sits on a mat. A cat", "A cat. A cat sits on a mat. A cat"),
+    ],
+)
+def test_a_caption_ends_before_a_clause_that_it_has_said_before(text: str, kept: str) -> None:
+    stream = Detokenizer(TOKENS, [], repetition_guard=True)
+    assert "".join(pieces(stream, [[token] for token in encode(text)])) == kept
+    assert Detokenizer(TOKENS, []).push(encode(text), final=True) == text
+
+
+def test_a_clause_is_held_back_only_while_it_may_repeat() -> None:
+    stream = Detokenizer(TOKENS, [], repetition_guard=True)
+    parts = ["A cat sits on a mat", ",", " and", " a", " cat", " sleeps", " there"]
+    assert [stream.push(encode(part)) for part in parts][1:] == ["", "", "", "", ", and a cat sleeps", " there"]

@@ -44,6 +44,19 @@ def test_the_pieces_join_to_the_caption_and_the_details_come_last(sender: Respon
     assert writer.details == [""] * (len(writer.pieces) - 1) + ["{}"]
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_details_say_that_the_text_ended_before_a_repeated_clause(sender: ResponseSender, streaming: bool) -> None:
+    writer = Recorder()
+    queue = sender.queue(writer)
+    queue.open(Detokenizer(TOKENS, [], repetition_guard=True), streaming)
+    assert queue.text_ended_by is None
+    for token in TOKENS.encode("A cat sits on a mat, and a cat sits on a mat. It sleeps.").ids:
+        queue.put(token)
+    queue.finish(lambda: str(queue.text_ended_by))
+    assert writer.ended.wait(5)
+    assert "".join(writer.pieces) == "A cat sits on a mat." and writer.details[-1] == "repetition"
+
+
 def test_without_streaming_there_is_one_response(sender: ResponseSender) -> None:
     writer = Recorder()
     queue = opened(sender, writer, streaming=False)

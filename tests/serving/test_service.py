@@ -213,6 +213,13 @@ def test_a_prompt_is_used_unchanged_and_begins_the_caption(service: CaptionServi
     assert writer.text == alone(2, "a dog 猫")
 
 
+@pytest.mark.parametrize("blank", [" ", "   ", "\n", " \t"])
+def test_a_blank_at_the_end_of_a_prompt_that_is_continued_changes_nothing(service: CaptionService, blank: str) -> None:
+    writer = ask(service, b"2", f"a dog{blank}".encode())
+    assert details(writer).prompt == "a dog" and writer.text == alone(2, "a dog")
+    assert captioned(ask(service, b"2", blank.encode())) == captioned(ask(service, b"2", b""))
+
+
 def test_a_name_is_inserted_into_the_prompt(service: CaptionService) -> None:
     assert details(ask(service, style="named", name="Ada")).prompt == "a photo of Ada"
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,8 +33,11 @@ def check_replaceable(path: Path) -> None:
         raise PermissionError(errno.EACCES, "the folder is read-only", str(folder))
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically, also across a power cut. The file's mode and symbolic links are kept."""
+def replace(path: Path, data: bytes, prepare: Callable[[int], None] | None = None) -> None:
+    """Replace a file's content atomically, also across a power cut. The file's mode and symbolic links are kept.
+
+    `prepare` gets the descriptor of the new file once its content is written.
+    """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = 0o666 & ~_UMASK
@@ -43,10 +46,12 @@ def replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".captioner-", dir=path.parent)  # hidden: the sources skip it
     try:
         with os.fdopen(descriptor, "wb") as file:
-            with _where_supported():
-                os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
+            if prepare is not None:
+                prepare(descriptor)
+            with _where_supported():
+                os.fchmod(descriptor, mode)
             sync_file(descriptor)
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:

@@ -1,4 +1,4 @@
-"""Captions in sidecars, one for each image: .txt, .xmp, or the EXIF of the image itself."""
+"""Captions in sidecars, one for each image, see `sidecar_formats`."""
 
 from __future__ import annotations
 
@@ -7,78 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
-from captioner.bulk.outputs import atomic_write, exif, xmp
+from captioner.bulk.outputs import atomic_write, file_attributes
 from captioner.bulk.outputs.base import CaptionedImage
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
+from captioner.bulk.outputs.sidecar_formats import SidecarFormat
 from captioner.bulk.sources.discover import FoundImage
-from captioner.bulk.sources.item import Item, read, reason
-from captioner.client.shrink import MAX_SOURCE_BYTES
+from captioner.bulk.sources.item import reason
 from captioner.errors import CaptionerError, OutputRefused, typed
 from captioner.image.formats import is_image
 
 _WRITERS = 8  # threads, because each write waits for the disk
-
-
-class SidecarFormat(Protocol):
-    """One kind of sidecar."""
-
-    @property
-    def extension(self) -> str | None:
-        """The sidecar's extension; None if the caption is written into the image itself."""
-
-    def current(self, target: Path, item: Item) -> str | None:
-        """Return the existing caption. Raises OutputRefused if no caption can be written there."""
-
-    def render(self, target: Path, item: Item, text: str) -> bytes:
-        """Return the whole new file."""
-
-
-class Txt:
-    """A UTF-8 file that holds only the caption."""
-
-    extension = ".txt"
-
-    def current(self, target: Path, item: Item) -> str | None:
-        return target.read_bytes().decode("utf-8-sig", "surrogateescape").strip() if target.exists() else None
-
-    def render(self, target: Path, item: Item, text: str) -> bytes:
-        try:
-            return f"{text}\n".encode()
-        except UnicodeEncodeError:  # `current` is not UTF-8, and the caption is to be joined to it
-            raise OutputRefused(f"{target} is not UTF-8 text; it was left unchanged") from None
-
-
-class Xmp:
-    """An XMP file with the caption as dc:description. Other properties of an existing sidecar are kept."""
-
-    extension = ".xmp"
-
-    def current(self, target: Path, item: Item) -> str | None:
-        return xmp.description(target.read_bytes()) if target.exists() else None
-
-    def render(self, target: Path, item: Item, text: str) -> bytes:
-        return xmp.with_description(target.read_bytes() if target.exists() else None, text)
-
-
-class Exif:
-    """ImageDescription and XPComment in the image, or in a copy of the image."""
-
-    extension = None
-
-    def current(self, target: Path, item: Item) -> str | None:
-        return exif.description(self._image(target, item))
-
-    def render(self, target: Path, item: Item, text: str) -> bytes:
-        return exif.with_description(self._image(target, item), text)
-
-    def _image(self, target: Path, item: Item) -> bytes:
-        return read(Item(item.key, target) if target.exists() else item, MAX_SOURCE_BYTES)
-
-
-FORMATS: dict[str, Callable[[], SidecarFormat]] = {"txt": Txt, "xmp": Xmp, "exif": Exif}
 
 
 class Sidecars:
@@ -94,9 +34,12 @@ class Sidecars:
         out: Path | None,
         journal: Journal | None,
         log: Callable[[str], None],
+        keep_dates: bool = False,
     ) -> None:
+        """`keep_dates`: files that are changed keep their times of access and modification."""
+        self._keep_dates = keep_dates
         self._format, self._edit, self._out, self._journal, self._log = sidecar_format, edit, out, journal, log
-        self._warned = False
+        self._warned: set[str] = set()
         self._writers = ThreadPoolExecutor(_WRITERS, "sidecars")
 
     def wants(self, image: FoundImage) -> bool:
@@ -104,9 +47,11 @@ class Sidecars:
         key, target = image.item.key, self._target(image)
         self._warn_of_shared_stem(image)
         with _os_errors_refused():
+            file_attributes.complete(target)
             current = self._format.current(target, image.item)
             if self._journal is None:
-                if current is not None and target.exists():
+                # A caption in the image is not yet one in the copy of the image.
+                if current is not None and (self._format.extension is not None or target.exists()):
                     return False
             elif (text := self._journal.begun.get(key)) is not None:
                 self._replace(image, text)
@@ -117,6 +62,7 @@ class Sidecars:
                 return False
             atomic_write.check_replaceable(target)
         self._check_link(image, target)
+        self._warn_of_caption_left(image)
         return True
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
@@ -150,8 +96,9 @@ class Sidecars:
     def _target(self, image: FoundImage) -> Path:
         if self._out is None and (image.temporary or image.item.member is not None):
             raise OutputRefused("nothing can be written beside an image in an archive; name a folder with --out")
-        name = image.item.key if self._format.extension is None else image.stem + self._format.extension
-        return image.item.path.parent / name.rpartition("/")[2] if self._out is None else self._out / name
+        folder, _, name = image.item.key.rpartition("/")
+        parent = image.item.path.parent if self._out is None else self._out / folder
+        return self._format.target(parent, image.stem.rpartition("/")[2], name)
 
     def _check_link(self, image: FoundImage, target: Path) -> None:
         """Raise OutputRefused for a link to a file outside the job's folder: somebody else may use that file."""
@@ -165,7 +112,8 @@ class Sidecars:
     def _replace(self, image: FoundImage, text: str) -> None:
         target = self._target(image)
         self._check_link(image, target)
-        atomic_write.replace(target, self._format.render(target, image.item, text))
+        data = self._format.render(target, image.item, text)
+        file_attributes.replace(target, data, image.item.path, self._keep_dates)
 
     def _try_replace(self, image: FoundImage, text: str) -> CaptionerError | None:
         try:
@@ -176,11 +124,20 @@ class Sidecars:
         return None
 
     def _warn_of_shared_stem(self, image: FoundImage) -> None:
-        extension = self._format.extension
-        if extension and image.stem == image.item.key and is_image(image.stem) and not self._warned:
-            self._warned = True
-            name = image.stem.rpartition("/")[2] + extension
-            self._log(f"{image.label} shares its stem with another image: its caption goes to {name}; others likewise")
+        if self._format.extension and image.stem == image.item.key and is_image(image.stem):
+            name = self._target(image).name
+            self._warn("stem", f"{image.label} shares its stem with another image: its caption goes to {name}")
+
+    def _warn_of_caption_left(self, image: FoundImage) -> None:
+        kind = "caption in the image"
+        if self._edit.existing != "skip" and kind not in self._warned and self._format.leaves_caption(image.item):
+            self._warn(kind, f"{image.label} holds a caption itself, which stays there; --to exif changes it")
+
+    def _warn(self, kind: str, line: str) -> None:
+        """Log the first line of each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._log(f"{line}; others likewise")
 
 
 def _item_error(error: Exception) -> CaptionerError:

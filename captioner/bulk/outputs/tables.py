@@ -1,121 +1,21 @@
-"""Captions as lines: one JSON Lines or CSV file for the whole job, or stdout. The CSV columns are wire.CSV_COLUMNS."""
+"""Captions as lines: one JSON Lines or CSV file for the whole job, or stdout."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, get_args
 
 from captioner.bulk.outputs import atomic_write, owner
 from captioner.bulk.outputs.base import CaptionedImage
 from captioner.bulk.outputs.caption_edit import CaptionEdit
+from captioner.bulk.outputs.table_formats import TableFormat
 from captioner.bulk.sources.discover import FoundImage
 from captioner.errors import CaptionerError, OutputRefused
-from captioner.wire import CSV_COLUMNS, Details, FinishReason
 
 _SYNC_S = 1.0  # captions that a power cut may lose; a kill loses none
-
-
-class TableFormat(Protocol):
-    """One kind of line."""
-
-    header: bytes
-
-    def line(self, name: str, caption: str, details: Details) -> bytes:
-        """Return the line of one caption, with its line end."""
-
-    def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        """Yield each name in the file with the byte offset where its line ends. An incomplete last line is skipped.
-
-        Raises ValueError at a line that this format did not write.
-        """
-
-
-class Text:
-    """`name: caption`, for people. It cannot be read back."""
-
-    header = b""
-
-    def line(self, name: str, caption: str, details: Details) -> bytes:
-        return f"{name}: {caption}\n".encode("utf-8", "surrogateescape")
-
-    def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        raise NotImplementedError("text is not written to a file")
-
-
-class Jsonl:
-    """One JSON object a line, with all details."""
-
-    header = b""
-    _start = b'{"file": '
-
-    def line(self, name: str, caption: str, details: Details) -> bytes:
-        values = {"file": name, "caption": caption, "details": asdict(details)}
-        try:
-            return (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        except UnicodeEncodeError:  # the file name is not UTF-8
-            return (json.dumps(values) + "\n").encode()
-
-    def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        end = 0
-        for line in file:
-            end += len(line)
-            try:
-                key = json.loads(line)["file"]
-                if not isinstance(key, str):
-                    raise ValueError("the value of `file` is not a string")
-            except (ValueError, KeyError, TypeError) as error:
-                if not line.endswith(b"\n") and line[: len(self._start)] == self._start[: len(line)]:
-                    return
-                raise ValueError(f"{line[:60]!r}") from error
-            yield key, end
-
-
-class Csv:
-    """One CSV row for each caption, for spreadsheets."""
-
-    header = (",".join(CSV_COLUMNS) + "\n").encode()
-
-    def line(self, name: str, caption: str, details: Details) -> bytes:
-        values = asdict(details)
-        row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow([name, caption, *(values[column] for column in CSV_COLUMNS[2:])])
-        return row.getvalue().encode("utf-8", "surrogateescape")
-
-    def keys(self, file: BinaryIO) -> Iterator[tuple[str, int]]:
-        header = file.read(len(self.header))
-        if not self.header.startswith(header):
-            raise ValueError(repr(header))
-        end, last = len(header), "\n"
-
-        def lines() -> Iterator[str]:
-            nonlocal end, last
-            for line in file:
-                end += len(line)
-                last = line.decode("utf-8", "surrogateescape")
-                yield last
-
-        try:
-            for row in csv.reader(lines(), strict=True):
-                complete = len(row) == len(CSV_COLUMNS)
-                if not last.endswith("\n") and not (complete and row[-1] in get_args(FinishReason)):
-                    return
-                if not complete:
-                    raise ValueError(f"{row!r:.60}")
-                yield row[0], end
-        except csv.Error:  # the file ends inside a quoted field
-            if file.read(1):
-                raise ValueError("a quoted field that does not end") from None
-
-
-FORMATS: dict[str, type[Text] | type[Jsonl] | type[Csv]] = {"stdout": Text, "jsonl": Jsonl, "csv": Csv}
 
 
 def written_path(path: Path, edit: CaptionEdit) -> Path:
@@ -148,16 +48,13 @@ class Table:
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
         """See Output."""
-        lines = (
-            self._format.line(image.item.key, self._edit.decorated(caption.text), caption.details)
-            for image, caption in batch
-        )
+        lines, failed = _lines(batch, lambda image: image.item.key, self._format, self._edit)
         atomic_write.append(self._file, b"".join(lines))
-        self._lines += len(batch)
+        self._lines += len(lines)
         if time.monotonic() - self._synced > _SYNC_S:
             atomic_write.sync_file(self._file.fileno())
             self._synced = time.monotonic()
-        return []
+        return failed
 
     def close(self, finished: bool, failed: bool) -> None:
         """See Output. FILE.part replaces FILE when every image was tried and at least one was captioned."""
@@ -192,12 +89,9 @@ class Stdout:
 
     def write(self, batch: Sequence[CaptionedImage]) -> list[tuple[FoundImage, CaptionerError]]:
         """See Output."""
-        lines = (
-            self._format.line(image.label, self._edit.decorated(caption.text), caption.details)
-            for image, caption in batch
-        )
+        lines, failed = _lines(batch, lambda image: image.label, self._format, self._edit)
         write_stdout(b"".join(lines))
-        return []
+        return failed
 
     def close(self, finished: bool, failed: bool) -> None:
         """See Output."""
@@ -211,3 +105,17 @@ def write_stdout(data: bytes) -> None:
     except BrokenPipeError:  # the interpreter's last flush must not fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+def _lines(
+    batch: Sequence[CaptionedImage], name: Callable[[FoundImage], str], table_format: TableFormat, edit: CaptionEdit
+) -> tuple[list[bytes], list[tuple[FoundImage, CaptionerError]]]:
+    """Return the lines, and the images whose captions the edit refused."""
+    lines: list[bytes] = []
+    failed: list[tuple[FoundImage, CaptionerError]] = []
+    for image, caption in batch:
+        try:
+            lines.append(table_format.line(name(image), edit.decorated(caption.text), caption.details))
+        except CaptionerError as error:
+            failed.append((image, error))
+    return lines, failed

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from captioner.bulk.sources import archives
 from captioner.bulk.sources.item import FoundImage, Item
-from captioner.bulk.sources.leave_out import CAPTIONS, HIDDEN, LeaveOut, OnPassedOver, PassedOver, extension_of
+from captioner.bulk.sources.leave_out import HIDDEN, LeaveOut, OnPassedOver, PassedOver, extension_of
 from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.errors import CaptionerError
 from captioner.image.formats import is_image
@@ -52,7 +52,7 @@ def _is_input(name: str, key: str, label: str, leave_out: LeaveOut, passed_over:
     group, is_format = leave_out.member(PurePosixPath(name).parts, f"{label}/{name}"), False
     silent = group == HIDDEN and not is_image(name)
     if group is None and not is_image(name):
-        group, silent, is_format = extension_of(name), name.lower().endswith(CAPTIONS), True
+        group, silent, is_format = extension_of(name), name.lower().endswith(leave_out.captions), True
     if group is not None and not silent:
         passed_over(PassedOver(f"{key}/{name}", f"{label}/{name}", group, is_format))
     return group is None

@@ -15,7 +15,7 @@ from pathlib import Path
 from captioner.bulk.sources import archives
 from captioner.bulk.sources.archive_images import images_in
 from captioner.bulk.sources.item import FoundImage, Item, reason
-from captioner.bulk.sources.leave_out import CAPTIONS, HIDDEN, LeaveOut, OnPassedOver, PassedOver, extension_of, ignore
+from captioner.bulk.sources.leave_out import HIDDEN, LeaveOut, OnPassedOver, PassedOver, extension_of, ignore
 from captioner.bulk.sources.roots import Root, roots
 from captioner.bulk.sources.sidecar_names import SidecarNames
 from captioner.bulk.sources.streams import STDIN, read_stdin
@@ -167,7 +167,11 @@ class Sources:
         if is_hidden(path.name):
             group, silent = HIDDEN, not readable
         elif not readable:
-            group, silent, is_format = extension_of(path.name), path.name.lower().endswith(CAPTIONS), True
+            group, silent, is_format = (
+                extension_of(path.name),
+                path.name.lower().endswith(self._leave_out.captions),
+                True,
+            )
         else:
             group, silent = self._leave_out.pattern(root.below(path), label), False
         if group is not None and not silent:

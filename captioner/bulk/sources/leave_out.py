@@ -50,15 +50,22 @@ class LeaveOut:
 
     A pattern without `/` matches the name of a file or folder at any depth. One with `/` matches the path below a PATH;
     it may begin with that PATH. `holds_copies` tells whether a folder holds images that an earlier job wrote.
+    `extension`: of captions, besides CAPTIONS.
     """
 
-    def __init__(self, patterns: Sequence[str] = (), holds_copies: Callable[[Path], bool] = lambda folder: False):
+    def __init__(
+        self,
+        patterns: Sequence[str] = (),
+        holds_copies: Callable[[Path], bool] = lambda folder: False,
+        extension: str | None = None,
+    ) -> None:
         if any(not pattern.strip("/") for pattern in patterns):
             raise ParameterInvalid("--exclude is empty; it must be a name or a path, such as 'raw' or 'old/*.png'")
         stripped = [pattern.rstrip("/") for pattern in patterns]
         self._names = [pattern for pattern in stripped if "/" not in pattern]
         self._paths = [pattern for pattern in stripped if "/" in pattern]
         self._holds_copies = holds_copies
+        self.captions = CAPTIONS if extension is None else (*CAPTIONS, extension.lower())
 
     def folder(self, path: Path, below: Sequence[str], label: str) -> str | None:
         """Return why a folder is not entered, as a group of PassedOver, or None.
