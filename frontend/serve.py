@@ -36,7 +36,8 @@ def application(addresses: Addresses, options: Options) -> tuple[FastAPI, Drain]
     drain = add_api(app, client, options, images, cards)
     app.mount("/browser", StaticFiles(directory=theme.BROWSER))
     app.mount("/examples", StaticFiles(directory=examples.FOLDER))
-    page.mount(app, cards, options.root_path, caption_tool(client, images) if options.mcp else None)
+    tool = caption_tool(client, images) if options.mcp else None
+    page.mount(app, cards, options.root_path, image_urls=bool(options.image_hosts), tool=tool)
     return app, drain
 
 

@@ -39,29 +39,47 @@ IMAGE = f"""
   <span id="image-name"></span>
 </div>
 <p class="note" id="image-note" role="status"></p>
+<p class="note" id="kept">The image stays in this browser until you ask for a caption. The server does not keep it.</p>
 <div id="shot" hidden><video autoplay playsinline muted></video><button type="button" id="shutter">Take photo</button>
 <button type="button" id="no-shot">Cancel</button></div>
 <div id="examples">{_examples()}</div>
 """
-RESULT = '<div id="problem" role="alert"></div><div id="details" role="status"></div>'
+RESULT = """
+<div class="tools"><button type="button" id="save">Save as .txt</button></div>
+<section id="takes" aria-label="Captions to choose from" hidden><p>Choose one of these</p><ol></ol></section>
+<div id="problem" role="alert"></div><div id="details"></div><p class="unseen" id="said" role="status"></p>
+"""
 FILES = f"""
 <div class="drop small" id="files" role="group" aria-label="Images">
   <input type="file" id="files-file" multiple accept="{IMAGE_TYPES},.zip" aria-label="Choose images or a zip file">
   <label for="files-file"><b>Choose photos or a zip file</b><span>or drop them here, or a folder</span></label>
 </div>
+<details id="left-out" hidden><summary></summary><ul></ul></details>
 """
 TABLE = """
 <div id="batch" hidden>
   <div class="bar"><progress id="progress" value="0" max="1" aria-label="Progress"></progress>
-  <p id="progress-text" role="status"></p></div>
+  <p id="progress-text"></p></div>
   <div class="tools">
     <button type="button" id="download">Download captions (.zip)</button>
+    <button type="button" id="undo">Undo</button>
     <button type="button" id="clear">Clear</button>
+    <label>Show <select id="filter"></select></label>
   </div>
-  <table aria-label="Captions"><thead><tr><th scope="col">Image</th><th scope="col">Caption</th></tr></thead>
-  <tbody id="rows"></tbody></table>
+  <details id="replace"><summary>Find and replace</summary><form class="tools">
+    <label>Find <input id="find" autocomplete="off"></label>
+    <label>Replace with <input id="replacement" autocomplete="off"></label>
+    <button>Replace all</button><span id="found" role="status"></span>
+  </form></details>
+  <ol id="rows" aria-label="Captions"></ol>
+  <p id="none" class="note" hidden>No such captions.</p>
+  <p class="note keys">Alt with ↓ or ↑ goes to the next or the previous caption, Ctrl+Z undoes.</p>
 </div>
-<p id="batch-problem" role="alert"></p>
+<p id="batch-problem" role="alert"></p><p class="unseen" id="batch-said" role="status"></p>
+"""
+MEMORY = """
+<div class="tools" id="memory"><span>These choices are remembered in this browser only.</span>
+<button type="button" id="forget">Forget them</button><span id="forgotten" role="status"></span></div>
 """
 ABOUT = """
 <details id="about" hidden>

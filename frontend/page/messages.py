@@ -54,8 +54,11 @@ FINISH_REASONS: dict[FinishReason, str] = {
 }
 
 
-def for_the_browser() -> str:
-    """Return the JSON that `browser/messages.js` reads, so that the scripts share the server's tables."""
+def for_the_browser(*, image_urls: bool) -> str:
+    """Return the JSON that `browser/messages.js` reads, so that the scripts share the server's tables.
+
+    `image_urls`: whether the server fetches images by address.
+    """
     headings = {
         code: next(HEADINGS[parent] for parent in kind.__mro__ if parent in HEADINGS)
         for code, kind in CaptionerError.by_code.items()
@@ -68,6 +71,7 @@ def for_the_browser() -> str:
             "image_suffixes": SUFFIXES,
             "csv_columns": CSV_COLUMNS,
             "poll_s": POLL_S,
+            "image_urls": image_urls,
             "limits": {
                 "bytes": MAX_IMAGE_BYTES,
                 "side": MAX_SIDE_PX,

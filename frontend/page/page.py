@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 ALT_TEXT = "alt-text"
 ALT_TEXT_CHARACTERS = "125"  # the limit of many screen readers and guidelines
 
+# The values that this browser remembers, as the inputs of the first event. The module may be loaded before main.js.
+RECALL = """async (...values) => {
+    const main = document.querySelector('script[src$="/browser/main.js"]').src;
+    return (await import(new URL("memory.js", main))).recall(values);
+}"""
+
 Updates = dict[Any, Any]  # component → its new value or properties
 
 
@@ -64,6 +70,7 @@ class Page:
                     gr.HTML(html.IMAGE)
                     with gr.Row(elem_classes="actions"):
                         self.start = gr.Button("Caption", variant="primary", elem_id="start")
+                        self.again = gr.Button("Again", elem_id="again")
                         self.stop = gr.Button("Stop", elem_id="stop")
                     self.caption = gr.Textbox(
                         label="Caption",
@@ -104,9 +111,12 @@ class Page:
                 self.rendered = gr.Textbox(visible=False)  # the prompt for the selection, before the visitor edits it
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"), gr.Row():
                     self.fields = make_fields()
+                gr.HTML(html.MEMORY)
                 gr.HTML(html.ABOUT)
         # The browser clicks it when the served model is not the one that the page shows; see browser/model.js.
         self.refresh = gr.Button("Refresh the model", visible="hidden", elem_id="refresh")
+        # The browser clicks it to get the components' values; see browser/choice.js.
+        self.values = gr.Button("Values", visible="hidden", elem_id="values")
 
     def _connect(self) -> None:
         # Without Gradio's queue: it delivers results in a second request, which another replica would not know.
@@ -116,17 +126,46 @@ class Page:
         selection = [self.style, self.length, self.extras, self.name]
         prompts = [self.prompt, self.rendered]
         dependents = [self.limit, *selection, *prompts]
-        for event in (self.blocks.load, self.refresh.click):
-            event(self.refresh_model, [*selection, *prompts], [self.server, *dependents], **common)
+        inputs: list[Any] = [self.rendered, self.prompt, *selection, self.limit, *self.fields]
+        outputs = [self.server, *dependents]
+        self.blocks.load(self.restore, inputs, [*outputs, *self.fields], js=RECALL, **common)
+        self.refresh.click(self.refresh_model, [*selection, *prompts], outputs, **common)
         self.style.input(self.select_style, selection, dependents, **common)
         for event in (self.length.input, self.extras.input, self.name.input):
             event(self.render_prompt, selection, [self.name, *prompts], **common)
         # These run in the browser; see browser/main.js.
-        inputs = [self.rendered, self.prompt, *selection, self.limit, *self.fields]
-        self.start.click(None, inputs, js="(...values) => window.captioner.caption(values)", **common)
-        self.start_batch.click(None, inputs, js="(...values) => window.captioner.captionAll(values)", **common)
+        for button, name in (
+            (self.start, "caption"),
+            (self.again, "again"),
+            (self.start_batch, "captionAll"),
+            (self.values, "giveValues"),
+        ):
+            button.click(None, inputs, js=f"(...values) => window.captioner.{name}(values)", **common)
+        changes = [component.change for component in inputs]
+        gr.on(changes, None, inputs, js="(...values) => window.captioner.remember(values)", **common)
         self.stop.click(None, js="() => window.captioner.stop()", **common)
         self.stop_batch.click(None, js="() => window.captioner.stopAll()", **common)
+
+    async def restore(
+        self,
+        rendered: str | None,
+        prompt: str | None,
+        style: str | None,
+        length: str | None,
+        extras: list[str] | None,
+        name: str | None,
+        limit: str | None,
+        *fields: str | None,
+    ) -> Updates:
+        """Return the updates for a page that opens, with the values that its browser remembers where they are valid."""
+        updates = await self.refresh_model(style, length, extras, name, prompt, rendered)
+        if self.prompt not in updates:  # edited
+            updates[self.prompt] = prompt
+        if self.limit not in updates:  # the style is valid, so its limit is too
+            updates[self.limit] = limit
+        if self.name in updates:
+            updates[self.name] |= {"value": name}
+        return updates | dict(zip(self.fields, fields, strict=True))
 
     async def refresh_model(
         self,
@@ -178,11 +217,14 @@ class Page:
             prompt = table.template(style, length, tuple(extras or ()))
             takes_name = NAME in prompt
             prompt = prompt.replace(NAME, name or NAME)
-        return {self.prompt: prompt, self.rendered: prompt, self.name: gr.Textbox(visible=takes_name)}
+        return {self.prompt: prompt, self.rendered: prompt, self.name: gr.update(visible=takes_name)}
 
 
-def mount(app: Any, cards: ModelCardCache, root_path: str, tool: Tool | None = None) -> None:
-    """Mount the page at "/" of a FastAPI application, after all of its other routes. `tool` is served by MCP."""
+def mount(app: Any, cards: ModelCardCache, root_path: str, *, image_urls: bool, tool: Tool | None = None) -> None:
+    """Mount the page at "/" of a FastAPI application, after all of its other routes. `tool` is served by MCP.
+
+    `image_urls`: whether the server fetches images by address.
+    """
     page = Page(cards)
     functions = functions_of(page.blocks)
     if tool is not None:
@@ -202,7 +244,7 @@ def mount(app: Any, cards: ModelCardCache, root_path: str, tool: Tool | None = N
         mcp_server=tool is not None,
         theme=theme.theme(),
         css_paths=theme.CSS,
-        head=theme.head(root_path),
+        head=theme.head(root_path, image_urls=image_urls),
     )
     mounted = app.router.routes[-1]
     mounted.app = Guard(mounted.app, functions, mcp=tool is not None)

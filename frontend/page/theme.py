@@ -12,9 +12,10 @@ BROWSER = Path(__file__).with_name("browser")
 CSS = BROWSER / "page.css"
 
 
-def head(root_path: str) -> str:
+def head(root_path: str, *, image_urls: bool) -> str:
     """Return the HTML for <head>: the messages as JSON, and the script."""
-    data = messages.for_the_browser().replace("<", "\\u003c")  # no text may close the script element
+    data = messages.for_the_browser(image_urls=image_urls)
+    data = data.replace("<", "\\u003c")  # no text may close the script element
     return (
         f'<script type="application/json" id="captioner-messages">{data}</script>'
         f'<script type="module" src="{root_path}/browser/main.js"></script>'
@@ -41,5 +42,5 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
     )

@@ -46,9 +46,12 @@ def run(page: Page, failed: int = 0) -> None:
 
 
 def captions(page: Page) -> dict[str, str]:
-    """Return the captions in the table by file name."""
-    rows = page.locator("#rows tr").all()
-    return {row.locator("b").inner_text(): row.locator("textarea").input_value() for row in rows}
+    """Return the captions in the list by file name. A row far from what is visible has no text field yet."""
+    found = {}
+    for row in page.locator("#rows li").all():
+        row.scroll_into_view_if_needed()
+        found[row.locator("b").inner_text()] = row.locator("textarea").input_value()
+    return found
 
 
 def download(page: Page) -> dict[str, str]:

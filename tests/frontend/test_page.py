@@ -81,7 +81,7 @@ def test_the_pages_log_has_no_message_of_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_browser_gets_the_servers_tables() -> None:
-    data = json.loads(messages.for_the_browser())
+    data = json.loads(messages.for_the_browser(image_urls=False))
     assert data["headings"].keys() == CaptionerError.by_code.keys()
     assert data["headings"][ImageMissing.code] == messages.HEADINGS[ImageMissing]
     assert data["finish_reasons"].keys() == set(get_args(FinishReason))
@@ -98,7 +98,7 @@ def test_the_file_inputs_accept_every_supported_image_format() -> None:
 
 def test_messages_cannot_close_their_script_element(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(messages.HEADINGS, CaptionerError, "</script><script>alert(1)")
-    script = theme.head("").split("</script>")
+    script = theme.head("", image_urls=False).split("</script>")
     assert len(script) == 3
     assert "alert(1)" in json.loads(script[0].partition(">")[2])["headings"]["INTERNAL"]
 
@@ -121,8 +121,8 @@ def test_the_lengths_and_the_prompt_follow_the_style(page: Page) -> None:
 def test_the_name_field_is_visible_only_if_the_prompt_has_a_name(page: Page) -> None:
     plain = asyncio.run(page.render_prompt("plain", "short", ["name"], "Ada"))
     assert plain[page.prompt] == plain[page.rendered] == "Say little. It is Ada."
-    assert plain[page.name].visible
-    assert not asyncio.run(page.render_prompt("plain", "short", [], "Ada"))[page.name].visible
+    assert plain[page.name]["visible"]
+    assert not asyncio.run(page.render_prompt("plain", "short", [], "Ada"))[page.name]["visible"]
 
 
 def test_only_the_alt_text_style_sets_a_limit_of_characters(page: Page) -> None:

@@ -79,6 +79,7 @@ def test_two_replicas_behind_a_round_robin_proxy_serve_one_page_and_one_may_die(
     processes[other].kill()
     processes[other].wait(20)
     page.click("#clear")
+    page.get_by_role("button", name="Clear the list").click()
     caption_batch(page)
     assert page.context.cookies() == []
 

@@ -75,7 +75,7 @@ def test_a_batch_shrinks_its_images_and_the_download_says_so(page: Page, large: 
     page.set_input_files("#files-file", [large["wide"], PHOTO])
     page.click("#start-batch")
     expect(page.locator("#progress-text")).to_contain_text("done", timeout=60_000)
-    expect(page.locator("#rows [role=status]").first).to_contain_text("Shrunk from 17000x1000 px")
+    expect(page.locator("#rows .status").first).to_contain_text("Shrunk from 17000x1000 px")
     with page.expect_download() as begun:
         page.click("#download")
     lines = zipfile.ZipFile(begun.value.path()).read("captions.jsonl").decode().splitlines()

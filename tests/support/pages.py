@@ -141,6 +141,7 @@ def open_page(browser: Browser, context: BrowserContext) -> Iterator[Open]:
     """`open_page(url, **options)` opens a tab. The test fails if a tab asks another host or reports an error."""
     pages: list[Page] = []
     faults: list[str] = []
+    cleared: set[str] = set()
 
     def report(text: str) -> None:
         if "Failed to load resource: the server responded with a status of" not in text:  # the page shows these itself
@@ -152,6 +153,10 @@ def open_page(browser: Browser, context: BrowserContext) -> Iterator[Open]:
         page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else faults.append(r.url))
         page.on("console", lambda message: report(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
+        if not options and url not in cleared:  # the choices that an earlier test has left in the shared context
+            cleared.add(url)
+            page.goto(f"{url}/healthz")
+            page.evaluate("localStorage.clear()")
         page.goto(url)
         page.wait_for_selector("#server .server")
         page.wait_for_selector("#stop:disabled")

@@ -17,12 +17,12 @@ export async function servedModel() {
   return response.ok ? (await response.json()).data[0] : null;
 }
 
-// Captions what `fit` of shrink.js returned. Calls `onText` with the whole text so far and returns the details. Retries
+// Captions what `fit` of shrink.js returned, or the image at `url`. Calls `onText` with the whole text so far and returns the details. Retries
 // transient errors.
-export async function caption({ file, from }, parameters, { signal, onText, tries = 2 }) {
+export async function caption({ file, from = "", url }, parameters, { signal, onText, tries = 2 }) {
   for (let attempt = 1; ; attempt++) {
     try {
-      const details = await request(file, parameters, signal, onText);
+      const details = await request(url ?? file, parameters, signal, onText);
       details.image.shrunk_from = from; // as captioner.client does
       return details;
     } catch (error) {
@@ -33,10 +33,11 @@ export async function caption({ file, from }, parameters, { signal, onText, trie
   }
 }
 
-async function request(file, parameters, signal, onText) {
+async function request(image, parameters, signal, onText) {
   const form = new FormData();
   for (const [name, value] of Object.entries(parameters)) form.append(name, value);
-  form.append("image", file, file.name || "image");
+  if (typeof image === "string") form.append("image", image);
+  else form.append("image", image, image.name || "image");
   let response;
   try {
     response = await fetch(CAPTIONS, { method: "POST", body: form, signal, headers: { Accept: "text/event-stream" } });

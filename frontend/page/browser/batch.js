@@ -1,147 +1,200 @@
-// The Batch tab: many images, one request for each, in a table. Captions stay in the browser until they are
-// downloaded. An image that fails affects only its own row.
+// The Batch tab: many images, one request for each, in a list. Captions stay in the browser until they are
+// downloaded. An image that fails affects only its own row, and what a person wrote is not written over unasked.
 
 import { caption } from "./api.js";
-import { parametersOf } from "./choice.js";
+import { ask } from "./ask.js";
+import { currentValues, parametersOf, warmer } from "./choice.js";
+import { archiveOf, save } from "./download.js";
 import { watchDrop } from "./image.js";
-import { CSV_COLUMNS, isImage, problem } from "./messages.js";
-import { fit } from "./shrink.js";
-import { filesOf, zipOf } from "./zip.js";
+import { FILTERS, History, Item, count, replaceAll, unique } from "./items.js";
+import { clearLeftOut, leaveOut, leftOutText } from "./left_out.js";
+import { counted } from "./messages.js";
+import { Rows } from "./rows.js";
+import { Run } from "./run.js";
+import { chosen, dropped, images } from "./sources.js";
 
-const CONCURRENCY = 4; // a browser opens six connections to a host
-const TRIES = 8; // long enough for a replica to restart
-const ROW = `
-  <td><img alt="" loading="lazy"></td>
-  <td><b></b><textarea rows="1" placeholder=" "></textarea><div role="status"></div></td>`;
+const MAX_ROWS = 50_000; // a zip archive without extensions has up to 65,535 files
 const of = (selector) => document.querySelector(selector);
 
 let items = [];
-let running = null;
-let downloaded = true;
+let saved = true;
+let run = null;
+let rows;
+const names = new Set();
+const history = new History();
 
 export function watchBatch() {
+  rows = new Rows(of("#rows"), { onType, onWrite });
   const input = of("#files-file");
   input.addEventListener("change", async () => {
-    await add([...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
+    const files = chosen(input);
     input.value = "";
+    await add(files);
   });
-  watchDrop(of("#files"), async (data) => {
-    const entries = [...data.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    const files = [...data.files].map((file) => ({ path: file.name, file }));
-    await add(entries.length ? (await Promise.all(entries.map((entry) => filesBelow(entry)))).flat() : files);
+  watchDrop(of("#files"), async (data) => add(await dropped(data)));
+  of("#download").addEventListener("click", () => {
+    save("captions.zip", archiveOf(items));
+    saved = true;
   });
-  of("#download").addEventListener("click", download);
-  of("#clear").addEventListener("click", () => {
-    running?.abort();
-    items = [];
-    downloaded = true;
-    of("#rows").replaceChildren();
-    showCount();
+  of("#undo").addEventListener("click", undo);
+  of("#clear").addEventListener("click", clear);
+  of("#filter").append(...Object.keys(FILTERS).map((name) => new Option(name, name)));
+  of("#filter").addEventListener("change", filter);
+  of("#find").addEventListener("input", showFound);
+  of("#replace form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    replace();
   });
-  addEventListener("beforeunload", (event) => !downloaded && event.preventDefault());
+  document.addEventListener("keydown", (event) => {
+    const inText = event.target.matches?.("textarea, input");
+    if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey || inText) return;
+    if (of("#batch").offsetParent && history.label) undo();
+  });
+  addEventListener("beforeunload", (event) => (run || !saved) && event.preventDefault());
   setBusy(false);
-  showCount();
-}
-
-async function filesBelow(entry, folder = "") {
-  const path = folder + entry.name;
-  if (entry.isFile) return [{ path, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) }];
-  const reader = entry.createReader();
-  const files = [];
-  for (;;) {
-    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 entries
-    if (!part.length) return files.flat();
-    for (const each of part) files.push(await filesBelow(each, `${path}/`));
-  }
+  show();
 }
 
 async function add(files) {
   showProblem("");
-  for (const { path, file } of files) {
-    try {
-      if (/\.zip$/i.test(path)) {
-        for await (const { name, open } of filesOf(file)) {
-          if (isImage(name) && !/(^|\/)(\.|__MACOSX\/)/.test(name)) addRow(name, open);
-        }
-      } else if (files.length === 1 || file.type.startsWith("image/") || isImage(path)) {
-        addRow(path, async () => file); // the server's error names an image format that is not supported
-      }
-    } catch (error) {
-      showProblem(`${path}: ${error.message}`);
-    }
+  const known = new Set(items.map(({ source, identity }) => `${source} ${identity}`));
+  const [added, leftOut] = [[], []];
+  for await (const { path, identity, open, reason, broken } of images(files)) {
+    const again = known.has(`${path} ${identity}`);
+    const full = items.length + added.length >= MAX_ROWS;
+    const against = reason || (again && "in the list already") || (full && `more than ${MAX_ROWS} images`);
+    if (against) leftOut.push({ path, reason: against });
+    if (broken) showProblem(`${path}: ${reason}`);
+    if (!against) added.push(new Item({ path: unique(path, names), source: path, identity, open }));
   }
+  items.push(...added);
+  rows.add(added);
+  leaveOut(leftOut);
+  show();
   showCount();
+  say([counted(items.length, "image"), leftOutText()].filter(Boolean).join(", "));
 }
 
-function addRow(path, open) {
-  if (items.some((item) => item.path === path)) return;
-  const line = document.createElement("tr");
-  line.innerHTML = ROW;
-  const [text, status] = [line.querySelector("textarea"), line.querySelector("[role]")];
-  line.querySelector("b").textContent = path;
-  text.ariaLabel = `Caption of ${path}`;
-  text.addEventListener("input", () => (downloaded = false));
-  line.querySelector("img").addEventListener("error", ({ target }) => target.classList.add("no-preview"));
-  of("#rows").append(line);
-  items.push({ path, open, line, text, status, details: null, error: null });
+function onType(item, text) {
+  history.typing(item);
+  item.type(text);
+  saved = false;
+  rows.update(item);
+  show();
+}
+
+// The button of a row: its caption once more, or another one if it has one.
+async function onWrite(item) {
+  const parameters = parametersOf(await currentValues());
+  const settings = JSON.stringify(parameters);
+  start([{ item, parameters: item.text ? warmer(parameters) : parameters, settings }], `new caption of ${item.path}`);
 }
 
 export async function captionAll(values) {
-  if (running) return;
-  const queue = items.filter((item) => !item.details);
+  if (run) return;
   showProblem("");
   if (!items.length) return showProblem("Add images first.");
-  if (!queue.length) return showProblem("Every image has a caption. Clear the list to start again.");
-  const mine = (running = new AbortController());
-  const run = { began: performance.now(), done: 0, failed: 0, total: queue.length };
-  setBusy(true);
   const parameters = parametersOf(values);
-  const worker = async () => {
-    for (let item; !mine.signal.aborted && (item = queue.shift()); showProgress(run)) {
-      await captionItem(item, parameters, mine.signal, run);
-    }
-  };
-  showProgress(run);
-  await Promise.all(Array.from({ length: CONCURRENCY }, worker));
-  if (running === mine) running = null;
-  setBusy(false);
-  showProgress(run, mine.signal.aborted ? "stopped" : "done");
+  const settings = JSON.stringify(parameters);
+  const empty = items.filter((item) => !item.text);
+  const own = items.filter((item) => item.text && item.byHand);
+  const other = items.filter((item) => item.text && !item.byHand && item.settings !== settings);
+  const begin = (queue) => start(queue.map((item) => ({ item, parameters, settings })), "captions written anew");
+  if (!other.length && empty.length) return begin(empty);
+  if (!other.length) return showProblem("Every image has a caption. Choose other settings, or Again in a row.");
+  const kept = own.length ? ` ${counted(own.length, "caption")} of your own will stay.` : "";
+  const question = `${counted(other.length, "caption")} came from other settings and will be written anew.${kept}`;
+  const choice = await ask(`${question} Undo brings the old ones back.`, {
+    anew: `Write ${other.length + empty.length} captions`,
+    ...(empty.length ? { empty: `Only the ${empty.length} without one` } : {}),
+    ...(own.length ? { all: `All, also my ${own.length}` } : {}),
+  });
+  if (choice === "anew") begin([...empty, ...other]);
+  if (choice === "empty") begin(empty);
+  if (choice === "all") begin([...empty, ...other, ...own]);
 }
 
-async function captionItem(item, parameters, signal, run) {
-  item.error = null;
-  item.status.replaceChildren("…");
-  try {
-    const file = await item.open();
-    showPreview(item, file);
-    const fitted = await fit(new File([file], item.path.split("/").pop()));
-    item.details = await caption(fitted, parameters, {
-      signal,
-      tries: TRIES,
-      onText: (text) => (item.text.value = text),
-    });
-    downloaded = false;
-    run.done++;
-    const notes = [item.details.unsure && "Unsure: please check.", fitted.from && `Shrunk from ${fitted.from}.`];
-    item.status.replaceChildren(notes.filter(Boolean).join(" "));
-    item.line.classList.toggle("doubtful", Boolean(item.details.unsure));
-  } catch (error) {
-    item.text.value = "";
-    item.status.replaceChildren();
-    if (error.name === "AbortError") return;
-    run.failed++;
-    item.error = { code: error.code || "IMAGE_BROKEN", message: error.message };
-    item.status.replaceChildren(problem(item.error));
-  }
-}
-
-function showPreview(item, file) {
-  const preview = item.line.querySelector("img");
-  if (!preview.src) preview.src = URL.createObjectURL(file);
+function start(jobs, label) {
+  if (run) return run.first(jobs);
+  const step = history.begin(label);
+  const mine = (run = new Run(jobs, {
+    write: caption,
+    before: (item) => item.text && step.add(item),
+    changed: (item) => rows.update(item),
+    ended: (item) => {
+      saved &&= !item.text;
+      show();
+    },
+    say,
+  }));
+  setBusy(true);
+  mine.finished.then(() => {
+    run = null;
+    setBusy(false);
+    filter();
+  });
 }
 
 export function stopAll() {
-  running?.abort();
+  run?.stop();
+}
+
+function undo() {
+  const changed = history.undo();
+  for (const item of changed) rows.update(item);
+  saved = false;
+  filter();
+  say(`${counted(changed.length, "caption")} as before`);
+}
+
+function replace() {
+  const [text, by] = [of("#find").value, of("#replacement").value];
+  const changed = text ? replaceAll(items, text, by, history) : [];
+  for (const item of changed) rows.update(item);
+  if (changed.length) saved = false;
+  filter();
+  of("#found").textContent = `replaced in ${counted(changed.length, "caption")}`;
+}
+
+async function clear() {
+  const written = items.filter((item) => item.text).length;
+  const question = `${counted(written, "caption")} will be lost: they are not downloaded.`;
+  if (!saved && written && !(await ask(question, { clear: "Clear the list" }))) return;
+  run?.stop();
+  rows.clear();
+  history.clear();
+  names.clear();
+  [items, saved] = [[], true];
+  clearLeftOut();
+  of("#filter").value = "all";
+  filter();
+  showCount();
+}
+
+function filter() {
+  const shown = rows.filter(FILTERS[of("#filter").value]);
+  of("#none").hidden = shown > 0;
+  show();
+}
+
+function show() {
+  of("#batch").hidden = !items.length;
+  of("#undo").disabled = !history.label;
+  of("#undo").title = history.label && `Undo the ${history.label}`;
+  for (const option of of("#filter").options) {
+    option.textContent = `${option.value} (${items.filter(FILTERS[option.value]).length})`;
+  }
+}
+
+function showCount() {
+  if (run) return;
+  of("#progress").value = 0;
+  of("#progress-text").textContent = counted(items.length, "image");
+}
+
+function showFound() {
+  const text = of("#find").value;
+  of("#found").textContent = text ? `${count(items, text)} found` : "";
 }
 
 function setBusy(busy) {
@@ -153,61 +206,6 @@ function showProblem(text) {
   of("#batch-problem").textContent = text;
 }
 
-function showCount() {
-  of("#batch").hidden = !items.length;
-  of("#progress").value = 0;
-  of("#progress-text").textContent = items.length === 1 ? "1 image" : `${items.length} images`;
-}
-
-function showProgress(run, ended = "") {
-  const finished = run.done + run.failed;
-  const rate = finished / ((performance.now() - run.began) / 1000);
-  const left = finished && !ended ? `${duration((run.total - finished) / rate)} left` : "";
-  of("#progress").max = run.total;
-  of("#progress").value = finished;
-  of("#progress-text").textContent = [
-    `${finished} of ${run.total}`,
-    finished ? `${rate.toFixed(1)} images/s` : "",
-    run.failed ? `${run.failed} failed` : "",
-    left,
-    ended,
-  ].filter(Boolean).join(" · ");
-}
-
-function duration(seconds) {
-  const whole = Math.ceil(seconds);
-  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
-}
-
-// Saves the captions so far: a .txt for each image, and all of them as JSONL and as CSV.
-function download() {
-  const stems = new Map();
-  for (const { path } of items) stems.set(stem(path), (stems.get(stem(path)) || 0) + 1);
-  const files = items.filter((item) => item.text.value).map((item) => [
-    `${stems.get(stem(item.path)) > 1 ? item.path : stem(item.path)}.txt`, // a.jpg and a.png would share a.txt
-    `${item.text.value}\n`,
-  ]);
-  const results = items
-    .filter((item) => item.text.value || item.error)
-    .map(({ path, text, details, error }) => ({ file: path, caption: text.value || null, details, error }));
-  const lines = results.map((result) => `${JSON.stringify(result)}\n`);
-  const header = [...CSV_COLUMNS, "error"];
-  const rows = results.map(({ details, error, ...named }) => {
-    const values = { ...details, ...named, error: error?.code };
-    return header.map((column) => cell(values[column]));
-  });
-  files.push(["captions.jsonl", lines.join("")]);
-  files.push(["captions.csv", [header, ...rows].map((row) => `${row.join(",")}\r\n`).join("")]);
-  const href = URL.createObjectURL(zipOf(files));
-  Object.assign(document.createElement("a"), { href, download: "captions.zip" }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 60_000);
-  downloaded = true;
-}
-
-const stem = (path) => path.replace(/\.[^./]*$/, "");
-
-// A CSV cell as Python's csv module writes it, because the command line's captions.csv comes from there.
-function cell(value) {
-  const text = typeof value === "boolean" ? (value ? "True" : "False") : String(value ?? "");
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+function say(text) {
+  of("#batch-said").textContent = text;
 }

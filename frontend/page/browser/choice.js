@@ -2,6 +2,11 @@
 
 import { FIELDS } from "./messages.js";
 
+export const NAMES = ["rendered", "prompt", "style", "length", "extras", "name", "limit", ...FIELDS];
+const WARMTH = { temperature: "0.7", top_p: "0.9" };
+
+let give = () => {};
+
 export function parametersOf([rendered, prompt, style, length, extras, name, limit, ...fields]) {
   const edited = prompt && prompt !== rendered;
   const values = edited ? { prompt } : { style, length, name, extras: extras?.length ? JSON.stringify(extras) : "" };
@@ -13,3 +18,18 @@ export function parametersOf([rendered, prompt, style, length, extras, name, lim
       .filter(([, value]) => value !== ""),
   );
 }
+
+// Parameters that give another caption each time: sampled, with a new seed. A temperature that was chosen is kept.
+export function warmer({ seed, num_beams, ...parameters }) {
+  return Number(parameters.temperature) ? parameters : { ...parameters, ...WARMTH };
+}
+
+// Gradio gives a component's value only to an event of its own, so this clicks a hidden button.
+export function currentValues() {
+  return new Promise((resolve) => {
+    give = resolve;
+    document.querySelector("#values").click();
+  });
+}
+
+export const giveValues = (values) => give(values);

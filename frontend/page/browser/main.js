@@ -2,10 +2,13 @@
 
 import { caption } from "./api.js";
 import { captionAll, stopAll, watchBatch } from "./batch.js";
-import { parametersOf } from "./choice.js";
-import { image, watchImage } from "./image.js";
+import { giveValues, parametersOf, warmer } from "./choice.js";
+import { save, stem } from "./download.js";
+import { image, imageName, watchImage } from "./image.js";
+import { remember, watchChoices } from "./memory.js";
 import { details, note, problem } from "./messages.js";
 import { watchModel } from "./model.js";
+import { addTake, clearTakes, keepText, watchTakes } from "./takes.js";
 
 const of = (selector) => document.querySelector(selector);
 let running = null;
@@ -16,33 +19,42 @@ function setCaption(text) {
   area.dispatchEvent(new Event("input", { bubbles: true })); // Gradio's copy button needs to know it
 }
 
-function show({ errors = [], results = [] }) {
+// `said` is for screen readers: a caption once it has ended, not at each token.
+function show({ errors = [], results = [], said = "" }) {
   of("#problem").replaceChildren(...errors);
   of("#details").replaceChildren(...results);
+  of("#said").textContent = said;
 }
 
 function setBusy(busy) {
-  of("#start").disabled = busy;
+  for (const name of ["#start", "#again"]) of(name).disabled = busy;
   of("#stop").disabled = !busy;
 }
 
-async function captionImage(values) {
+async function captionImage(parameters) {
   const mine = (running = new AbortController());
   const isMine = () => running === mine;
   let text = "";
   setBusy(true);
+  keepText(of("#caption textarea").value);
   setCaption("");
-  show({ results: [note("Looking at the image …")] });
+  show({ results: [note("Looking at the image …")], said: "Looking at the image" });
   try {
     if (!image()) throw { code: "IMAGE_MISSING", message: "Choose, drop or paste one first." };
-    const result = await caption(await image(), parametersOf(values), {
+    const result = await caption(await image(), parameters, {
       signal: mine.signal,
       onText: (all) => isMine() && setCaption((text = all)),
     });
-    if (isMine()) show({ results: details(result, text) });
+    if (!isMine()) return;
+    const shown = details(result, text);
+    addTake(text, shown);
+    const unsure = result.unsure ? " The model is unsure: please check." : "";
+    show({ results: shown, said: `Caption: ${text}${unsure}` });
   } catch (error) {
     if (!isMine()) return;
-    show(error.name === "AbortError" ? { results: [note("Stopped.")] } : { errors: [problem(error)] });
+    const stopped = error.name === "AbortError";
+    if (stopped) addTake(text, [note("Stopped.")]);
+    show(stopped ? { results: [note("Stopped.")], said: "Stopped." } : { errors: [problem(error)] });
   } finally {
     if (isMine()) {
       running = null;
@@ -55,14 +67,23 @@ function onImageChange() {
   running?.abort();
   running = null;
   setBusy(false);
+  clearTakes();
   setCaption("");
   show({});
 }
 
 function startImageTab() {
   watchImage(onImageChange);
+  watchTakes(({ text, shown }) => {
+    setCaption(text);
+    show({ results: shown });
+  });
   setBusy(false);
   of("#caption textarea").ariaLabel = "Caption";
+  of("#save").addEventListener("click", () => {
+    const text = of("#caption textarea").value;
+    if (text) save(`${stem(imageName()) || "caption"}.txt`, new Blob([`${text}\n`], { type: "text/plain" }));
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") running?.abort();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && of("#start").offsetParent) of("#start").click();
@@ -77,7 +98,16 @@ function whenRendered(selectors, start) {
   check();
 }
 
-window.captioner = { caption: captionImage, stop: () => running?.abort(), captionAll, stopAll };
-whenRendered(["#image img", "#caption textarea", "#start", "#stop"], startImageTab);
-whenRendered(["#files input", "#batch tbody", "#start-batch", "#stop-batch"], watchBatch);
+window.captioner = {
+  caption: (values) => captionImage(parametersOf(values)),
+  again: (values) => captionImage(warmer(parametersOf(values))),
+  stop: () => running?.abort(),
+  captionAll,
+  stopAll,
+  giveValues,
+  remember,
+};
+whenRendered(["#image img", "#caption textarea", "#start", "#again", "#stop", "#save", "#takes ol"], startImageTab);
+whenRendered(["#files input", "#rows", "#replace form", "#start-batch", "#stop-batch"], watchBatch);
 whenRendered(["#about dl", "#server .server", "#refresh"], watchModel);
+whenRendered(["#choice", "#forget"], watchChoices);

@@ -4,10 +4,14 @@ const data = JSON.parse(document.querySelector("#captioner-messages").textConten
 export const FIELDS = data.fields;
 export const CSV_COLUMNS = data.csv_columns;
 export const POLL_S = data.poll_s;
+export const IMAGE_URLS = data.image_urls; // whether the server fetches images by address
 export const LIMITS = data.limits; // of an image: bytes, pixels, px of a side
 
 // Whether a file name has an image suffix.
 export const isImage = (name) => data.image_suffixes.some((suffix) => name.toLowerCase().endsWith(suffix));
+
+// "1 image", "2 images"
+export const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 export function element(tag, text, className = "") {
   const created = Object.assign(document.createElement(tag), { textContent: text });

@@ -32,7 +32,7 @@ export async function fit(file) {
 }
 
 // The size as shown, after rotation. The browser reads it without decoding the pixels.
-async function sizeOf(file) {
+export async function sizeOf(file) {
   const image = new Image();
   const url = URL.createObjectURL(file);
   try {

@@ -1,9 +1,16 @@
-// Read and write zip archives without a library. The format is section 4.3 of PKWARE's APPNOTE.
+// Read and write zip archives without a library: those that read one file of a large archive at a time come from a
+// package manager for scripts, which `make run` does not have. The format is section 4.3 of PKWARE's APPNOTE.
 
 const CENTRAL = 0x02014b50, LOCAL = 0x04034b50, END = 0x06054b50;
 const UTF8 = 0x800, ENCRYPTED = 1, STORED = 0, DEFLATED = 8;
+const SLASH = 0x2f, BACKSLASH = 0x5c;
 
-// Yields {name, open} for each file of an archive. `open()` returns the file's content as a Blob.
+// What the bytes 128 to 255 of a name mean without the UTF-8 flag, as MS-DOS wrote them (code page 437).
+const CP437 =
+  "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■ ";
+
+// Yields {name, identity, open} for each file of an archive. `identity` is equal for files of equal content, and
+// `open()` returns the content as a Blob.
 export async function* filesOf(archive) {
   const tail = await bytes(archive.slice(-65557)); // the end record and a comment of maximum length
   let at = tail.byteLength - 22;
@@ -19,11 +26,24 @@ export async function* filesOf(archive) {
     const field = (offset, wide) => directory[wide ? "getUint32" : "getUint16"](entry + offset, true);
     const nameLength = field(28);
     const raw = new Uint8Array(directory.buffer, directory.byteOffset + entry + 46, nameLength);
-    const name = new TextDecoder(field(8) & UTF8 ? "utf-8" : "ibm866").decode(raw);
     const [flags, method, packed, local] = [field(8), field(10), field(20, true), field(42, true)];
-    if (!name.endsWith("/")) yield { name, open: () => unpack(archive, { name, flags, method, packed, local }) };
+    const name = nameOf(raw);
+    const identity = `${field(16, true)}:${field(24, true)}`; // CRC-32 and size
+    const open = () => unpack(archive, { name, flags, method, packed, local });
+    if (name && raw.at(-1) !== SLASH && raw.at(-1) !== BACKSLASH) yield { name, identity, open };
     entry += 46 + nameLength + field(30) + field(32);
   }
+}
+
+// A path within the archive, with slashes: Windows programs write backslashes, and Unix programs UTF-8 without its flag.
+function nameOf(raw) {
+  let name;
+  try {
+    name = new TextDecoder("utf-8", { fatal: true }).decode(raw);
+  } catch {
+    name = Array.from(raw, (byte) => (byte < 128 ? String.fromCharCode(byte) : CP437[byte - 128])).join("");
+  }
+  return name.split(/[\\/]/).filter((part) => part && part !== "." && part !== "..").join("/");
 }
 
 async function unpack(archive, { name, flags, method, packed, local }) {
