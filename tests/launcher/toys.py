@@ -56,9 +56,8 @@ def stubs_of(server: TritonServer, instance: str = "toy_0_0") -> list[int]:
 
 
 def stub_of(server: TritonServer, instance: str = "toy_0_0") -> int:
-    """Return the process id of a model's instance."""
-    (stub,) = stubs_of(server, instance)
-    return stub
+    """Return the process id of a model's instance: with several versions, of one of them."""
+    return stubs_of(server, instance)[0]
 
 
 def answers(server: TritonServer, timeout: float = 5) -> bool:
