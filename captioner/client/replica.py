@@ -30,7 +30,7 @@ from captioner.errors import (
 TLS_SCHEME = "grpcs://"
 COOLDOWN_S = 5.0  # after a failure, a replica is tried last for this long
 # grpc.aio raises this instead of the call's status when the call ends while its request is written. So we write again.
-WRITE_INTERRUPTED, MAX_WRITES = "Internal error from Core", 4
+WRITE_INTERRUPTED, MAX_WRITES, REWRITE_S = "Internal error from Core", 8, 0.02
 DEADLINE_GRACE_S = 2.0  # after the deadline, the client gives up on a server that did not end the request itself
 # By default, a channel to a server that was unreachable for a minute reconnects up to half a minute late.
 RECONNECT = [("grpc.initial_reconnect_backoff_ms", 250), ("grpc.max_reconnect_backoff_ms", 1000)]
@@ -139,6 +139,7 @@ class Replica:
                 raise
             except grpc.RpcError as error:
                 if writes_left and error.details() == WRITE_INTERRUPTED:
+                    await asyncio.sleep(REWRITE_S)
                     continue
                 raise _transport_error(error, self.address) from None
             except asyncio.InvalidStateError:  # the server answered before it had read the request; `read` tells why

@@ -46,11 +46,14 @@ def run(page: Page, failed: int = 0) -> None:
 
 
 def captions(page: Page) -> dict[str, str]:
-    """Return the captions in the list by file name. A row far from what is visible has no text field yet."""
+    """Return the captions in the list by file name.
+
+    A row far from what is visible has no text field yet, and the browser gives no inner text for it.
+    """
     found = {}
     for row in page.locator("#rows li").all():
         row.scroll_into_view_if_needed()
-        found[row.locator("b").inner_text()] = row.locator("textarea").input_value()
+        found[row.locator("b").text_content() or ""] = row.locator("textarea").input_value()
     return found
 
 

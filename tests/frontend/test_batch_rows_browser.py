@@ -75,7 +75,7 @@ def finish(page: Page) -> None:
 def captions(page: Page) -> dict[str, str]:
     """Return the visible captions by file name."""
     rows = page.locator("#rows li:visible").all()
-    return {row.locator("b").inner_text(): row.locator("textarea").input_value() for row in rows}
+    return {row.locator("b").text_content() or "": row.locator("textarea").input_value() for row in rows}
 
 
 def field(page: Page, name: str) -> str:
