@@ -7,6 +7,8 @@ repeats a clause once, with other words between.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from itertools import accumulate
 from typing import NamedTuple
 
 MIN_WORDS = 4  # of a clause
@@ -37,18 +39,17 @@ def find(text: str, start: int, judged: int, final: bool) -> Found | None:
     With `final` the text is complete. Otherwise, what is said of `text` holds for every longer text: before `kept`,
     nothing is repeated, and a clause that repeats stays one.
     """
+    words = _Words(text)
     for gap in _BEFORE.finditer(text, max(start, judged - _MAX_GAP)):
         kept, after_sentence = gap.end("end") if gap["end"] else gap.start(), bool(gap["end"])
         if kept < judged:
             continue
         after = _AFTER.search(text, gap.end())
-        is_complete = after is not None or final
-        clause = _WORD.findall(text[gap.end() : after.start() if after else len(text)].casefold())
-        said = " " + " ".join(_WORD.findall(text[: gap.start()].casefold())) + " "
-        if is_complete:
-            if len(clause) >= MIN_WORDS and f" {' '.join(clause)} " in said:
+        clause, count = words.between(gap.end(), after.start() if after else len(text))
+        if after is not None or final:
+            if count >= MIN_WORDS and words.said_before(gap.start(), f"{clause} "):
                 return Found(kept, True, after_sentence)
-        elif f" {' '.join(clause)}" in said or any(each.startswith(" ".join(clause)) for each in _CONJUNCTIONS):
+        elif words.said_before(gap.start(), clause) or any(f" {each}".startswith(clause) for each in _CONJUNCTIONS):
             return Found(kept, False, after_sentence)
     if final:
         return None
@@ -58,3 +59,23 @@ def find(text: str, start: int, judged: int, final: bool) -> Found | None:
         ends_sentence = text[tail.start() : tail.start() + 1] in (".", "!", "?")
         return None if ends_sentence else Found(tail.start(), False, False)
     return None
+
+
+class _Words:
+    """The words of a text in lower case, each after one blank. A search costs no more than one pass over them."""
+
+    def __init__(self, text: str) -> None:
+        found = list(_WORD.finditer(text))
+        self._starts = [word.start() for word in found]
+        words = [f" {word[0].casefold()}" for word in found]
+        self._joined = "".join(words) + " "
+        self._offsets = [0, *accumulate(map(len, words))]
+
+    def between(self, start: int, end: int) -> tuple[str, int]:
+        """Return the words that begin between two characters of the text, and their number."""
+        first, last = bisect_left(self._starts, start), bisect_left(self._starts, end)
+        return self._joined[self._offsets[first] : self._offsets[last]], last - first
+
+    def said_before(self, end: int, words: str) -> bool:
+        """Return whether words come before a character of the text."""
+        return self._joined.find(words, 0, self._offsets[bisect_left(self._starts, end)] + 1) >= 0
