@@ -200,6 +200,12 @@ def test_what_a_camera_writes_into_every_image_is_no_caption(text: str) -> None:
         "Sony DSC on sale",
         "hdr of a church",
         "Default route",
+        "A digital camera",
+        "Coffee",
+        "coffee",
+        "Toffee",
+        "David",
+        "HDR",
     ],
 )
 def test_a_caption_with_words_of_a_camera_is_a_caption(text: str) -> None:

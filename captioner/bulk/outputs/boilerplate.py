@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 
+# Whole descriptions only, and codes as the phones spell them: "Coffee", "David" and "A digital camera" are captions.
 _BOILERPLATE = re.compile(
-    r"""(\w+\ )*digital\ (still\ )?camera   # OLYMPUS, MINOLTA, KONICA MINOLTA, SAMSUNG, KODAK
+    r"""((konica\ )?minolta|samsung|olympus|kodak|fujifilm|casio|vivitar|polaroid|sanyo)\ digital\ (still\ )?camera
+      | (?-i:DIGITAL\ (STILL\ )?CAMERA)
       | sony\ dsc
       | samsung\ camera\ pictures?
       | (.*[\\/])?dcim[\\/].*               # DCIM\100MEDIA\DJI_0042.JPG
       | exif[_\ ]jpeg[_\ ]picture
       | <(digimax|menu)[^>]*>
-      | (cof|dav|edf|hdr|mde|oznor|ozedf|ptr|r?hdr|rbsh|sdr|tof)[a-z_]{0,8}   # codes of phones
-      | (created\ with\ (the\ )?gimp.*)
+      | (?-i:(cof|dav|edf|r?hdr|mde|oznor|ozedf|ptr|rbsh|sdr|tof)(_[a-z]{1,8}|pl|[A-Z]{2,3})?)   # codes of phones
+      | created\ with\ (the\ )?gimp.*
       | processed\ with\ \w+\ with\ \w+\ preset
       | default | untitled""",
     re.IGNORECASE | re.VERBOSE,
