@@ -1,6 +1,6 @@
 """The supported image formats: one table of MIME types, suffixes and magic bytes.
 
-The decoder, the client, bulk jobs and (as JSON) the page use the same table. This module does not import Pillow.
+The decoder, the client, bulk jobs and (as JSON) the page use the same tables. This module does not import Pillow.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ FORMATS = (
     Format("ICO", "image/x-icon", (".ico",), (b"\x00\x00\x01\x00",)),
 )
 SUFFIXES = tuple(suffix for each in FORMATS for suffix in each.suffixes)
+# Of a NAS or of Windows: what they hold are copies, not the user's images.
+SYSTEM_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN")
 NAMES = ", ".join(each.name for each in FORMATS)
 _ANY = ord("?")
 

@@ -23,7 +23,7 @@ from captioner.errors import (
     ServerUnreachable,
     StreamStalled,
 )
-from captioner.image.formats import SUFFIXES
+from captioner.image.formats import SUFFIXES, SYSTEM_FOLDERS
 from captioner.image.limits import MAX_PIXELS, MAX_SIDE_PX, MIN_SIDE_PX
 from captioner.wire import CSV_COLUMNS, MAX_IMAGE_BYTES, FinishReason, ModelCard
 from frontend.page.fields import NAMES
@@ -69,6 +69,7 @@ def for_the_browser(*, image_urls: bool) -> str:
             "finish_reasons": FINISH_REASONS,
             "fields": NAMES,
             "image_suffixes": SUFFIXES,
+            "system_folders": SYSTEM_FOLDERS,
             "csv_columns": CSV_COLUMNS,
             "poll_s": POLL_S,
             "image_urls": image_urls,

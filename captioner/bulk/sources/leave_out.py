@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from captioner.bulk.sources.walk import is_hidden, matches
 from captioner.errors import ParameterInvalid
+from captioner.image.formats import SYSTEM_FOLDERS
 
-FOLDERS = ("@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN")  # of a NAS or of Windows, not of the user
 HIDDEN, COPIES = "hidden", "written by a job"
 # Captions and tables lie beside the images; they are not counted as files that were passed over.
 CAPTIONS = (".txt", ".xmp", ".caption", ".json", ".jsonl", ".csv", ".part")
@@ -74,7 +74,7 @@ class LeaveOut:
         """
         if is_hidden(below[-1]):
             return HIDDEN
-        if below[-1] in FOLDERS:
+        if below[-1] in SYSTEM_FOLDERS:
             return below[-1]
         return self.pattern(below, label) or (COPIES if self._holds_copies(path) else None)
 
@@ -93,7 +93,7 @@ class LeaveOut:
         """Return why a member of an archive is left out: because of its own name or of a folder's."""
         if any(map(is_hidden, parts)):
             return HIDDEN
-        if folder := next((part for part in parts[:-1] if part in FOLDERS), None):
+        if folder := next((part for part in parts[:-1] if part in SYSTEM_FOLDERS), None):
             return folder
         above = label.removesuffix("/".join(parts))
         paths = [parts[:end] for end in range(1, len(parts) + 1)]

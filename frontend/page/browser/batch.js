@@ -14,11 +14,13 @@ import { Run } from "./run.js";
 import { chosen, dropped, images } from "./sources.js";
 
 const MAX_ROWS = 50_000; // a zip archive without extensions has up to 65,535 files
+const COUNT_MS = 100; // between counts of the rows, each of which looks at all of them
 const of = (selector) => document.querySelector(selector);
 
 let items = [];
 let saved = true;
 let run = null;
+let counting = 0;
 let rows;
 const names = new Set();
 const history = new History();
@@ -181,6 +183,11 @@ function show() {
   of("#batch").hidden = !items.length;
   of("#undo").disabled = !history.label;
   of("#undo").title = history.label && `Undo the ${history.label}`;
+  counting ||= setTimeout(showCounts, COUNT_MS);
+}
+
+function showCounts() {
+  counting = 0;
   for (const option of of("#filter").options) {
     option.textContent = `${option.value} (${items.filter(FILTERS[option.value]).length})`;
   }

@@ -7,6 +7,9 @@ export const POLL_S = data.poll_s;
 export const IMAGE_URLS = data.image_urls; // whether the server fetches images by address
 export const LIMITS = data.limits; // of an image: bytes, pixels, px of a side
 
+// Whether a path is hidden, or in a folder that is not the user's.
+export const isHidden = (path) => path.split("/").some((part) => part.startsWith(".") || data.system_folders.includes(part));
+
 // Whether a file name has an image suffix.
 export const isImage = (name) => data.image_suffixes.some((suffix) => name.toLowerCase().endsWith(suffix));
 

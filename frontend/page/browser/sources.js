@@ -1,9 +1,7 @@
 // What was chosen or dropped: files, folders and zip archives. Everything that is left out has a reason.
 
-import { isImage } from "./messages.js";
+import { isHidden, isImage } from "./messages.js";
 import { filesOf } from "./zip.js";
-
-const SYSTEM = new Set(["@eadir", "#recycle", "#snapshot", "__macosx"]); // folders of NAS devices and of macOS
 
 export function chosen(input) {
   return [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
@@ -57,8 +55,6 @@ async function* inside(archive, file) {
     yield { path: archive, reason: error.message, broken: true };
   }
 }
-
-const isHidden = (path) => path.split("/").some((part) => part.startsWith(".") || SYSTEM.has(part.toLowerCase()));
 
 function reasonAgainst(path, type) {
   if (isHidden(path)) return "a hidden file, or in a folder of the system";
