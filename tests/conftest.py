@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 
 from captioner.launcher.supervisor import TritonServer
 
-# The embedded model on a real server, pages and the API in front of it, a Hub.
-pytest_plugins = ["tests.support.served", "tests.support.pages", "tests.support.api_server", "tests.support.hub_server"]
+# The embedded model on a real server, a scripted endpoint, pages and the API in front of it, a Hub.
+pytest_plugins = [
+    f"tests.support.{name}" for name in ("served", "scripted_server", "pages", "api_server", "hub_server")
+]
 
 Start = Callable[..., TritonServer]
 

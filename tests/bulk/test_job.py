@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from captioner.bulk.outputs import image_metadata, xmp
 from captioner.cli import main
 from captioner.client import Client
 from captioner.examples import FOLDER
+from tests.support import commands
 from tests.support.proxy import Proxy
 from tests.support.served import Served, metric
 
@@ -40,11 +40,7 @@ Run = Callable[..., Done]
 
 
 def command(served: Served, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "captioner.cli", *words(served, *arguments)]
-
-
-def words(served: Served, *arguments: object) -> list[str]:
-    return ["caption", "--server", served.grpc, *map(str, arguments)]
+    return [sys.executable, "-m", "captioner.cli", "caption", "--server", served.grpc, *map(str, arguments)]
 
 
 @pytest.fixture
@@ -52,11 +48,7 @@ def run(served: Served) -> Run:
     """Run the command in this process, and return its exit code and output."""
 
     def run(*arguments: object) -> Done:
-        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(words(served, *arguments))
-        out.seek(0)
-        return Done([], code, out.read(), err.getvalue())
+        return commands.caption(served.grpc, *arguments)
 
     return run
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -23,9 +21,9 @@ import pytest
 from captioner.bulk import order
 from captioner.bulk.order import InputOrder
 from captioner.bulk.outputs import atomic_write
-from captioner.cli import main
 from captioner.errors import OutputRefused
 from captioner.examples import FOLDER
+from tests.support import commands
 from tests.support.scripted_server import TEXT, ScriptedServer
 
 Run = Callable[..., CompletedProcess[str]]
@@ -33,22 +31,16 @@ JPEG = (FOLDER / "cat.jpg").read_bytes()
 
 
 @pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    yield server
-    server.close()
+def server(scripted_server: ScriptedServer) -> ScriptedServer:
+    return scripted_server
 
 
 @pytest.fixture
 def run(server: ScriptedServer) -> Run:
-    """Run the command in this process, and return its exit code and output."""
+    """Run the command in this process, by default with the scripted server."""
 
     def run(*arguments: object, address: str = server.address) -> CompletedProcess[str]:
-        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(["caption", "--server", address, *map(str, arguments)])
-        out.seek(0)
-        return CompletedProcess([], code, out.read(), err.getvalue())
+        return commands.caption(address, *arguments)
 
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from captioner.examples import PHOTOS
-from tests.support.pages import PHOTO, Open, Serve, caption_image, choose_image
+from tests.support.pages import PHOTO, Open, caption_image, choose_image
 from tests.support.scripted_server import ScriptedServer
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def url(server: ScriptedServer, serve_page: Serve) -> str:
-    return serve_page(server.address)
 
 
 def violations(page: Page, when: str) -> list[str]:
@@ -40,9 +27,14 @@ def violations(page: Page, when: str) -> list[str]:
 @pytest.mark.parametrize("colour", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_violation(
-    open_page: Open, url: str, server: ScriptedServer, width: int, colour: str, tmp_path: Path
+    open_page: Open,
+    scripted_page_url: str,
+    shared_scripted_server: ScriptedServer,
+    width: int,
+    colour: str,
+    tmp_path: Path,
 ) -> None:
-    page = open_page(url, color_scheme=colour, viewport={"width": width, "height": 900})
+    page = open_page(scripted_page_url, color_scheme=colour, viewport={"width": width, "height": 900})
     expect(page.locator("#about")).to_be_visible()
     found = violations(page, "empty")
     for selector in ("#advanced button", "#about summary", "#examples summary"):
@@ -59,7 +51,7 @@ def test_axe_finds_no_violation(
     page.get_by_role("tab", name="Batch").click()
     (tmp_path / "note.jxl").write_bytes(b"?")
     page.set_input_files("#files-file", [*PHOTOS, tmp_path / "note.jxl"])
-    server.faults = ["refused"]
+    shared_scripted_server.faults = ["refused"]
     page.click("#start-batch")
     expect(page.locator("#progress-text")).to_contain_text("1 failed")
     expect(page.locator("#start-batch:enabled")).to_be_visible()

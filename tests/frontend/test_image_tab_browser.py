@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,27 +23,16 @@ TRANSFER = """([area, type, text]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ScriptedServer]:
-    server = ScriptedServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def url(running: ScriptedServer, serve_page: Serve) -> str:
-    return serve_page(running.address)
+@pytest.fixture
+def server(shared_scripted_server: ScriptedServer) -> ScriptedServer:
+    server = shared_scripted_server
+    server.pieces, server.piece_s, server.faults = (TEXT,), 0.0, []
+    return server
 
 
 @pytest.fixture
-def server(running: ScriptedServer) -> ScriptedServer:
-    running.pieces, running.piece_s, running.faults = (TEXT,), 0.0, []
-    return running
-
-
-@pytest.fixture
-def page(open_page: Open, url: str, server: ScriptedServer) -> Page:
-    return ready(open_page(url))
+def page(open_page: Open, scripted_page_url: str, server: ScriptedServer) -> Page:
+    return ready(open_page(scripted_page_url))
 
 
 def ready(page: Page) -> Page:
@@ -128,7 +116,7 @@ def test_a_caption_is_announced_once_when_it_has_ended(page: Page, server: Scrip
 
 
 def test_choices_and_typed_texts_are_remembered_in_this_browser_until_they_are_forgotten(
-    open_page: Open, page: Page, url: str
+    open_page: Open, page: Page, scripted_page_url: str
 ) -> None:
     page.get_by_label("Style").click()
     page.get_by_role("option", name="alt-text").click()
@@ -138,7 +126,7 @@ def test_choices_and_typed_texts_are_remembered_in_this_browser_until_they_are_f
     page.get_by_text("Advanced").click()
     fill_field(page, "temperature", "1.5")
     page.wait_for_function("localStorage.getItem('captioner-choices')?.includes('1.5')")
-    other = ready(open_page(url))
+    other = ready(open_page(scripted_page_url))
     expect(other.get_by_label("Style")).to_have_value("alt-text")
     expect(other.locator("#prompt textarea")).to_have_value("Write a rhyme.")
     expect(other.locator("#max_characters :is(input, textarea)")).to_have_value("80")
@@ -147,7 +135,7 @@ def test_choices_and_typed_texts_are_remembered_in_this_browser_until_they_are_f
     other.click("#forget")
     expect(other.locator("#forgotten")).to_contain_text("Forgotten.")
     assert other.evaluate("localStorage.length") == 0
-    third = ready(open_page(url))
+    third = ready(open_page(scripted_page_url))
     expect(third.get_by_label("Style")).to_have_value("plain")
     expect(third.locator("#prompt textarea")).to_have_value("Say much.")
 
@@ -156,10 +144,9 @@ def test_choices_and_typed_texts_are_remembered_in_this_browser_until_they_are_f
     "kept",
     ["{", "[]", "7", '{"style": 7, "extras": "x", "prompt": null}', '{"style": "unknown", "extras": ["unknown"]}'],
 )
-def test_a_page_opens_whatever_the_browser_has_stored(open_page: Open, url: str, kept: str) -> None:
-    page = open_page(url, storage_state={
-        "cookies": [], "origins": [{"origin": url, "localStorage": [{"name": "captioner-choices", "value": kept}]}],
-    })  # fmt: skip
+def test_a_page_opens_whatever_the_browser_has_stored(open_page: Open, scripted_page_url: str, kept: str) -> None:
+    stored = {"origin": scripted_page_url, "localStorage": [{"name": "captioner-choices", "value": kept}]}
+    page = open_page(scripted_page_url, storage_state={"cookies": [], "origins": [stored]})
     expect(ready(page).get_by_label("Style")).to_have_value("plain")
 
 

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from captioner.examples import PHOTOS
 from tests.support.processes import Process, free_port, serving
+from tests.support.scripted_server import ScriptedServer
 from tests.support.served import Served
 
 PHOTO = next(path for path in PHOTOS if path.name == "cat.jpg")
@@ -96,6 +97,12 @@ def serve_page(tmp_path_factory: pytest.TempPathFactory, processes: dict[str, Pr
             return url
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def scripted_page_url(shared_scripted_server: ScriptedServer, serve_page: Serve) -> str:
+    """One page in front of the module's scripted server."""
+    return serve_page(shared_scripted_server.address)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import grpc
 import numpy as np
+import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
@@ -109,3 +110,19 @@ def _response(caption: str, details: str) -> Any:
         element = np.array([text.encode()], dtype=np.object_)
         response.raw_output_contents.append(serialize_byte_tensor(element).item())
     return pb.ModelStreamInferResponse(infer_response=response)
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[ScriptedServer]:
+    """A scripted server of the test's own."""
+    server = ScriptedServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def shared_scripted_server() -> Iterator[ScriptedServer]:
+    """A scripted server for all tests of a module; each sets its script."""
+    server = ScriptedServer()
+    yield server
+    server.close()
