@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.cli.caption_format import add_format, caption_edit, table_format
+from captioner.cli.caption_format import add_format, caption_edit, refuse, table_format
 from captioner.cli.options import IN_PROCESS, LOCAL, RAY, SIDECARS, TABLES, add_parameters, add_server, parameters
-from captioner.errors import CaptionerError, DeadlineExceeded, OutputRefused
+from captioner.errors import CaptionerError, DeadlineExceeded
+from captioner.image.formats import SYSTEM_FOLDERS
 
 if TYPE_CHECKING:  # what captions is imported in `run`, so that `captioner --help` is quick
     from captioner.bulk.outputs.caption_edit import CaptionEdit
@@ -38,8 +39,8 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave out files and folders of this name, or of this path if it has a /; repeat the option for more; "
-        "hidden ones, @eaDir, #recycle and #snapshot are always left out",
+        help="leave out files and folders of this name, or of this path if it has a /; repeatable; hidden ones and the "
+        f"folders {', '.join(SYSTEM_FOLDERS)} are always left out",
     )
     caption.add_argument(
         "--dry-run", action="store_true", help="print what would be done with every file, and change nothing"
@@ -63,21 +64,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--out", type=Path, help="FILE for jsonl and csv; FOLDER for sidecars, by default the folder of each image"
-    )
-    group.add_argument(
-        "--existing",
-        choices=("skip", "overwrite", "append", "prepend"),
-        default="skip",
-        help="what to do with an existing caption: keep it and skip the image (default), replace it, or, in sidecars, "
-        "add the new caption after or before it",
-    )
-    group.add_argument(
-        "--separator", help='text between an existing and an added caption, default " ", or ", " for --style tags'
-    )
-    group.add_argument("--prefix", default="", help="text before every caption")
-    group.add_argument("--suffix", default="", help="text after every caption")
-    group.add_argument(
-        "--trigger", default="", metavar="WORD", help="trigger word for training, once, first in the text, with a comma"
     )
     group.add_argument(
         "--report",
@@ -126,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.json and arguments.to == "stdout":
         arguments.to = "jsonl"
-    edit = _edit(arguments)
+    _check(arguments)
+    edit = caption_edit(arguments)
     caption_job.check_parameters(arguments)
     sources = caption_job.sources(arguments)
     if arguments.dry_run:
@@ -167,24 +154,19 @@ def _at_least_one(text: str) -> int:
     return number
 
 
-def _edit(arguments: argparse.Namespace) -> CaptionEdit:
-    """Return the edit of the captions. Raises OutputRefused for options that contradict each other."""
-    to, existing, joins = arguments.to, arguments.existing, arguments.existing in ("append", "prepend")
-    refusals = {
-        f"--json is --to jsonl, not --to {to}": arguments.json and to != "jsonl",
-        "--out needs --to, which says what is written": arguments.out is not None and to == "stdout",
-        f"--existing {existing} is for sidecars (txt, xmp, exif); {to} takes skip or overwrite": joins and to in TABLES,
-        f"--existing {existing} needs an output file or folder, see --to": existing != "skip"
-        and (to == "stdout" or (to in TABLES and arguments.out is None)),
-        "--separator is for --existing append and prepend": arguments.separator is not None and not joins,
-        "--workers is for --engine ray": arguments.workers is not None and arguments.engine != RAY,
-        "--repository is for --engine in-process": arguments.repository is not None and arguments.engine != IN_PROCESS,
-        f"--retry-for is {arguments.retry_for:g}; it must be 0 or more seconds": not arguments.retry_for >= 0,
-    }
-    for sentence, refused in refusals.items():
-        if refused:
-            raise OutputRefused(sentence)
-    return caption_edit(arguments)
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise OutputRefused for options that contradict each other."""
+    to = arguments.to
+    refuse(
+        {
+            f"--json is --to jsonl, not --to {to}": arguments.json and to != "jsonl",
+            "--out needs --to, which says what is written": arguments.out is not None and to == "stdout",
+            "--workers is for --engine ray": arguments.workers is not None and arguments.engine != RAY,
+            "--repository is for --engine in-process": arguments.repository is not None
+            and arguments.engine != IN_PROCESS,
+            f"--retry-for is {arguments.retry_for:g}; it must be 0 or more seconds": not arguments.retry_for >= 0,
+        }
+    )
 
 
 def _stream_files(arguments: argparse.Namespace, files: list[str], edit: CaptionEdit) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from captioner.cli.options import SIDECARS, TABLES
@@ -18,6 +19,21 @@ MAX_EDITS, MAX_EDIT_CHARACTERS = 100, 500  # of --drop and --replace each
 
 def add_format(group: argparse._ArgumentGroup) -> None:
     """Add the options."""
+    group.add_argument(
+        "--existing",
+        choices=("skip", "overwrite", "append", "prepend"),
+        default="skip",
+        help="what to do with an existing caption: keep it and skip the image (default), replace it, or, in sidecars, "
+        "add the new caption after or before it",
+    )
+    group.add_argument(
+        "--separator", help='text between an existing and an added caption, default " ", or ", " for --style tags'
+    )
+    group.add_argument("--prefix", default="", help="text before every caption")
+    group.add_argument("--suffix", default="", help="text after every caption")
+    group.add_argument(
+        "--trigger", default="", metavar="WORD", help="trigger word for training, once, first in the text, with a comma"
+    )
     limits = f"repeatable, up to {MAX_EDITS} times {MAX_EDIT_CHARACTERS} characters"
     group.add_argument(
         "--drop",
@@ -46,16 +62,20 @@ def caption_edit(arguments: argparse.Namespace) -> CaptionEdit:
     """Return the edit of the captions. Raises OutputRefused for a wrong or misplaced option."""
     from captioner.bulk.outputs.caption_edit import CaptionEdit
 
-    to = arguments.to
-    refusals = {
-        "--extension is for --to txt": arguments.extension is not None and to != "txt",
-        "--columns is for --to jsonl and csv": arguments.columns is not None and to not in TABLES,
-        "--bom is for --to csv": arguments.bom and to != "csv",
-        f"--keep-dates is for {', '.join(SIDECARS)}": arguments.keep_dates and to not in SIDECARS,
-    }
-    for sentence, refused in refusals.items():
-        if refused:
-            raise OutputRefused(sentence)
+    to, existing, joins = arguments.to, arguments.existing, arguments.existing in ("append", "prepend")
+    refuse(
+        {
+            f"--existing {existing} is for sidecars (txt, xmp, exif); {to} takes skip or overwrite": joins
+            and to in TABLES,
+            f"--existing {existing} needs an output file or folder, see --to": existing != "skip"
+            and (to == "stdout" or (to in TABLES and arguments.out is None)),
+            "--separator is for --existing append and prepend": arguments.separator is not None and not joins,
+            "--extension is for --to txt": arguments.extension is not None and to != "txt",
+            "--columns is for --to jsonl and csv": arguments.columns is not None and to not in TABLES,
+            "--bom is for --to csv": arguments.bom and to != "csv",
+            f"--keep-dates is for {', '.join(SIDECARS)}": arguments.keep_dates and to not in SIDECARS,
+        }
+    )
     for option, texts in (("--drop", arguments.drop), ("--replace", arguments.replace)):
         if len(texts) > MAX_EDITS or not all(0 < len(text) <= MAX_EDIT_CHARACTERS for text in texts):
             raise OutputRefused(f"{option} takes up to {MAX_EDITS} texts of 1 to {MAX_EDIT_CHARACTERS} characters")
@@ -63,7 +83,7 @@ def caption_edit(arguments: argparse.Namespace) -> CaptionEdit:
     is_tags = arguments.style == "tags"
     separator = (", " if is_tags else " ") if arguments.separator is None else arguments.separator
     return CaptionEdit(
-        arguments.existing,
+        existing,
         arguments.prefix,
         arguments.suffix,
         arguments.trigger,
@@ -72,6 +92,13 @@ def caption_edit(arguments: argparse.Namespace) -> CaptionEdit:
         tuple(arguments.drop),
         pairs,
     )
+
+
+def refuse(refusals: Mapping[str, bool]) -> None:
+    """Raise OutputRefused with the first sentence whose value is true."""
+    for sentence, refused in refusals.items():
+        if refused:
+            raise OutputRefused(sentence)
 
 
 def table_format(arguments: argparse.Namespace) -> Csv | Jsonl | Text:
