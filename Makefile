@@ -30,7 +30,7 @@ export: environment  ## publish a model: make export ARGS="MODEL --revision COMM
 bench: environment  ## captions per second and time to first text of a running server
 	@$(BIN)/captioner bench $(ARGS)
 
-train: environment  ## the embedded model anew, two hours: make train DATA=DIR
+train: environment  ## the embedded model anew, which takes hours: make train DATA=DIR
 	$(BIN)/python -m training --data $(DATA) --out build/training/first --resume
 	$(BIN)/python -m training.self_critical --data $(DATA) --model build/training/first --out captioner/embedded
 	$(BIN)/python -m training.evaluate --data $(DATA) --card

@@ -23,12 +23,12 @@ from training.backbone_cache import BackboneCache
 from training.confidence import calibrate
 from training.dataset import Photo, Split, load_photos
 from training.model import Captioner, Regularisation
-from training.nouns import colours, nouns
+from training.nouns import colors, nouns
 from training.tokenizer import CaptionTokenizer
 from training.train import TrainingConfig, train
 from training.validation import validation_loss
 
-MIN_PHOTOS_PER_WORD = 8  # for a noun or colour to get an output of the encoder's caption head
+MIN_PHOTOS_PER_WORD = 8  # for a noun or color to get an output of the encoder's caption head
 CONCEPTS = 10  # words of each head that the decoder sees
 
 
@@ -98,10 +98,10 @@ def _new(options: argparse.Namespace, photos: list[Photo]) -> tuple[Captioner, C
 
 
 def concept_config(path: Path, photos: list[Photo], width: int) -> ConceptEncoderConfig:
-    """Return the encoder's words: one per ImageNet class (`path`), and the captions' frequent nouns and colours."""
+    """Return the encoder's words: one per ImageNet class (`path`), and the captions' frequent nouns and colors."""
     by_class: list[str] = json.loads(path.read_text())
     texts = (" ".join(caption.text for caption in photo.captions) for photo in photos)
-    counts = Counter(word for text in texts for word in nouns(text) + colours(text))
+    counts = Counter(word for text in texts for word in nouns(text) + colors(text))
     frequent = sorted(word for word, count in counts.items() if count >= MIN_PHOTOS_PER_WORD)
     words = sorted({*by_class, *frequent})
     index = {word: number for number, word in enumerate(words)}

@@ -1,7 +1,7 @@
 """Cache the output of the backbone's frozen lower blocks on disk, because computing it is most of the training time.
 
 One file for each split and view, float16 (photos, 208, 9, 9). View 0 is the photo as it is served, view 1 its mirror
-image; views from 2 on are seeded random crops with other brightness, contrast and colour.
+image; views from 2 on are seeded random crops with other brightness, contrast and color.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Augmentation:
     box: tuple[float, float, float, float] = (0, 0, 1, 1)  # left, top, right, bottom, as shares of the photo
     brightness: float = 1.0
     contrast: float = 1.0
-    colour: float = 1.0
+    color: float = 1.0
 
 
 def augmentation(file: str, view: int) -> Augmentation:
@@ -54,7 +54,7 @@ def pixels(path: Path, change: Augmentation) -> NDArray[np.uint8]:
     for enhancer, factor in (
         (ImageEnhance.Brightness, change.brightness),
         (ImageEnhance.Contrast, change.contrast),
-        (ImageEnhance.Color, change.colour),
+        (ImageEnhance.Color, change.color),
     ):
         image = image if factor == 1 else enhancer(image).enhance(factor)
     (left, top, right, bottom), (width, height) = change.box, image.size

@@ -12,7 +12,7 @@ from captioner.families.concept_encoder import ConceptEncoderConfig
 from training.backbone_cache import augmentation
 from training.dataset import FORM_TOKEN_DROPOUT, Caption, CaptionBatch, Photo, pack, sample_captions
 from training.model import ImageBatch
-from training.nouns import colours, nouns, swap_noun
+from training.nouns import colors, nouns, swap_noun
 from training.tokenizer import CaptionTokenizer
 
 NEIGHBOUR_CLASSES = 40  # ImageNet orders its classes by similarity
@@ -70,7 +70,7 @@ class NounTargets:
         self.targets_PN = torch.zeros(len(photos), len(column), dtype=torch.uint8)
         for row, photo in enumerate(photos):
             for caption in photo.captions:
-                named = nouns(caption.text) + colours(caption.text)
+                named = nouns(caption.text) + colors(caption.text)
                 self.targets_PN[row, [column[word] for word in named if word in column]] = 1
 
     def sample_swap(self, captions: list[Caption], rng: random.Random) -> tuple[str, str] | None:

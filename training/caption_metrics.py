@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.nouns import COLOUR_OF, colours, nouns, singular
+from training.nouns import COLOR_OF, colors, nouns, singular
 
 DATA = Path(__file__).parent
 GROUPS: list[list[str]] = json.loads((DATA / "subjects.json").read_text())
@@ -29,7 +29,7 @@ BODY_PART = re.compile(r"\b(arms?|ear|eyes?|face|feet|fingers?|foot|hands?|head|
 DRAWING = re.compile(r"\b(cartoon|drawing|illustration|painting|sketch)\b")
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "dozen")
 GROUPS_OF_PEOPLE = frozenset({"people", "couple", "family", "crowd", "group", "friends"})
-BETWEEN_COLOUR_AND_THING = 4  # words at most
+BETWEEN_COLOR_AND_THING = 4  # words at most
 FUNCTION_WORDS = frozenset((DATA / "function_words.txt").read_text().split())
 RESAMPLES = 2000
 Scores = NDArray[np.float64]  # one per photo; NaN where the metric is undefined
@@ -91,31 +91,31 @@ def kind_right(caption: str, references: Sequence[str]) -> float:
     return float(drawn == bool(DRAWING.search(caption.lower())))
 
 
-def wrong_colour(caption: str, references: Sequence[str]) -> float:
-    """Return 1 if the caption names a colour that no reference supports, else 0.
+def wrong_color(caption: str, references: Sequence[str]) -> float:
+    """Return 1 if the caption names a color that no reference supports, else 0.
 
-    Every colour must be in a reference. Of a thing's colours, one must be a colour that a reference gives it, if any
+    Every color must be in a reference. Of a thing's colors, one must be a color that a reference gives it, if any
     reference gives it one.
     """
-    if set(colours(caption)) - {colour for text in references for colour in colours(text)}:
+    if set(colors(caption)) - {color for text in references for color in colors(text)}:
         return 1.0
     expected: dict[str, set[str]] = {}
     for text in references:
-        for thing, found in coloured_things(text).items():
+        for thing, found in colored_things(text).items():
             expected.setdefault(thing, set()).update(found)
-    return float(any(not found & expected.get(thing, found) for thing, found in coloured_things(caption).items()))
+    return float(any(not found & expected.get(thing, found) for thing, found in colored_things(caption).items()))
 
 
-def coloured_things(text: str) -> dict[str, set[str]]:
-    """Return the things that have colours in front of them, and these colours."""
+def colored_things(text: str) -> dict[str, set[str]]:
+    """Return the things that have colors in front of them, and these colors."""
     words = re.findall("[a-z]+", text.lower())
     found: dict[str, set[str]] = {}
     for place, word in enumerate(words):
-        if (colour := COLOUR_OF.get(word)) is not None:
-            following = words[place + 1 : place + 1 + BETWEEN_COLOUR_AND_THING]
-            named = (next(iter(things(each)), None) for each in following if each not in COLOUR_OF)
+        if (color := COLOR_OF.get(word)) is not None:
+            following = words[place + 1 : place + 1 + BETWEEN_COLOR_AND_THING]
+            named = (next(iter(things(each)), None) for each in following if each not in COLOR_OF)
             if (thing := next((each for each in named if each is not None), None)) is not None:
-                found.setdefault(thing, set()).add(colour)
+                found.setdefault(thing, set()).add(color)
     return found
 
 
@@ -150,14 +150,14 @@ def word_precision(caption: str, references: Sequence[str]) -> float:
 
 def _stems(text: str) -> list[str]:
     words = [word for word in re.findall("[a-z]+", text.lower()) if word not in FUNCTION_WORDS]
-    named = (SYNONYM.get(word) or COLOUR_OF.get(word) or word for word in words)
+    named = (SYNONYM.get(word) or COLOR_OF.get(word) or word for word in words)
     return [re.sub(r"(.{3,}?)(?:ing|ed|es|s|e)$", r"\1", word) for word in named]
 
 
 def doubled_word(caption: str, references: Sequence[str] = ()) -> float:
-    """Return 1 if the caption has a content word twice (colours aside), or one word on both sides of "and" or a gap."""
+    """Return 1 if the caption has a content word twice (colors aside), or one word on both sides of "and" or a gap."""
     words = re.findall("[a-z]+", caption.lower())
-    content = [word for word in words if word not in FUNCTION_WORDS and word not in COLOUR_OF]
+    content = [word for word in words if word not in FUNCTION_WORDS and word not in COLOR_OF]
     in_a_row = re.search(r"\b([a-z]+) (?:and )?\1\b", " ".join(words))
     return float(bool(in_a_row) or len(set(content)) < len(content))
 
@@ -169,7 +169,7 @@ PER_PHOTO: dict[str, Callable[[str, Sequence[str]], float]] = {
     "invented person": invented_person,
     "invented animal": invented_animal,
     "kind": kind_right,
-    "wrong colour": wrong_colour,
+    "wrong color": wrong_color,
     "wrong count": wrong_count,
     "word precision": word_precision,
     "doubled word": doubled_word,

@@ -1,4 +1,4 @@
-"""Find the nouns (in the singular, by the word list `nouns.txt`) and colours of a text; swap one noun for another."""
+"""Find the nouns (in the singular, by the word list `nouns.txt`) and colors of a text; swap one noun for another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IRREGULAR = {
     "wolves": "wolf",
     "women": "woman",
 }
-COLOURS = {
+COLORS = {
     "black": ("black",),
     "white": ("white",),
     "grey": ("grey", "gray", "greyish", "grayish", "silver", "silvery"),
@@ -38,7 +38,7 @@ COLOURS = {
     "brown": ("brown", "brownish", "chestnut"),
     "beige": ("beige", "tan", "cream", "creamy"),
 }
-COLOUR_OF = {word: colour for colour, words in COLOURS.items() for word in words}
+COLOR_OF = {word: color for color, words in COLORS.items() for word in words}
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 
 
@@ -59,10 +59,10 @@ def nouns(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in found if word is not None))
 
 
-def colours(text: str) -> list[str]:
-    """Return the colours of `text`, each once, in order of appearance; shades have one name, "blue-green" is two."""
-    found = (COLOUR_OF.get(word) for word in re.findall("[a-z]+", text.lower()))
-    return list(dict.fromkeys(colour for colour in found if colour is not None))
+def colors(text: str) -> list[str]:
+    """Return the colors of `text`, each once, in order of appearance; shades have one name, "blue-green" is two."""
+    found = (COLOR_OF.get(word) for word in re.findall("[a-z]+", text.lower()))
+    return list(dict.fromkeys(color for color in found if color is not None))
 
 
 def swap_noun(text: str, old: str, new: str) -> str:

@@ -1,6 +1,6 @@
 """Rewards for self-critical training: a caption that is right, in words that people use; F1 for tags.
 
-What a reader minds most weighs most: a wrong subject, a wrong colour, a doubled word. CIDEr keeps the caption from
+What a reader minds most weighs most: a wrong subject, a wrong color, a doubled word. CIDEr keeps the caption from
 saying too little.
 """
 
@@ -24,7 +24,7 @@ WEIGHTS = {
     "invented person": -0.5,
     "invented animal": -0.5,
     "kind": 1.0,
-    "wrong colour": -0.7,
+    "wrong color": -0.7,
     "wrong count": -0.3,
     "doubled word": -0.7,
 }

@@ -1,4 +1,4 @@
-"""The page's theme: fonts and colours for Gradio, and the files that every page loads."""
+"""The page's theme: fonts and colors for Gradio, and the files that every page loads."""
 
 from __future__ import annotations
 

@@ -24,17 +24,17 @@ def violations(page: Page, when: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("colour", ["light", "dark"])
+@pytest.mark.parametrize("color", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_violation(
     open_page: Open,
     scripted_page_url: str,
     shared_scripted_server: ScriptedServer,
     width: int,
-    colour: str,
+    color: str,
     tmp_path: Path,
 ) -> None:
-    page = open_page(scripted_page_url, color_scheme=colour, viewport={"width": width, "height": 900})
+    page = open_page(scripted_page_url, color_scheme=color, viewport={"width": width, "height": 900})
     expect(page.locator("#about")).to_be_visible()
     found = violations(page, "empty")
     for selector in ("#advanced button", "#about summary", "#examples summary"):

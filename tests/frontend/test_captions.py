@@ -98,7 +98,7 @@ def test_a_deadline_that_passes_before_the_first_text_returns_504(url: str, stre
         ({"image": "A" * (MAX_IMAGE_BYTES * 4 // 3 + 2**19)}, 413, "IMAGE_TOO_LARGE", "20 MiB"),
         ({"image": BASE64, "temperature": 3}, 400, "PARAMETER_INVALID", "temperature is 3"),
         ({"image": BASE64, "temperature": "1"}, 400, "PARAMETER_INVALID", "temperature is '1'"),
-        ({"image": BASE64, "colour": 1}, 400, "PARAMETER_UNKNOWN", "'colour'"),
+        ({"image": BASE64, "color": 1}, 400, "PARAMETER_UNKNOWN", "'color'"),
         ({"image": BASE64, "describe": True}, 400, "PARAMETER_UNKNOWN", "'describe'"),
         ({"image": BASE64, "triton_x": {}}, 400, "PARAMETER_UNKNOWN", "'triton_x'"),
         ({"image": BASE64, "style": "rococo"}, 400, "PARAMETER_UNSUPPORTED", "rococo"),
@@ -128,7 +128,7 @@ def test_an_error_has_a_status_a_code_and_a_message_streamed_or_not(
         ([("max_tokens", "1_0")], ["image"], "max_tokens is '1_0'"),
         ([("stream", "yes")], ["image"], "stream is 'yes'; it must be true or false"),
         ([("stop", ".")], ["image"], "stop is '.'; it must be a JSON list"),
-        ([("colour", "1")], ["image"], "'colour' is not a parameter"),
+        ([("color", "1")], ["image"], "'color' is not a parameter"),
         ([("length", "short")], [], "no image"),
     ],
 )

@@ -130,7 +130,7 @@ def test_the_wires_parameters_are_accepted_in_extra_body_and_returned_in_the_det
         ({"model": "gpt-4o"}, openai.NotFoundError, "model_not_found", "model"),
         ({"n": 2}, openai.BadRequestError, "PARAMETER_UNSUPPORTED", "n"),
         ({"temperature": 2.5}, openai.BadRequestError, "PARAMETER_INVALID", "temperature"),
-        ({"extra_body": {"colour": 1}}, openai.BadRequestError, "PARAMETER_UNKNOWN", "colour"),
+        ({"extra_body": {"color": 1}}, openai.BadRequestError, "PARAMETER_UNKNOWN", "color"),
         ({"extra_body": {"style": "rococo"}}, openai.BadRequestError, "PARAMETER_UNSUPPORTED", "style"),
         ({"messages": [user(text("Hi"))]}, openai.BadRequestError, "IMAGE_MISSING", None),
         ({"messages": [user(IMAGE, IMAGE)]}, openai.BadRequestError, "PARAMETER_INVALID", "messages"),

@@ -120,7 +120,7 @@ def test_a_value_that_changes_nothing_is_accepted(name: str, value: object) -> N
         ("modalities", ["audio"]),
         ("store", True),
         ("reasoning_effort", "low"),
-        ("colour", 1),
+        ("color", 1),
         ("describe", True),
     ],
 )

@@ -207,9 +207,9 @@ def test_a_pasted_image_and_an_example_are_captioned_and_the_caption_can_be_copi
     page.wait_for_function("(text) => navigator.clipboard.readText().then((copied) => copied === text)", arg=pasted)
 
 
-@pytest.mark.parametrize("colour", ["light", pytest.param("dark", marks=pytest.mark.exhaustive)])
-def test_a_phone_shows_everything_without_horizontal_scrolling(open_page: Open, page_url: str, colour: str) -> None:
-    page = open_page(page_url, **({"color_scheme": "dark"} if colour == "dark" else {}))
+@pytest.mark.parametrize("color", ["light", pytest.param("dark", marks=pytest.mark.exhaustive)])
+def test_a_phone_shows_everything_without_horizontal_scrolling(open_page: Open, page_url: str, color: str) -> None:
+    page = open_page(page_url, **({"color_scheme": "dark"} if color == "dark" else {}))
     page.set_viewport_size({"width": 390, "height": 844})
     choose_image(page, PHOTO)
     assert caption_image(page)

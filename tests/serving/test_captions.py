@@ -219,7 +219,7 @@ def test_a_bad_file_is_refused_with_its_code_and_the_next_photo_is_captioned(
         ({"temperature": 2.5}, "PARAMETER_INVALID"),
         ({"max_tokens": 0}, "PARAMETER_INVALID"),
         ({"max_tokens": 2000}, "PARAMETER_INVALID"),
-        ({"colour": "red"}, "PARAMETER_UNKNOWN"),
+        ({"color": "red"}, "PARAMETER_UNKNOWN"),
         ({"seed": "seven"}, "PARAMETER_INVALID"),
         ({"extras": "[1]"}, "PARAMETER_INVALID"),
         ({"name": "Mia"}, "PARAMETER_UNSUPPORTED"),

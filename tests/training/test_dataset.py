@@ -15,7 +15,7 @@ from tests.training.conftest import PHOTOS, lower_features, tiny_captioner
 from training.batches import NounTargets, make_batch, unmodified
 from training.dataset import HUMAN_REPEATS, Caption, Photo, index_batches, load_photos, mirror, normalise, pack, tags
 from training.model import ImageBatch
-from training.nouns import colours, nouns, swap_noun
+from training.nouns import colors, nouns, swap_noun
 
 
 def one_image() -> ImageBatch:
@@ -56,8 +56,8 @@ def test_nouns_are_found_in_the_plural_too(text: str, expected: list[str]) -> No
     assert nouns(text) == expected
 
 
-def test_shades_and_compounds_are_colours() -> None:
-    assert colours("A reddish-brown dog on Gray grass in a golden light") == ["red", "brown", "grey", "gold"]
+def test_shades_and_compounds_are_colors() -> None:
+    assert colors("A reddish-brown dog on Gray grass in a golden light") == ["red", "brown", "grey", "gold"]
 
 
 def test_an_epoch_shows_each_photo_as_often_as_it_says() -> None:

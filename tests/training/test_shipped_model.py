@@ -52,8 +52,8 @@ def test_every_imagenet_class_has_a_word_and_every_word_is_used() -> None:
 
 
 def test_an_encoder_config_with_an_unknown_key_is_refused_by_name() -> None:
-    values = json.loads((EMBEDDED_FOLDER / "config.json").read_text())["encoder"] | {"colour": 1}
-    with pytest.raises(ModelUnsupported, match="colour"):
+    values = json.loads((EMBEDDED_FOLDER / "config.json").read_text())["encoder"] | {"color": 1}
+    with pytest.raises(ModelUnsupported, match="color"):
         ConceptEncoderConfig.from_dict(values)
 
 

@@ -96,8 +96,8 @@ def test_the_main_subject_is_what_most_references_name() -> None:
         ("A cat", ["A grey cat"], 0),
     ],
 )
-def test_a_colour_is_wrong_if_no_reference_supports_it(caption: str, references: list[str], wrong: float) -> None:
-    assert caption_metrics.wrong_colour(caption, references) == wrong
+def test_a_color_is_wrong_if_no_reference_supports_it(caption: str, references: list[str], wrong: float) -> None:
+    assert caption_metrics.wrong_color(caption, references) == wrong
 
 
 @pytest.mark.parametrize(
