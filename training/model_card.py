@@ -12,6 +12,18 @@ from training.results import Results, Table, tag_overlap
 EXAMPLES = 50
 TEMPLATE = (Path(__file__).parent / "model_card.md").read_text()
 PLOT = "reliability.svg"
+METRICS = {
+    "subject": "the caption names the everyday thing that most references name (`training/subjects.json`)",
+    "object precision": "the share of the caption's things that any reference names",
+    "object recall": "the share of the things in two or more references that the caption names",
+    "invented person": "the caption names a person, but no reference names a person or a part of one",
+    "invented animal": "the caption names a kind of animal that no reference names",
+    "kind": "the caption says that the picture is a drawing if a reference does, and not otherwise",
+    "wrong color": "the caption has a color that no reference supports",
+    "wrong count": "the caption has a number that no reference supports",
+    "word precision": "the share of the caption's content words that any reference has",
+    "doubled word": "the caption has a content word twice",
+}
 
 
 def write(folder: Path, results: Results) -> None:
@@ -37,6 +49,7 @@ def render(results: Results) -> str:
         split=results.split,
         photos=len(results.photos),
         loss=results.loss,
+        metrics="\n".join(f"- *{name.capitalize()}*: {meaning}." for name, meaning in METRICS.items()),
         table=table(results.table),
         summary=summary(results),
         plot=PLOT,

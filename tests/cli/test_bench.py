@@ -51,7 +51,8 @@ def test_a_round_keeps_its_clients_busy_without_cache_hits(served: Served) -> No
     found, seconds = asyncio.run(rounds())
     assert len(found.total_ms) == len(found.first_text_ms) == len(found.token_ms) == 9
     assert found.captions_per_s == pytest.approx(9 / seconds, rel=0.2)
-    assert 2 * seconds < sum(found.total_ms) / 1000 <= 3 * seconds
+    idle_at_the_end = 2 * max(found.total_ms) / 1000  # the last caption may begin when the other two clients end
+    assert 2.9 * seconds - idle_at_the_end < sum(found.total_ms) / 1000 <= 3 * seconds
 
 
 def test_marked_photos_are_different_files_of_the_same_picture() -> None:

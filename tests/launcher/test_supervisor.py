@@ -224,7 +224,7 @@ from pathlib import Path
 from captioner.launcher.supervisor import TritonServer
 
 with TritonServer(
-    Path(sys.argv[1]), models=("toy",), http_port=int(sys.argv[2]), grpc_port=0, metrics_port=0,
+    Path(sys.argv[1]), models=("toy",), http_port=int(sys.argv[2]), grpc_port=0, metrics_port=0, drain_seconds=5,
     log_path=Path(sys.argv[1]) / "log", progress=lambda loading, _: print("loading", loading, flush=True),
 ) as server:
     print("ready", flush=True)

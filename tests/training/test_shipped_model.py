@@ -13,8 +13,9 @@ from captioner.embedded import BOS, EMBEDDED_FOLDER, EOS, FORMS, PAD, weights
 from captioner.errors import ModelUnsupported
 from captioner.families.concept_encoder import CLASSES, ConceptEncoder, ConceptEncoderConfig
 from export.model_card import read_card
+from training.caption_metrics import PER_PHOTO
 from training.model import Captioner
-from training.model_card import TEMPLATE
+from training.model_card import METRICS, TEMPLATE
 from training.tokenizer import CaptionTokenizer
 
 MIB = 2**20
@@ -90,6 +91,10 @@ def test_the_shipped_model_card_has_the_text_of_its_template() -> None:
     paragraphs = [part for part in TEMPLATE.split("\n\n") if "{" not in part]
     assert len(paragraphs) > 5
     assert [part for part in paragraphs if part.strip() not in card] == []
+
+
+def test_the_model_card_explains_each_metric_of_its_table() -> None:
+    assert list(METRICS) == list(PER_PHOTO)
 
 
 def test_quantized_weights_round_trip_within_half_a_quantization_step(tmp_path: Path) -> None:
