@@ -58,6 +58,11 @@ class RunningStack:
         self._seen = parts(self.pid)
         self._stop()
 
+    def restart(self) -> None:
+        """Stop the stack and start it again at the same addresses."""
+        self._stop()
+        self.__enter__()
+
     def left(self) -> list[str]:
         """Return the processes that still run after the stack was stopped."""
         return [f"{name}, process {process.pid}" for name, process in self._seen.items() if process.is_running()]

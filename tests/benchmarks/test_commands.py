@@ -17,7 +17,19 @@ from benchmarks.baselines import BATCHED, SEQUENTIAL
 from tests.support.pages import Serve
 from tests.support.served import ROOT, Served
 
-BENCHMARKS = ("bulk", "decoding", "device", "endpoints", "engine", "overload", "parity", "precision", "served", "soak")
+BENCHMARKS = (
+    "bulk",
+    "decoding",
+    "device",
+    "endpoints",
+    "engine",
+    "night",
+    "overload",
+    "parity",
+    "precision",
+    "served",
+    "soak",
+)
 TRAINING = ("__main__", "evaluate", "self_critical")
 Main = Callable[..., list[str]]
 
