@@ -82,6 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         help="accept requests from web pages of this origin, such as https://captions.example.org; repeatable",
     )
     parser.add_argument(
+        "--apis",
+        metavar="NAME,…",
+        default=",".join(Options.apis),
+        help="serve these APIs; the page needs captions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of the served model, for clients that send a fixed one; repeatable",
+    )
+    parser.add_argument(
         "--image-host",
         action="append",
         default=[],
@@ -121,6 +134,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         host=arguments.host,
         insecure=arguments.insecure,
         allow_origins=tuple(arguments.allow_origin),
+        apis=tuple(arguments.apis.split(",")),
+        aliases=tuple(arguments.alias),
         image_hosts=tuple(arguments.image_host),
         max_in_flight=arguments.max_in_flight,
         mcp=arguments.mcp,

@@ -1,6 +1,7 @@
-"""Errors as HTTP responses: the status of each error class, and a JSON body in the format of OpenAI's API.
+"""Errors as HTTP responses: the status of each error class, and a JSON body in the format of the endpoint's API.
 
-`code` is the error's stable code, with two exceptions: OpenAI's clients look for their own codes there.
+The format is OpenAI's unless the endpoint has its own. In OpenAI's, `code` is the error's stable code, with two
+exceptions: OpenAI's clients look for their own codes there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -114,6 +116,9 @@ OPENAI_CODES = {AccessRefused.code: "invalid_api_key", ModelUnknown.code: "model
 RETRIES_PER_S = 50  # that this process invites
 MIN_RETRY_S, MIN_SPREAD_S, MAX_SPREAD_S = 0.1, 1.0, 30.0
 ERROR_CODE = "captioner.error_code"  # in the scope: the code of the error response, for the metrics
+ERROR_BODY = "captioner.error_body"  # in the scope: the ErrorBody of the endpoint
+
+ErrorBody = Callable[[CaptionerError], dict[str, Any]]  # an error → the JSON of its response
 
 
 def status_of(error: CaptionerError) -> int:
@@ -135,15 +140,18 @@ def error_body(error: CaptionerError) -> dict[str, Any]:
 
 
 class ErrorResponse(JSONResponse):
-    """The response for an error. It leaves the error's code in the scope."""
+    """The response for an error, in the format of the endpoint. It leaves the error's code in the scope."""
 
     def __init__(self, error: CaptionerError, headers: dict[str, str]) -> None:
         super().__init__(error_body(error), status_of(error), headers)
-        self._code = error.code
+        self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        scope[ERROR_CODE] = self._code
+        scope[ERROR_CODE] = self._error.code
+        if (body_of := scope.get(ERROR_BODY)) is not None:
+            self.body = self.render(body_of(self._error))
+            self.headers["content-length"] = str(len(self.body))
         await super().__call__(scope, receive, send)
 
 

@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 
 from captioner.errors import StartupRefused
 
+API_NAMES = ("captions", "openai")
+MAX_ALIAS = 200
+
 
 @dataclass(frozen=True)
 class Options:
@@ -18,6 +21,8 @@ class Options:
     host: str = "127.0.0.1"  # address to listen on
     insecure: bool = False  # listen on other addresses than loopback without keys and login
     allow_origins: tuple[str, ...] = ()  # such as https://captions.example.org: other web origins of this server
+    apis: tuple[str, ...] = API_NAMES  # groups of endpoints to serve; the page needs captions
+    aliases: tuple[str, ...] = ()  # other names of the served model
     image_hosts: tuple[str, ...] = ()  # such as images.example.org, *.example.org or images.example.org:8443
     max_in_flight: int = 64  # concurrent API requests
     mcp: bool = False  # serve an MCP tool at /gradio_api/mcp/
@@ -47,6 +52,12 @@ class Options:
                 raise StartupRefused(
                     f"allow_origins has {origin!r}; an origin is http(s)://HOST or http(s)://HOST:PORT"
                 )
+        for name in self.apis:
+            if name not in API_NAMES:
+                raise StartupRefused(f"apis has {name!r}; the APIs are {', '.join(API_NAMES)}")
+        for alias in self.aliases:
+            if not alias.isprintable() or not 0 < len(alias) <= MAX_ALIAS:
+                raise StartupRefused(f"the alias {alias[:80]!r} must be 1 to {MAX_ALIAS} printable characters")
         if not (is_loopback(self.host) or self.has_login or self.insecure):
             raise StartupRefused(
                 f"the address {self.host!r} is open to others, and there is no key and no login; set "

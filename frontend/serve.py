@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from captioner import examples
 from captioner.client import Addresses, AsyncClient
 from frontend import private_log
+from frontend.api.backend import Backend
 from frontend.api.routes import add_api
 from frontend.mcp import caption_tool
 from frontend.middleware.drain import Drain
@@ -32,12 +33,12 @@ def application(addresses: Addresses, options: Options) -> tuple[FastAPI, Drain]
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    images, cards = RemoteImages(options.image_hosts), ModelCardCache(client)
-    drain = add_api(app, client, options, images, cards)
+    backend = Backend(client, RemoteImages(options.image_hosts), ModelCardCache(client), options.aliases)
+    drain = add_api(app, backend, options)
     app.mount("/browser", StaticFiles(directory=theme.BROWSER))
     app.mount("/examples", StaticFiles(directory=examples.FOLDER))
-    tool = caption_tool(client, images) if options.mcp else None
-    page.mount(app, cards, options.root_path, image_urls=bool(options.image_hosts), tool=tool)
+    tool = caption_tool(client, backend.images) if options.mcp else None
+    page.mount(app, backend.cards, options.root_path, image_urls=bool(options.image_hosts), tool=tool)
     return app, drain
 
 

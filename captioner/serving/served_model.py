@@ -114,12 +114,11 @@ class ServedModel:
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
             raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
-        if parameters.max_tokens is not None and parameters.max_tokens > room:
-            raise ParameterInvalid(
-                f"max_tokens is {parameters.max_tokens}; this model has room for {room} after the prompt"
-            )
+        max_tokens = parameters.max_tokens
+        if max_tokens is not None and max_tokens > room and not parameters.fit_max_tokens:
+            raise ParameterInvalid(f"max_tokens is {max_tokens}; this model has room for {room} after the prompt")
         sequence.prompt_ids = prompt_ids
-        sequence.max_tokens = parameters.max_tokens or min(manifest.generation.max_tokens, room)
+        sequence.max_tokens = min(max_tokens or manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
         text_rules = (
             self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens,

@@ -6,6 +6,7 @@ page all follow it. It knows neither Triton nor any model.
 
 from captioner.wire.csv_columns import CSV_COLUMNS
 from captioner.wire.parameters import (
+    MAX_MAX_TOKENS,
     MAX_STOP_CHARACTERS,
     PARAMETERS,
     TEXT_LISTS,
@@ -53,6 +54,7 @@ __all__ = [
     "IMAGE",
     "IMAGE_INFO",
     "MAX_IMAGE_BYTES",
+    "MAX_MAX_TOKENS",
     "MAX_PROMPT_CHARACTERS",
     "MAX_STOP_CHARACTERS",
     "METRICS_PORT",

@@ -14,6 +14,7 @@ from captioner.wire.tensors import MAX_PROMPT_CHARACTERS
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
 MAX_SEED = 2**64 - 1
+MAX_MAX_TOKENS = 2048
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length.
 MAX_PARAMETERS_BYTES = 128 * 2**10
 
@@ -74,7 +75,8 @@ PARAMETERS = {
         Parameter("length", str, "short, medium or long, if the model has lengths", max_length=64),
         Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]', max_length=4096),
         Parameter("name", str, "the name of the person or character in the image", max_length=200),
-        Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, 2048, "tokens"),
+        Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, MAX_MAX_TOKENS, "tokens"),
+        Parameter("fit_max_tokens", bool, "reduce max_tokens to what the model has room for, not refuse it", False),
         Parameter(
             "max_characters",
             int,
@@ -123,6 +125,7 @@ class CaptionParameters:
     extras: tuple[str, ...] = ()
     name: str | None = None
     max_tokens: int | None = None
+    fit_max_tokens: bool = False
     max_characters: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0

@@ -9,17 +9,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from captioner.client import AsyncClient
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError, ImageMissing, ParameterInvalid, ParameterUnknown
 from captioner.image.limits import check_file_size
 from captioner.wire import PARAMETERS, Caption
+from frontend.api.backend import Backend
 from frontend.api.openapi import captions_body, responses
 from frontend.api.request_body import check_type, form_value, read_form, read_json
 from frontend.api.responses import MEDIA_TYPES, event, respond
 from frontend.client_identity import CLIENT_ID
 from frontend.http_errors import error_body
-from frontend.remote_images import RemoteImages
 
 # The model's card is at /v1/models, and clients may not choose whose turns they take.
 NAMES = tuple(name for name in PARAMETERS if name not in ("describe", CLIENT_ID))
@@ -34,7 +33,7 @@ class CaptionsRequest:
     parameters: dict[str, Any]
 
 
-def add_captions(router: APIRouter, client: AsyncClient, images: RemoteImages) -> None:
+def add_captions(router: APIRouter, backend: Backend) -> None:
     """Add the endpoint to the API's router."""
 
     @router.post(
@@ -46,13 +45,19 @@ def add_captions(router: APIRouter, client: AsyncClient, images: RemoteImages) -
     async def caption(request: Request) -> Response:
         """Caption an image. The response has the caption and its details."""
         parsed = await read_request(request)
-        image = parsed.image if isinstance(parsed.image, bytes) else await images.read(parsed.image)
+        image = parsed.image if isinstance(parsed.image, bytes) else await backend.images.read(parsed.image)
         prompt, parameters = parsed.prompt, dict(parsed.parameters)
         del parsed  # the image as text is not needed while the caption is generated
         if parameters.get("stream") is None:
             parameters["stream"] = "text/event-stream" in request.headers.get("accept", "")
         return await respond(
-            client, image, prompt, parameters, whole=caption_body, events=caption_events, error_event=caption_error
+            backend.client,
+            image,
+            prompt,
+            parameters,
+            whole=caption_body,
+            events=caption_events,
+            error_event=caption_error,
         )
 
 

@@ -11,17 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from captioner.client import AsyncClient
 from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError
 from captioner.wire import Caption, Details, FinishReason, ModelCard
+from frontend.api.backend import Backend
 from frontend.api.chat_request import WIRE_NAMES, ChatRequest, chat_request
 from frontend.api.openapi import chat_body, responses
 from frontend.api.request_body import read_json
 from frontend.api.responses import MEDIA_TYPES, event, respond
 from frontend.http_errors import error_body
-from frontend.model_card_cache import ModelCardCache
-from frontend.remote_images import RemoteImages
 
 FINISH_REASONS: dict[FinishReason, str] = {
     "stop": "stop",
@@ -82,7 +80,7 @@ class Completion:
         return asdict(details) | ({"unused_text": unused} if unused else {})
 
 
-def add_chat(router: APIRouter, client: AsyncClient, images: RemoteImages, cards: ModelCardCache) -> None:
+def add_chat(router: APIRouter, backend: Backend) -> None:
     """Add the endpoint to the API's router."""
 
     @router.post(
@@ -94,14 +92,14 @@ def add_chat(router: APIRouter, client: AsyncClient, images: RemoteImages, cards
     async def complete(request: Request) -> Response:
         """Caption the image of a chat."""
         body = await read_json(request)
-        card = await cards.get()
-        chat = chat_request(body, card)
-        image = await images.read(chat.image)
+        card = await backend.cards.get()
+        chat = chat_request(body, card, backend.aliases)
+        image = await backend.images.read(chat.image)
         chat = replace(chat, image="")  # the image as text is not needed while the caption is generated
         del body
         completion = Completion(card, chat)
         return await respond(
-            client,
+            backend.client,
             image,
             chat.prompt,
             chat.parameters | {"stream": chat.stream},

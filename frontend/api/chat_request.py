@@ -7,11 +7,12 @@ names the parameter.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from captioner.errors import ImageMissing, ParameterInvalid, ParameterUnknown, ParameterUnsupported
-from captioner.wire import CAPTIONER, PARAMETERS, ModelCard
+from captioner.wire import CAPTIONER, MAX_MAX_TOKENS, PARAMETERS, ModelCard
 from frontend.client_identity import CLIENT_ID
 from frontend.http_errors import BodyTooLarge, ModelUnknown
 from frontend.middleware.limits import MAX_TEXT_BYTES
@@ -19,10 +20,13 @@ from frontend.middleware.limits import MAX_TEXT_BYTES
 ROLES = ("system", "developer", "user", "assistant")
 PROMPT_CHOICES = ("style", "length", "extras", "name")  # they select a prompt, so they exclude a text
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-WIRE_NAMES = tuple(name for name in PARAMETERS if name not in ("stream", "describe", CLIENT_ID, *TOKEN_LIMITS))
+INTERNAL = ("stream", "describe", "fit_max_tokens", CLIENT_ID)  # this module sets them
+WIRE_NAMES = tuple(name for name in PARAMETERS if name not in (*INTERNAL, *TOKEN_LIMITS))
 OWN_NAMES = ("model", "messages", "stream", "stream_options", *TOKEN_LIMITS)
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # ignored
-NEUTRAL: dict[str, tuple[object, ...]] = {  # the values that match what this server does anyway
+# The values that match what this server does anyway: of OpenAI's parameters, and of those that vLLM, SGLang, llama.cpp
+# and Text Generation Inference add to them.
+NEUTRAL: dict[str, tuple[object, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -38,6 +42,36 @@ NEUTRAL: dict[str, tuple[object, ...]] = {  # the values that match what this se
     "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "reasoning_effort": ("none",),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True, False),
+    "best_of": (1,),
+    "cache_prompt": (True, False),
+    "continue_final_message": (False,),
+    "do_sample": (True, False),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_keep": (0,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "n_keep": (0,),
+    "n_probs": (0,),
+    "no_stop_trim": (False,),
+    "repeat_penalty": (1,),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([],),
+    "tfs_z": (1,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "xtc_probability": (0,),
 }
 DETAIL = ("auto", "low", "high", "original")  # a hint about cost; each model here has its own image size
 STREAM_OPTIONS = ("include_usage", "include_obfuscation")
@@ -64,16 +98,18 @@ class Turn:
     images: list[str]
 
 
-def chat_request(body: dict[str, Any], card: ModelCard) -> ChatRequest:
+def chat_request(body: dict[str, Any], card: ModelCard, aliases: Collection[str] = ()) -> ChatRequest:
     """Parse `body` for the model of `card`. Raises CaptionerError for the first value that is not supported."""
-    check_model(body.get("model"), card)
+    check_model(body.get("model"), card, aliases)
     _check_names(body)
     parameters = {name: body[name] for name in WIRE_NAMES if body.get(name) is not None}
     if isinstance(parameters.get("stop"), str):
         parameters["stop"] = [parameters["stop"]]
+    if parameters.get("top_k") == -1:  # all tokens, in vLLM and SGLang
+        del parameters["top_k"]
     limit = _token_limit(body)
-    if limit is not None and limit < card.max_tokens:  # a limit above the model's own changes nothing
-        parameters["max_tokens"] = limit
+    if limit is not None:  # clients send large limits for all models: a larger one than the model's room is reduced
+        parameters |= {"max_tokens": min(limit, MAX_MAX_TOKENS), "fit_max_tokens": True}
     stream, options = body.get("stream"), body.get("stream_options")
     if not isinstance(stream, bool | None):
         raise ParameterInvalid(f"stream is {_short(stream)}; it must be true or false")
@@ -90,25 +126,25 @@ def chat_request(body: dict[str, Any], card: ModelCard) -> ChatRequest:
     return ChatRequest(image, prompt, parameters, bool(stream), _include_usage(options), "\n\n".join(unused))
 
 
-def check_model(name: object, card: ModelCard) -> None:
-    """Raise ModelUnknown unless `name` is the served model: its id, MODEL@REVISION, or `captioner`."""
+def check_model(name: object, card: ModelCard, aliases: Collection[str] = ()) -> None:
+    """Raise ModelUnknown unless `name` is the served model: its id, MODEL@REVISION, `captioner` or an alias."""
     if name is None:
         raise ParameterInvalid("model is missing; it must be text")
     base, _, revision = str(name).rpartition("@")
     is_served = base in (card.model, CAPTIONER) and revision in (card.revision, card.revision[:7])
-    if name not in (card.model, CAPTIONER) and not is_served:
+    if name not in (card.model, CAPTIONER, *aliases) and not is_served:
         raise ModelUnknown(f"the model {_short(name)} is not served; the served model is {card.model}")
 
 
 def _check_names(body: dict[str, Any]) -> None:
     for name, value in body.items():
-        if name in (*OWN_NAMES, *WIRE_NAMES, *LABELS):
+        if value is None or name in (*OWN_NAMES, *WIRE_NAMES, *LABELS):
             continue
         if name not in NEUTRAL:
             known = ", ".join((*OWN_NAMES, *WIRE_NAMES))
             raise ParameterUnknown(f"{name[:80]!r} is not a supported parameter; the parameters are {known}")
         unused_tools = name in ("tools", "functions") and "none" in (body.get("tool_choice"), body.get("function_call"))
-        if value is not None and not unused_tools and not any(_same(value, each) for each in NEUTRAL[name]):
+        if not unused_tools and not any(_same(value, each) for each in NEUTRAL[name]):
             accepted = " or ".join(json.dumps(each) for each in NEUTRAL[name])
             raise ParameterUnsupported(f"{name} is {_short(value)}; this server supports only {accepted}")
 
@@ -135,17 +171,20 @@ def _include_usage(options: object) -> bool:
 
 
 def _read_turns(turns: list[Turn]) -> tuple[str, list[str], list[str]]:
-    """Return the image of the last user turn, the texts that instruct, and the unused texts of earlier turns."""
-    last = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
-    images = turns[last].images if last >= 0 else []
-    if not images:
-        raise ImageMissing("the last user message has no image; it must have one, as image_url")
+    """Return the newest image of a user, the texts that instruct, and the unused texts of other turns.
+
+    The user's texts instruct from the message with the image on. Answers of the assistant never do.
+    """
+    last = max((index for index, turn in enumerate(turns) if turn.role == "user" and turn.images), default=-1)
+    if last < 0:
+        raise ImageMissing("no user message has an image; one must have one, as image_url")
+    images = turns[last].images
     if len(images) > 1:
-        raise ParameterInvalid(f"messages has {len(images)} images in the last user message; it must be exactly one")
+        raise ParameterInvalid(f"messages[{last}] has {len(images)} images; it must have exactly one")
     texts: list[str] = []
     unused: list[str] = []
     for index, turn in enumerate(turns):
-        instructs = turn.role in ("system", "developer") or index == last
+        instructs = turn.role in ("system", "developer") or (turn.role == "user" and index >= last)
         (texts if instructs else unused).extend(text for text in turn.texts if text.strip())
         if index != last:
             unused.extend("[an earlier image]" for _ in turn.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,12 +10,12 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from captioner.wire import ModelCard
+from frontend.api.backend import Backend
 from frontend.api.chat_request import check_model
 from frontend.api.openapi import EXAMPLE_CARD, responses
-from frontend.model_card_cache import ModelCardCache
 
 
-def add_models(router: APIRouter, cards: ModelCardCache) -> None:
+def add_models(router: APIRouter, backend: Backend) -> None:
     """Add the endpoints to the API's router."""
 
     @router.get(
@@ -23,8 +24,8 @@ def add_models(router: APIRouter, cards: ModelCardCache) -> None:
         responses=responses("The model", "application/json", example=_list(EXAMPLE_CARD)),
     )
     async def models() -> JSONResponse:
-        """List the served model with its card. There is always exactly one."""
-        return JSONResponse(_list(await cards.get()))
+        """List the served model with its card, by its id and by each alias."""
+        return JSONResponse(_list(await backend.cards.get(), backend.aliases))
 
     @router.get(
         "/v1/models/{model:path}",
@@ -33,13 +34,13 @@ def add_models(router: APIRouter, cards: ModelCardCache) -> None:
     )
     async def retrieve(model: str) -> JSONResponse:
         """Return the served model's card by its id."""
-        card = await cards.get()
-        check_model(model, card)
+        card = await backend.cards.get()
+        check_model(model, card, backend.aliases)
         return JSONResponse(_model(card))
 
 
-def _list(card: ModelCard) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(card)]}
+def _list(card: ModelCard, aliases: Sequence[str] = ()) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(card), *(_model(card) | {"id": alias} for alias in aliases)]}
 
 
 def _model(card: ModelCard) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A caption as one JSON body, or as server-sent events.
+"""A caption as one JSON body, or as a stream of events.
 
 Each event is sent immediately. The decoding is cancelled when the response ends, for whatever reason.
 """
@@ -21,11 +21,13 @@ from captioner.wire import Caption
 from frontend.client_identity import client_parameters
 from frontend.middleware.exchange import CANCELLED_BY
 
-MEDIA_TYPES = ("application/json", "text/event-stream")  # of a whole caption and of a stream
+EVENT_STREAM = "text/event-stream"
+MEDIA_TYPES = ("application/json", EVENT_STREAM)  # of a whole caption and of a stream
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies such as nginx must not buffer the events
 
 WriteEvents = Callable[[AsyncCaptionStream, str], AsyncIterator[bytes]]  # (stream, its first text) → events
 WriteError = Callable[[CaptionerError], bytes]  # → the last event of a stream that breaks
+Whole = Callable[[Caption], dict[str, Any] | list[dict[str, Any]]]
 
 
 async def respond(
@@ -34,17 +36,21 @@ async def respond(
     prompt: str | None,
     parameters: Mapping[str, Any],
     *,
-    whole: Callable[[Caption], dict[str, Any]],
+    whole: Whole,
     events: WriteEvents,
     error_event: WriteError,
     headers: Mapping[str, str] | None = None,
+    media_type: str = EVENT_STREAM,
 ) -> Response:
-    """Request a caption and return the response: the JSON of `whole` if `stream` is False, otherwise `events`."""
+    """Request a caption and return the response: the JSON of `whole` if `stream` is False, otherwise `events`.
+
+    `media_type` is that of the events.
+    """
     parameters = {**parameters, **client_parameters()}
     if parameters["stream"] is False:
         return JSONResponse(whole(await client.caption(image, prompt=prompt, **parameters)), headers=headers)
     stream = await client.stream(image, prompt=prompt, **parameters)
-    return Events(stream, events(stream, await _first_text(stream)), error_event, headers)
+    return Events(stream, events(stream, await _first_text(stream)), error_event, headers, media_type)
 
 
 def event(data: object, name: str | None = None) -> bytes:
@@ -60,16 +66,15 @@ class Events(Response):
     stream would not be closed.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         stream: AsyncCaptionStream,
         events: AsyncIterator[bytes],
         error_event: WriteError,
         headers: Mapping[str, str] | None = None,
+        media_type: str = EVENT_STREAM,
     ) -> None:
-        super().__init__(headers=HEADERS | dict(headers or {}))
+        super().__init__(headers=HEADERS | dict(headers or {}), media_type=media_type)
         del self.headers["content-length"]
         self._stream = stream
         self._events = events

@@ -1,13 +1,15 @@
 """The HTTP API: one router with every endpoint, health checks and metrics beside it, and the middlewares around both.
 
-To add an endpoint, write a function like `add_captions` and call it in `api_router`. The middlewares get the router's
-routes, so the endpoint has the request limits and the metrics at any path. This module knows the client and no model.
+To add an endpoint, write a function like `add_captions` and name it in `APIS`. The middlewares get the router's routes,
+so the endpoint has the request limits and the metrics at any path. This module knows the client and no model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
@@ -20,32 +22,58 @@ from captioner.client import AsyncClient
 from captioner.errors import CaptionerError, ServerStopping, StreamStalled
 from captioner.wire import ModelCard
 from frontend.api import openapi
+from frontend.api.backend import Backend
 from frontend.api.captions import add_captions
 from frontend.api.chat import add_chat
 from frontend.api.models import add_models
-from frontend.http_errors import MethodRefused, PathUnknown, error_response
+from frontend.http_errors import ErrorBody, MethodRefused, PathUnknown, error_body, error_response
 from frontend.middleware.asgi import match_route
 from frontend.middleware.auth import AuthMiddleware
 from frontend.middleware.drain import Drain
+from frontend.middleware.error_format import ErrorFormatMiddleware, ErrorFormats
 from frontend.middleware.limits import LimitsMiddleware
 from frontend.middleware.metrics import Metrics, MetricsMiddleware
 from frontend.middleware.origin import OriginMiddleware
-from frontend.model_card_cache import ModelCardCache
-from frontend.options import Options
-from frontend.remote_images import RemoteImages
+from frontend.options import API_NAMES, Options
 
 log = logging.getLogger(__name__)
 
 READY_S = 2.0  # time limit of a readiness check
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+READ = METHODS[:2]
 
 
-def api_router(client: AsyncClient, images: RemoteImages, cards: ModelCardCache) -> APIRouter:
-    """Return the router with every endpoint of the API. A route's name is its label in the metrics."""
-    router = APIRouter()
-    add_captions(router, client, images)
-    add_chat(router, client, images, cards)
-    add_models(router, cards)
+@dataclass(frozen=True)
+class Api:
+    """A group of endpoints: the functions that add them to the router, and their format of errors."""
+
+    endpoints: tuple[Callable[[APIRouter, Backend], None], ...]
+    error_body: ErrorBody = error_body
+
+
+APIS: dict[str, Api] = {  # by their names in Options.apis
+    "captions": Api((add_captions, add_models)),
+    "openai": Api((add_chat,)),
+}
+assert tuple(APIS) == API_NAMES
+
+
+def api_router(backend: Backend, apis: Sequence[str]) -> tuple[APIRouter, ErrorFormats]:
+    """Return the router with the endpoints of `apis`, and each route's error format.
+
+    A route's name is its label in the metrics.
+    """
+    router, formats = APIRouter(), ErrorFormats()
+    for name in apis:
+        known = len(router.routes)
+        for add in APIS[name].endpoints:
+            add(router, backend)
+        for route in [each for each in router.routes[known:] if isinstance(each, APIRoute)]:
+            formats.append((route, APIS[name].error_body))
+            if "GET" in (route.methods or ()):
+                router.add_api_route(
+                    route.path, route.endpoint, methods=["HEAD"], name=route.name, include_in_schema=False
+                )
     endpoints = list(router.routes)
 
     async def refuse(request: Request, path: str) -> Response:
@@ -58,26 +86,20 @@ def api_router(client: AsyncClient, images: RemoteImages, cards: ModelCardCache)
         raise PathUnknown(f"/v1/{path[:80]} does not exist; the endpoints are {known}")
 
     router.add_api_route("/v1/{path:path}", refuse, methods=METHODS, name="none", include_in_schema=False)
-    return router
+    return router, formats
 
 
-def add_api(
-    app: FastAPI,
-    client: AsyncClient,
-    options: Options,
-    images: RemoteImages | None = None,
-    cards: ModelCardCache | None = None,
-) -> Drain:
-    """Add the API for the captioner servers of `client` to `app`, and access checks and limits for all that it serves.
+def add_api(app: FastAPI, backend: Backend, options: Options) -> Drain:
+    """Add the API to `app`, and access checks and limits for all that it serves.
 
     Returns what a server needs to stop without cutting requests. Call it before a page is mounted at "/", because that
     mount matches every path.
     """
     metrics, drain = Metrics(), Drain()
-    router = api_router(client, images or RemoteImages(options.image_hosts), cards or ModelCardCache(client))
+    router, formats = api_router(backend, options.apis)
     document = openapi.document(router, options.root_path)
     app.include_router(router)
-    app.include_router(_operations(client, metrics, drain))
+    app.include_router(_operations(backend.client, metrics, drain))
     app.add_api_route("/openapi.json", lambda: JSONResponse(document), include_in_schema=False)
     app.add_exception_handler(CaptionerError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -88,6 +110,7 @@ def add_api(
         app.add_middleware(AuthMiddleware, options=options)
     app.add_middleware(OriginMiddleware, options=options)
     app.add_middleware(MetricsMiddleware, routes=router.routes, metrics=metrics)
+    app.add_middleware(ErrorFormatMiddleware, formats=formats)
     return drain
 
 
@@ -96,11 +119,11 @@ def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRoute
     router = APIRouter(include_in_schema=False)
     asked: asyncio.Future[ModelCard] | None = None  # concurrent readiness checks share one request
 
-    @router.get("/healthz")
+    @router.api_route("/healthz", methods=READ)
     async def alive() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
-    @router.get("/readyz")
+    @router.api_route("/readyz", methods=READ)
     async def ready() -> JSONResponse:
         nonlocal asked
         if drain.begun:
@@ -117,7 +140,7 @@ def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRoute
             return JSONResponse({"status": error.code}, 503)
         return JSONResponse({"status": "ready", "model": card.model, "revision": card.revision})
 
-    @router.get("/metrics")
+    @router.api_route("/metrics", methods=READ)
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

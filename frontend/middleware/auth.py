@@ -17,11 +17,12 @@ from frontend.http_errors import AccessRefused, error_response
 from frontend.middleware.asgi import HEALTH, path_of
 from frontend.options import Options
 
+KEY_HEADERS = ("ocp-apim-subscription-key", "api-key", "x-api-key")  # that other services' clients send
 CHALLENGE = 'Basic realm="captioner", charset="UTF-8"'
 
 
 class AuthMiddleware:
-    """Accepts `Authorization: Bearer KEY`, Basic with USER:PASSWORD, or Basic with a key as the password."""
+    """Accepts `Authorization: Bearer KEY`, Basic with USER:PASSWORD or a key as the password, and KEY_HEADERS."""
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
         self.app = app
@@ -31,7 +32,9 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or path_of(scope) in HEALTH:
             return await self.app(scope, receive, send)
-        header = Headers(scope=scope).get("authorization")
+        headers = Headers(scope=scope)
+        keys = [headers[name] for name in KEY_HEADERS if name in headers]
+        header = headers.get("authorization") or (f"Bearer {keys[0]}" if keys else None)
         credentials = None if header is None else self._valid(header)
         if credentials is not None:
             sign_in(scope, credentials)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from frontend.http_errors import ERROR_CODE
 from frontend.middleware.asgi import match_route
 
+STREAMS = (b"text/event-stream", b"application/x-ndjson")  # media types
 BUCKETS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -69,7 +70,7 @@ class MetricsMiddleware:
             nonlocal status, awaits_text
             if message["type"] == "http.response.start":
                 status = message["status"]
-                awaits_text = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+                awaits_text = any(value.startswith(STREAMS) for _, value in message["headers"])
             elif awaits_text:
                 awaits_text = False
                 self._metrics.first_text.labels(endpoint).observe(time.monotonic() - began)

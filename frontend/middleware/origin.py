@@ -9,24 +9,38 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.http_errors import OriginRefused, error_response
 from frontend.middleware.asgi import HEALTH, path_of
 from frontend.options import Options, is_loopback
 
+METHODS = ("GET", "HEAD", "POST")
+EXPOSED_HEADERS = ("Retry-After", "retry-after-ms", "x-captioner-unused-text")  # that scripts of other origins may read
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OriginMiddleware:
     """Refuses an Origin that is neither this server's own nor one of `Options.allow_origins`.
 
-    On a loopback address without keys and login, Host must be a loopback name or the host of an allowed origin.
-    Gradio reflects any Origin in its CORS headers, so all CORS headers are removed.
+    Pages of allowed origins get the CORS headers that let them read the responses. Their preflight requests, which
+    carry no key, are answered here. On a loopback address without keys and login, Host must be a loopback name or the
+    host of an allowed origin. Gradio reflects any Origin in its CORS headers, so those of the app are removed.
     """
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
-        self.app = app
+        async def app_without_cors(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope, receive, _without_cors(send))
+
+        self.app = app_without_cors
+        self._with_cors = CORSMiddleware(
+            app_without_cors,
+            allow_origins=options.allow_origins,
+            allow_methods=METHODS,
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
         self._origins = {origin.lower() for origin in options.allow_origins}
         self._hosts = {urlsplit(origin).netloc for origin in self._origins}
         self._checks_host = is_loopback(options.host) and not options.has_login
@@ -36,7 +50,8 @@ class OriginMiddleware:
             return await self.app(scope, receive, send)
         error = self._refusal(scope)
         if error is None:
-            return await self.app(scope, receive, _without_cors(send))
+            is_allowed = Headers(scope=scope).get("origin", "").lower() in self._origins
+            return await (self._with_cors if is_allowed else self.app)(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         return await error_response(error)(scope, receive, send)

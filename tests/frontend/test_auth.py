@@ -54,6 +54,10 @@ def test_only_a_valid_key_or_password_opens_the_page_and_the_api(
             assert client.get("/", headers={"Authorization": header}).text == PAGE, header
             answer = client.get("/v1/models", headers={"Authorization": header})
             assert error_of(answer)["code"] == "SERVER_UNREACHABLE", header
+        if options.api_keys:
+            for name in ("api-key", "x-api-key", "Ocp-Apim-Subscription-Key"):
+                assert client.get("/", headers={name: "key-one"}).text == PAGE
+                assert client.get("/", headers={name: "key-on"}).status_code == 401
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
 

@@ -75,10 +75,10 @@ def test_a_text_together_with_a_style_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([user(IMAGE, IMAGE, IMAGE)], "has 3 images in the last user message; it must be exactly one"),
-        ([user(text("Hi"))], "the last user message has no image"),
-        ([user(IMAGE), user(text("And this?"))], "the last user message has no image"),
-        ([{"role": "assistant", "content": "Hi"}], "the last user message has no image"),
+        ([user(IMAGE, IMAGE, IMAGE)], "messages[0] has 3 images; it must have exactly one"),
+        ([user(IMAGE), user(IMAGE, IMAGE), user(text("Hi"))], "messages[1] has 2 images; it must have exactly one"),
+        ([user(text("Hi"))], "no user message has an image"),
+        ([{"role": "assistant", "content": "Hi"}], "no user message has an image"),
         ([], "messages is missing"),
         ("Hi", "messages is missing or not a list"),
         ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0] is not a message with a known role"),
@@ -95,7 +95,15 @@ def test_messages_without_exactly_one_image_to_caption_are_an_error(messages: An
     assert words in error_message(messages=messages)
 
 
-@pytest.mark.parametrize("name", [*NEUTRAL, "user", "metadata", "max_tokens", "temperature", "stream_options"])
+def test_the_newest_image_is_captioned_and_the_texts_after_it_instruct() -> None:
+    answer = {"role": "assistant", "content": "A cat."}
+    chat = parse(messages=[user(text("Old"), IMAGE), user(text("One?"), IMAGE), answer, user(text("Shorter!"))])
+    assert (chat.prompt, chat.unused_text) == ("One?\n\nShorter!", "Old\n\n[an earlier image]\n\nA cat.")
+
+
+@pytest.mark.parametrize(
+    "name", [*NEUTRAL, "user", "metadata", "max_tokens", "temperature", "stream_options", "verbosity", "anything"]
+)
 def test_null_means_the_default_of_every_parameter(name: str) -> None:
     assert parse(**{name: None}) == parse()
 
@@ -140,11 +148,12 @@ def test_every_parameter_of_the_wire_is_accepted_by_its_own_name() -> None:
 @pytest.mark.parametrize(
     ("given", "sent"),
     [
-        ({"max_tokens": 5}, {"max_tokens": 5}),
-        ({"max_completion_tokens": 5}, {"max_tokens": 5}),
-        ({"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
-        ({"max_tokens": 64}, {}),
-        ({"max_tokens": 100_000}, {}),
+        ({"max_tokens": 5}, {"max_tokens": 5, "fit_max_tokens": True}),
+        ({"max_completion_tokens": 5}, {"max_tokens": 5, "fit_max_tokens": True}),
+        ({"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5, "fit_max_tokens": True}),
+        ({"max_tokens": 94}, {"max_tokens": 94, "fit_max_tokens": True}),
+        ({"max_tokens": 100_000}, {"max_tokens": 2048, "fit_max_tokens": True}),
+        ({"top_k": -1}, {}),
         ({"stop": "."}, {"stop": ["."]}),
         ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 import frontend.model_card_cache
 from captioner.client import Client
+from frontend.options import Options
 from tests.support.api_server import api_server
 from tests.support.cards import CARD, CardServer
 from tests.support.served import Served
@@ -59,3 +60,10 @@ def test_a_new_version_is_listed_when_the_cached_card_has_expired(monkeypatch: p
         monkeypatch.setattr(frontend.model_card_cache, "MAX_AGE_S", 0.0)
         versions.append(httpx.get(f"{url}/v1/models").json()["data"][0]["version"])
     assert versions == ["1", "1", "2"]
+
+
+def test_an_alias_is_listed_and_names_the_served_model() -> None:
+    with closing(CardServer(CARD)) as server, api_server(server.address, Options(aliases=("gpt-4o", "dummy"))) as url:
+        assert [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]] == [CARD.model, "gpt-4o", "dummy"]
+        assert httpx.get(f"{url}/v1/models/gpt-4o").json()["id"] == CARD.model
+        assert httpx.get(f"{url}/v1/models/gpt-4").status_code == 404

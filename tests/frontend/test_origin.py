@@ -34,10 +34,27 @@ def test_a_foreign_origin_is_refused_at_every_path_and_never_reflected(serve_pag
                 assert (answer.status_code, answer.json()["error"]["code"]) == (403, "ORIGIN_REFUSED"), (path, origin)
                 assert not any(name.startswith("access-control-") for name in answer.headers)
     for path in PATHS:
-        for headers in ({}, {"Origin": url}, {"Origin": "https://captions.example.org"}):
+        for headers in ({}, {"Origin": url}):
             answer = httpx.get(url + path, headers=headers, timeout=30)
             assert answer.status_code != 403, (path, headers)
             assert not any(name.startswith("access-control-") for name in answer.headers), path
+        answer = httpx.get(url + path, headers={"Origin": "https://captions.example.org"}, timeout=30)
+        assert answer.headers["access-control-allow-origin"] == "https://captions.example.org"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_pages_of_an_allowed_origin_may_ask_before_they_send_a_key() -> None:
+    allowed = "https://my.example"
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    with api_server(DEAD, Options(api_keys=("secret",), allow_origins=(allowed,))) as url:
+        for path in ("/v1/chat/completions", "/v1/captions", "/v1/models"):
+            answer = httpx.options(url + path, headers=asks | {"Origin": allowed})
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, allowed)
+            assert {"authorization", "content-type"} <= set(answer.headers["access-control-allow-headers"].split(","))
+            assert "POST" in answer.headers["access-control-allow-methods"]
+            refused = httpx.post(url + path, headers={"Origin": allowed})
+            assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, allowed)
+            assert httpx.options(url + path, headers=asks | {"Origin": EVIL}).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def add_endpoint(monkeypatch: pytest.MonkeyPatch, cancelled: threading.Event) ->
             raise
         return body
 
-    def api_router(*arguments: Any) -> APIRouter:
-        router = original(*arguments)
+    def api_router(*arguments: Any) -> tuple[APIRouter, Any]:
+        router, formats = original(*arguments)
         router.add_api_route("/elsewhere", answer, methods=["POST"], name="elsewhere")
-        return router
+        return router, formats
 
     original = routes.api_router
     monkeypatch.setattr(routes, "api_router", api_router)
@@ -70,6 +70,19 @@ def test_an_endpoint_at_any_path_has_limits_cancellation_and_metrics(monkeypatch
             assert httpx.get(f"{url}/readyz").json() == {"status": "SERVER_UNREACHABLE"}
         assert cancelled.wait(5)
         assert soon(lambda: counted(499) and metrics_have("captioner_api_in_flight 0.0"))
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/captioner"])
+def test_head_has_the_status_of_get_and_no_body(dead_url: str, path: str) -> None:
+    answer = httpx.head(dead_url + path)
+    assert (answer.status_code, answer.content) == (httpx.get(dead_url + path).status_code, b"")
+
+
+def test_only_the_named_apis_are_served() -> None:
+    with api_server(DEAD, Options(apis=("captions",))) as url:
+        assert httpx.post(f"{url}/v1/chat/completions", json={}).status_code == 404
+        assert httpx.get(f"{url}/v1/models").status_code == 503
+        assert "/v1/chat/completions" not in httpx.get(f"{url}/openapi.json").text
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from captioner.client import AsyncClient
+from frontend.api.backend import Backend
 from frontend.api.routes import add_api
 from frontend.middleware.drain import Drain
+from frontend.model_card_cache import ModelCardCache
 from frontend.options import Options
 from frontend.remote_images import RemoteImages
 from frontend.server import http_server
@@ -29,7 +31,9 @@ def api_server(address: str, options: Options | None = None, images: RemoteImage
     """Serve an API for the captioner server at `address`; yield its URL."""
     app = FastAPI(openapi_url=None)
     options = options or Options()
-    drain = add_api(app, AsyncClient(address, shrink=False), options, images)
+    client = AsyncClient(address, shrink=False)
+    images = images or RemoteImages(options.image_hosts)
+    drain = add_api(app, Backend(client, images, ModelCardCache(client), options.aliases), options)
     app.mount("/", PlainTextResponse(PAGE))
     with application_server(app, drain, options) as url:
         yield url
