@@ -13,12 +13,12 @@ run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 
 test: environment check  ## what must hold at every commit, within 12 minutes on two idle cores
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
-	@$(call pytest,-n 2 --dist loadfile -m "not exhaustive and not alone")
+	@$(call pytest,-n 3 --dist loadfile -m "not exhaustive and not alone")
 	@$(call pytest,-m "alone and not exhaustive")
 
 test-all: environment check  ## everything, within 35 minutes: published dimensions, every kill step, Ray, long benchmarks
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
-	@$(call pytest,-n 2 --dist loadfile -m "not alone")
+	@$(call pytest,-n 3 --dist loadfile -m "not alone")
 	@$(call pytest,-m alone)
 
 check: environment  ## style and types

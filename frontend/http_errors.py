@@ -113,7 +113,7 @@ STATUSES: dict[type[CaptionerError], int] = {
     CaptionerError: 500,
 }
 OPENAI_CODES = {AccessRefused.code: "invalid_api_key", ModelUnknown.code: "model_not_found"}
-RETRIES_PER_S = 50  # that this process invites
+RETRIES_PER_S = 20  # that this process invites
 MIN_RETRY_S, MIN_SPREAD_S, MAX_SPREAD_S = 0.1, 1.0, 30.0
 ERROR_CODE = "captioner.error_code"  # in the scope: the code of the error response, for the metrics
 ERROR_BODY = "captioner.error_body"  # in the scope: the ErrorBody of the endpoint

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from captioner.errors import StartupRefused
 
-API_NAMES = ("captions", "openai")
+API_NAMES = ("captions", "openai", "ollama")
 MAX_ALIAS = 200
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,7 @@ from captioner.client.stream import AsyncCaptionStream
 from captioner.errors import CaptionerError
 from captioner.wire import Caption, Details, FinishReason, ModelCard
 from frontend.api.backend import Backend
-from frontend.api.chat_request import WIRE_NAMES, ChatRequest, chat_request
+from frontend.api.chat_request import WIRE_NAMES, chat_request
 from frontend.api.openapi import chat_body, responses
 from frontend.api.request_body import read_json
 from frontend.api.responses import MEDIA_TYPES, event, respond
@@ -32,8 +32,8 @@ FINISH_REASONS: dict[FinishReason, str] = {
 class Completion:
     """One response, whole or in chunks."""
 
-    def __init__(self, card: ModelCard, chat: ChatRequest) -> None:
-        self._chat = chat
+    def __init__(self, card: ModelCard, unused_text: str, include_usage: bool) -> None:
+        self._unused_text, self._include_usage = unused_text, include_usage
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -62,22 +62,21 @@ class Completion:
             raise CaptionerError("the stream ended without details")
         last = [_choice("delta", {}, FINISH_REASONS[details.finish_reason])]
         yield self._chunk(last, captioner=self._captioner(details))
-        if self._chat.include_usage:
+        if self._include_usage:
             yield self._chunk([], usage=_usage(details))
         yield b"data: [DONE]\n\n"
 
     @property
     def headers(self) -> dict[str, str]:
         """Response headers. They report before the first token that the model ignores the messages' text."""
-        return {"x-captioner-unused-text": "true"} if self._chat.unused_text else {}
+        return {"x-captioner-unused-text": "true"} if self._unused_text else {}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: object) -> bytes:
-        usage = {"usage": None} if self._chat.include_usage else {}
+        usage = {"usage": None} if self._include_usage else {}
         return event(self._head | {"object": "chat.completion.chunk", "choices": choices} | usage | more)
 
     def _captioner(self, details: Details) -> dict[str, Any]:
-        unused = self._chat.unused_text
-        return asdict(details) | ({"unused_text": unused} if unused else {})
+        return asdict(details) | ({"unused_text": self._unused_text} if self._unused_text else {})
 
 
 def add_chat(router: APIRouter, backend: Backend) -> None:
@@ -94,15 +93,15 @@ def add_chat(router: APIRouter, backend: Backend) -> None:
         body = await read_json(request)
         card = await backend.cards.get()
         chat = chat_request(body, card, backend.aliases)
-        image = await backend.images.read(chat.image)
-        chat = replace(chat, image="")  # the image as text is not needed while the caption is generated
-        del body
-        completion = Completion(card, chat)
+        image = await backend.images.read(chat.question.image)
+        prompt, parameters = chat.question.prompt, chat.parameters | {"stream": chat.stream}
+        completion = Completion(card, chat.question.unused_text, chat.include_usage)
+        del body, chat  # the image as text is not needed while the caption is generated
         return await respond(
             backend.client,
             image,
-            chat.prompt,
-            chat.parameters | {"stream": chat.stream},
+            prompt,
+            parameters,
             whole=completion.whole,
             events=completion.chunks,
             error_event=chat_error,

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 
 from captioner.wire import ModelCard
 from frontend.api.backend import Backend
-from frontend.api.chat_request import check_model
 from frontend.api.openapi import EXAMPLE_CARD, responses
+from frontend.api.request_values import check_model
 
 
 def add_models(router: APIRouter, backend: Backend) -> None:

@@ -34,6 +34,8 @@ EXAMPLE_CARD = ModelCard(
     follows_instructions=False,
     prompts={"descriptive": {"short": "<|short|>", "medium": "<|medium|>"}},
 )
+MODEL = {"type": "string", "description": "the served model's id, an alias of it, or captioner"}
+TOKEN_LIMIT = {"type": "integer", "minimum": 1, "description": "maximum number of tokens to generate"}
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 TEXTS = {"type": "array", "items": {"type": "string"}}
 
@@ -59,14 +61,13 @@ def captions_body(names: tuple[str, ...]) -> Schema:
 def chat_body(names: tuple[str, ...]) -> Schema:
     """Return the schema of the body of POST /v1/chat/completions; `names` are the wire's parameters."""
     usage = _object({"include_usage": {"type": "boolean"}})
-    bound = {"type": "integer", "minimum": 1, "description": "maximum number of tokens to generate"}
     own = {
-        "model": {"type": "string", "description": "the served model's id, or captioner"},
+        "model": MODEL,
         "messages": {"type": "array", "items": {"type": "object"}},
         "stream": {"type": "boolean", "default": False},
         "stream_options": usage,
-        "max_tokens": bound,
-        "max_completion_tokens": bound,
+        "max_tokens": TOKEN_LIMIT,
+        "max_completion_tokens": TOKEN_LIMIT,
     }
     parameters = {name: _parameter(PARAMETERS[name]) for name in names}
     image = {"type": "image_url", "image_url": {"url": EXAMPLE_IMAGE}}
@@ -74,6 +75,36 @@ def chat_body(names: tuple[str, ...]) -> Schema:
     example = {"model": "captioner", "messages": [{"role": "user", "content": content}], "max_tokens": 20}
     schema = _object(own | parameters, "model", "messages")
     return _body({"application/json": {"schema": schema, "example": example}})
+
+
+def responses_body(names: tuple[str, ...]) -> Schema:
+    """Return the schema of the body of POST /v1/responses; `names` are the wire's parameters."""
+    own = {
+        "model": MODEL,
+        "input": {"type": "array", "items": {"type": "object"}},
+        "instructions": {"type": "string"},
+        "stream": {"type": "boolean", "default": False},
+        "max_output_tokens": TOKEN_LIMIT,
+    }
+    content = [
+        {"type": "input_text", "text": "Describe the image."},
+        {"type": "input_image", "image_url": EXAMPLE_IMAGE},
+    ]
+    example = {"model": "captioner", "input": [{"role": "user", "content": content}], "max_output_tokens": 20}
+    schema = _object(own | {name: _parameter(PARAMETERS[name]) for name in names}, "model", "input")
+    return _body({"application/json": {"schema": schema, "example": example}})
+
+
+def json_body(example: Schema, *required: str) -> Schema:
+    """Return the schema of a body in another service's format, given an example."""
+    kinds = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
+    properties = {name: {"type": kinds[type(value)]} for name, value in example.items()}
+    return _body({"application/json": {"schema": _object(properties, *required), "example": example}})
+
+
+def file_body(*others: tuple[str, Schema]) -> Schema:
+    """Return the schema of a body that is the image file itself, or one of `others`, (media type, its content)."""
+    return _body({"image/*": {"schema": {"type": "string", "format": "binary"}}} | dict(others))
 
 
 def responses(description: str, *media_types: str, example: object = None) -> Responses:

@@ -26,6 +26,8 @@ from frontend.api.backend import Backend
 from frontend.api.captions import add_captions
 from frontend.api.chat import add_chat
 from frontend.api.models import add_models
+from frontend.api.ollama import add_ollama, ollama_error
+from frontend.api.openai_responses import add_responses
 from frontend.http_errors import ErrorBody, MethodRefused, PathUnknown, error_body, error_response
 from frontend.middleware.asgi import match_route
 from frontend.middleware.auth import AuthMiddleware
@@ -53,7 +55,8 @@ class Api:
 
 APIS: dict[str, Api] = {  # by their names in Options.apis
     "captions": Api((add_captions, add_models)),
-    "openai": Api((add_chat,)),
+    "openai": Api((add_chat, add_responses)),
+    "ollama": Api((add_ollama,), ollama_error),
 }
 assert tuple(APIS) == API_NAMES
 

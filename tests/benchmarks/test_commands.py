@@ -130,8 +130,9 @@ def test_the_bulk_job_is_compared_with_photos_in_memory(main: Main, served: Serv
     assert 0 < document["job_over_memory"]["low"] <= document["job_over_memory"]["high"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.triton
-@pytest.mark.parametrize("endpoint", ["grpc", pytest.param("http", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("endpoint", ["grpc", "http"])
 def test_the_overload_benchmark_counts_every_request(main: Main, served: Served, page_url: str, endpoint: str) -> None:
     page = f" --page {page_url}" if endpoint == "http" else ""
     lines = main("benchmarks.overload", f"--server {served.grpc} --seconds 2 --in-flight 8 --deadline-ms 2000{page}")

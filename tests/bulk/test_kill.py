@@ -113,7 +113,7 @@ def last_changes(folder: Path, form: str) -> Callable[[], int]:
         pytest.param("txt", "prepend", "{} old", marks=pytest.mark.exhaustive),
         pytest.param("txt", "overwrite", "{}", marks=pytest.mark.exhaustive),
         pytest.param("xmp", "append", "old {}", marks=pytest.mark.exhaustive),
-        ("exif", "prepend", "{} old"),
+        pytest.param("exif", "prepend", "{} old", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_killed_job_changes_each_caption_once(

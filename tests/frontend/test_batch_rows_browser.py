@@ -329,6 +329,7 @@ def test_alt_and_an_arrow_key_go_through_the_shown_rows(page: Page, tmp_path: Pa
         expect(page.locator(field(page, name))).to_be_focused()
 
 
+@pytest.mark.exhaustive
 def test_two_thousand_rows_have_few_elements_and_small_thumbnails(page: Page, tmp_path: Path) -> None:
     (path,) = photos(tmp_path, 1)
     Image.open(path).resize((1600, 1200)).save(path)

@@ -22,7 +22,7 @@ from captioner.client import Client
 from frontend.api.chat import Completion, chat_error
 from frontend.api.responses import Events
 from frontend.options import Options
-from tests.frontend.test_chat_request import IMAGE, KNOWN, body, parse, text, user
+from tests.frontend.test_chat_request import IMAGE, KNOWN, body, text, user
 from tests.support.api_client import CHAT, PHOTO, BreakingStream, body_of
 from tests.support.api_server import DEAD, api_server
 from tests.support.cards import CARD
@@ -158,7 +158,7 @@ def test_a_broken_image_is_a_bad_request_error(client: openai.OpenAI) -> None:
 def test_a_stream_that_breaks_ends_with_openais_error_instead_of_done() -> None:
     async def read() -> str:
         stream: Any = BreakingStream()
-        completion = Completion(CARD, parse())
+        completion = Completion(CARD, "", include_usage=False)
         return await body_of(Events(stream, completion.chunks(stream, "A"), chat_error))
 
     *chunks, last = [json.loads(line.removeprefix("data: ")) for line in asyncio.run(read()).split("\n\n") if line]

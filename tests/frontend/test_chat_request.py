@@ -46,26 +46,26 @@ def error_message(**more: Any) -> str:
 def test_system_and_user_texts_become_the_prompt_of_an_instruction_tuned_model() -> None:
     messages = [{"role": "system", "content": "Be brief."}, user(text("What is this?"), IMAGE, text("In French."))]
     chat = parse(messages=messages)
-    assert (chat.prompt, chat.unused_text) == ("Be brief.\n\nWhat is this?\n\nIn French.", "")
-    assert chat.image == DATA_URL
+    assert (chat.question.prompt, chat.question.unused_text) == ("Be brief.\n\nWhat is this?\n\nIn French.", "")
+    assert chat.question.image == DATA_URL
 
 
 def test_a_model_that_does_not_follow_instructions_returns_all_texts_as_unused() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, user(text("What is this?"), IMAGE)]
     chat = parse(BASE_MODEL, messages=messages, length="short")
-    assert (chat.prompt, chat.unused_text) == (None, "Be brief.\n\nWhat is this?")
+    assert (chat.question.prompt, chat.question.unused_text) == (None, "Be brief.\n\nWhat is this?")
     assert chat.parameters == {"length": "short"}
 
 
 def test_earlier_turns_are_returned_as_unused() -> None:
     messages = [user(text("One?"), IMAGE), {"role": "assistant", "content": "A cat."}, user(text("Two?"), IMAGE)]
     chat = parse(messages=messages)
-    assert (chat.prompt, chat.unused_text) == ("Two?", "One?\n\n[an earlier image]\n\nA cat.")
+    assert (chat.question.prompt, chat.question.unused_text) == ("Two?", "One?\n\n[an earlier image]\n\nA cat.")
 
 
 def test_without_a_text_the_models_own_prompt_applies() -> None:
-    assert parse(style="plain").prompt is None
-    assert parse(messages=[user(text(" \n"), IMAGE)]).prompt is None
+    assert parse(style="plain").question.prompt is None
+    assert parse(messages=[user(text(" \n"), IMAGE)]).question.prompt is None
 
 
 def test_a_text_together_with_a_style_is_an_error() -> None:
@@ -75,8 +75,11 @@ def test_a_text_together_with_a_style_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([user(IMAGE, IMAGE, IMAGE)], "messages[0] has 3 images; it must have exactly one"),
-        ([user(IMAGE), user(IMAGE, IMAGE), user(text("Hi"))], "messages[1] has 2 images; it must have exactly one"),
+        ([user(IMAGE, IMAGE, IMAGE)], "messages has 3 images in message 1; it must be exactly one"),
+        (
+            [user(IMAGE), user(IMAGE, IMAGE), user(text("Hi"))],
+            "messages has 2 images in message 2; it must be exactly one",
+        ),
         ([user(text("Hi"))], "no user message has an image"),
         ([{"role": "assistant", "content": "Hi"}], "no user message has an image"),
         ([], "messages is missing"),
@@ -98,7 +101,10 @@ def test_messages_without_exactly_one_image_to_caption_are_an_error(messages: An
 def test_the_newest_image_is_captioned_and_the_texts_after_it_instruct() -> None:
     answer = {"role": "assistant", "content": "A cat."}
     chat = parse(messages=[user(text("Old"), IMAGE), user(text("One?"), IMAGE), answer, user(text("Shorter!"))])
-    assert (chat.prompt, chat.unused_text) == ("One?\n\nShorter!", "Old\n\n[an earlier image]\n\nA cat.")
+    assert (chat.question.prompt, chat.question.unused_text) == (
+        "One?\n\nShorter!",
+        "Old\n\n[an earlier image]\n\nA cat.",
+    )
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def up(folder: Path, home: Path, ports: dict[str, int]) -> Iterator[subprocess.P
 
 @pytest.mark.triton
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_captioner_up_serves_from_an_empty_folder_and_publishes_into_the_users_data_folder(
     whole: Path, tmp_path: Path
 ) -> None:
