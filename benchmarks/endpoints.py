@@ -3,10 +3,11 @@
     python -m benchmarks.endpoints [--server 127.0.0.1:8001] [--page http://127.0.0.1:7860] [--photos 100]
 
 Every photo goes through every endpoint, one request at a time, in an order that is random for each photo: the gRPC
-client, `/v1/captions` with and without streaming, `/v1/chat/completions` with streaming, and the page's own script in
-headless Chromium. Photos are crops of the shipped examples with random bytes after the image's end, so that no request
-hits the feature cache. Results are medians of each photo's difference to gRPC, with a 95 % bootstrap interval. Up to
-ten warm-up photos are discarded. The last line of stdout is one JSON document.
+client, `/v1/captions` with and without streaming and with the file as the body, OpenAI's chat and responses and
+Ollama's chat with streaming, Hugging Face's and Azure's endpoints, and the page's own script in headless Chromium. Photos are
+crops of the shipped examples with random bytes after the image's end, so that no request hits the feature cache. Results
+are medians of each photo's difference to gRPC, with a 95 % bootstrap interval. Up to ten warm-up photos are discarded.
+The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from captioner.client.load_test import unique_images
 from captioner.wire import GRPC_PORT, PAGE_PORT
 
 CHROMIUM = "/usr/bin/chromium"
+WHOLE = ("captions_whole", "file", "huggingface", "azure")  # without streaming
 MAX_WARM_UP = 10  # photos
 RESAMPLES = 1000
 Times = tuple[float, float]  # ms to the first text and to the end
@@ -42,7 +44,7 @@ IN_PAGE = """async (image) => {
     const file = new File([bytes], "a.jpg", { type: "image/jpeg" });
     const began = performance.now();
     let first = 0;
-    await caption(file, {}, { signal: new AbortController().signal, onText: () => (first ||= performance.now()) });
+    await caption({ file }, {}, { signal: new AbortController().signal, onText: () => (first ||= performance.now()) });
     return [first - began, performance.now() - began];
 }"""
 
@@ -65,6 +67,9 @@ def endpoints(client: Client, http: httpx.Client, page: Page) -> dict[str, Endpo
                 first = first or time.perf_counter()
         return (first - began) * 1000, (time.perf_counter() - began) * 1000
 
+    def data_url(image: bytes) -> str:
+        return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+
     def captions(image: bytes) -> Times:
         return post("/v1/captions", files={"image": ("a.jpg", image)}, data={"stream": "true"})
 
@@ -72,16 +77,44 @@ def endpoints(client: Client, http: httpx.Client, page: Page) -> dict[str, Endpo
         return post("/v1/captions", files={"image": ("a.jpg", image)})
 
     def chat(image: bytes) -> Times:
-        url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": url}}]
+        content = [{"type": "image_url", "image_url": {"url": data_url(image)}}]
         messages = [{"role": "user", "content": content}]
         return post("/v1/chat/completions", json={"model": "captioner", "stream": True, "messages": messages})
+
+    def file(image: bytes) -> Times:
+        return post("/v1/captions", content=image, headers={"Content-Type": "image/jpeg"})
+
+    def openai_responses(image: bytes) -> Times:
+        turns = [{"role": "user", "content": [{"type": "input_image", "image_url": data_url(image)}]}]
+        return post("/v1/responses", json={"model": "captioner", "stream": True, "input": turns})
+
+    def ollama(image: bytes) -> Times:
+        message = {"role": "user", "images": [base64.b64encode(image).decode()]}
+        return post("/api/chat", json={"model": "captioner", "messages": [message]})
+
+    def huggingface(image: bytes) -> Times:
+        return post("/", content=image, headers={"Content-Type": "image/jpeg"})
+
+    def azure(image: bytes) -> Times:
+        headers = {"Content-Type": "application/octet-stream"}
+        return post("/computervision/imageanalysis:analyze?features=caption", content=image, headers=headers)
 
     def in_page(image: bytes) -> Times:
         first, total = page.evaluate(IN_PAGE, base64.b64encode(image).decode())
         return first, total
 
-    return {"grpc": grpc, "captions": captions, "captions_whole": captions_whole, "chat": chat, "page": in_page}
+    return {
+        "grpc": grpc,
+        "captions": captions,
+        "captions_whole": captions_whole,
+        "file": file,
+        "chat": chat,
+        "responses": openai_responses,
+        "ollama": ollama,
+        "huggingface": huggingface,
+        "azure": azure,
+        "page": in_page,
+    }
 
 
 def measure(server: str, url: str, photos: int) -> dict[str, object]:
@@ -104,7 +137,7 @@ def measure(server: str, url: str, photos: int) -> dict[str, object]:
         base = [each[index] for each in kept["grpc"]]
         result[f"grpc_{event}_p50_ms"] = round(statistics.median(base), 2)
         for name, each in kept.items():
-            if name == "grpc" or (event == "first_text" and name == "captions_whole"):
+            if name == "grpc" or (event == "first_text" and name in WHOLE):
                 continue
             added = [ms[index] - grpc_ms for ms, grpc_ms in zip(each, base, strict=True)]
             result[f"{name}_{event}_added_ms"] = _median(added)

@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         help="gRPC addresses of the captioner servers; prefix an address with grpcs:// for TLS (default: %(default)s)",
     )
     parser.add_argument("--host", default=Options.host, help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=wire.PAGE_PORT, help="port to listen on (default: %(default)s)")
+    port = os.environ.get("AIP_HTTP_PORT") or wire.PAGE_PORT  # Vertex AI's
+    parser.add_argument("--port", type=int, default=port, help="port to listen on (default: %(default)s)")
     parser.add_argument(
         "--root-path",
         default="",
@@ -135,6 +136,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         insecure=arguments.insecure,
         allow_origins=tuple(arguments.allow_origin),
         apis=tuple(arguments.apis.split(",")),
+        vertex_health=os.environ.get("AIP_HEALTH_ROUTE", ""),
+        vertex_predict=os.environ.get("AIP_PREDICT_ROUTE", ""),
         aliases=tuple(arguments.alias),
         image_hosts=tuple(arguments.image_host),
         max_in_flight=arguments.max_in_flight,

@@ -1,4 +1,4 @@
-"""Who sends a request: its API key or user if it has one, otherwise its network address.
+"""Who sends a request: its API key or user if it has one, otherwise its network address; and the request's id.
 
 Limits are shared by these clients, here and (as `client_id`) at the captioner server. Keys appear only as hashes.
 """
@@ -15,6 +15,7 @@ CLIENT_ID = "client_id"  # the wire's parameter; only this process sets it
 IPV6_PREFIX = 64  # bits; a network of this size is one customer
 _SCOPE_KEY = "captioner.client"
 _current: ContextVar[str] = ContextVar("client", default="")
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def sign_in(scope: Scope, credentials: bytes) -> None:
@@ -50,9 +51,20 @@ def current() -> str:
     return _current.get()
 
 
+def set_request_id(request_id: str) -> None:
+    """Set the id of the request that the running task answers."""
+    _request_id.set(request_id)
+
+
+def request_id() -> str:
+    """Return the id of the running task's request, or "" outside a request."""
+    return _request_id.get()
+
+
 def client_parameters() -> dict[str, str]:
-    """Return the request parameter by which the captioner server shares its turns between clients."""
-    return {CLIENT_ID: current()} if current() else {}
+    """Return the client, by which the captioner server shares its turns, and the request's id."""
+    values = {CLIENT_ID: current(), "request_id": request_id()}
+    return {name: value for name, value in values.items() if value}
 
 
 def _hash(text: bytes) -> str:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from captioner.errors import StartupRefused
 
-API_NAMES = ("captions", "openai", "ollama")
+API_NAMES = ("captions", "openai", "ollama", "huggingface", "azure", "sagemaker")
+HEALTH_PATHS = ("/readyz", "/ping")  # /ping is SageMaker's
 MAX_ALIAS = 200
 
 
@@ -22,6 +23,8 @@ class Options:
     insecure: bool = False  # listen on other addresses than loopback without keys and login
     allow_origins: tuple[str, ...] = ()  # such as https://captions.example.org: other web origins of this server
     apis: tuple[str, ...] = API_NAMES  # groups of endpoints to serve; the page needs captions
+    vertex_health: str = ""  # Vertex AI's path of health checks
+    vertex_predict: str = ""  # and of predictions; empty outside Vertex AI
     aliases: tuple[str, ...] = ()  # other names of the served model
     image_hosts: tuple[str, ...] = ()  # such as images.example.org, *.example.org or images.example.org:8443
     max_in_flight: int = 64  # concurrent API requests
@@ -52,17 +55,33 @@ class Options:
                 raise StartupRefused(
                     f"allow_origins has {origin!r}; an origin is http(s)://HOST or http(s)://HOST:PORT"
                 )
-        for name in self.apis:
-            if name not in API_NAMES:
-                raise StartupRefused(f"apis has {name!r}; the APIs are {', '.join(API_NAMES)}")
-        for alias in self.aliases:
-            if not alias.isprintable() or not 0 < len(alias) <= MAX_ALIAS:
-                raise StartupRefused(f"the alias {alias[:80]!r} must be 1 to {MAX_ALIAS} printable characters")
+        self._check_endpoints()
         if not (is_loopback(self.host) or self.has_login or self.insecure):
             raise StartupRefused(
                 f"the address {self.host!r} is open to others, and there is no key and no login; set "
                 "CAPTIONER_API_KEYS or CAPTIONER_AUTH, or pass --insecure to give access to everyone"
             )
+
+    def _check_endpoints(self) -> None:
+        for name in self.apis:
+            if name not in API_NAMES:
+                raise StartupRefused(f"apis has {name!r}; the APIs are {', '.join(API_NAMES)}")
+        for name, path in (("AIP_HEALTH_ROUTE", self.vertex_health), ("AIP_PREDICT_ROUTE", self.vertex_predict)):
+            if path and not path.startswith("/"):
+                raise StartupRefused(f"{name} is {path!r}; it must begin with /")
+        for alias in self.aliases:
+            if not alias.isprintable() or not 0 < len(alias) <= MAX_ALIAS:
+                raise StartupRefused(f"the alias {alias[:80]!r} must be 1 to {MAX_ALIAS} printable characters")
+
+    @property
+    def ready_paths(self) -> tuple[str, ...]:
+        """The paths of readiness checks."""
+        return (*HEALTH_PATHS, *filter(None, [self.vertex_health]))
+
+    @property
+    def health_paths(self) -> frozenset[str]:
+        """The paths that orchestrators call by address and without a key, also under full load."""
+        return frozenset({"/healthz", *self.ready_paths})
 
     @property
     def has_login(self) -> bool:

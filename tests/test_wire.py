@@ -118,7 +118,9 @@ def test_an_absent_parameter_has_the_default_of_the_table() -> None:
     assert {name: getattr(nothing, name) or None for name in shown} == {k: v or None for k, v in shown.items()}
 
 
-def test_stop_is_a_json_list_of_up_to_four_texts() -> None:
+def test_stop_is_one_text_or_a_json_list_of_up_to_four() -> None:
+    assert parse_parameters({"stop": "on the "}).stop == ("on the ",)
+    assert parse_parameters({"stop": '"."'}).stop == ('"."',)
     assert parse_parameters({"stop": '[".", "</s>"]'}).stop == (".", "</s>")
     for texts in ('[""]', '["a", "b", "c", "d", "e"]', json.dumps(["x" * 257])):
         assert "up to 4 texts of 1 to 256 characters" in refusal(stop=texts)

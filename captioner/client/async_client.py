@@ -79,8 +79,8 @@ class AsyncClient:
     ) -> AsyncCaptionStream:
         """Send `image`, a file's bytes or path, and return without waiting for text.
 
-        `parameters`: see `captioner.wire.PARAMETERS`. Wrong ones raise ParameterUnknown, ParameterInvalid or
-        PromptTooLong here; the server's errors are raised by the iteration.
+        `parameters`: see `captioner.wire.PARAMETERS`, and `request_id`, the id of the request in Triton. Wrong ones
+        raise ParameterUnknown, ParameterInvalid or PromptTooLong here; the server's errors are raised by the iteration.
         """
         return await self._start(
             {"image": await _bytes_of(image, self._shrink), "prompt": prompt}, {"stream": True} | parameters
@@ -154,7 +154,7 @@ class AsyncClient:
     async def _start(
         self, inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]
     ) -> AsyncCaptionStream:
-        if parameters.get("temperature") and parameters.get("seed") is None:
+        if parameters.get("temperature") and parameters.get("seed") in (None, wire.DRAWN_SEED):
             parameters = {**parameters, "seed": secrets.randbits(32)}  # another replica must generate the same text
         if parameters.get("client_id") is None:
             parameters = {**parameters, "client_id": self._client_id}

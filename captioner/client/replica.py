@@ -169,11 +169,12 @@ class Replica:
 def infer_request(inputs: Mapping[str, bytes | str | None], parameters: Mapping[str, object]) -> pb.ModelInferRequest:
     """Return the request in Triton's protocol, without the inputs and parameters that are None.
 
-    Raises ParameterUnknown or ParameterInvalid.
+    The parameter `request_id` becomes Triton's id of the request. Raises ParameterUnknown or ParameterInvalid.
     """
     values = wire.encode_parameters(parameters)
+    request_id = values.pop("request_id", None) or uuid.uuid4().hex
     wire.parse_parameters(values)
-    request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=uuid.uuid4().hex)
+    request = pb.ModelInferRequest(model_name=wire.CAPTIONER, id=request_id)
     for name, text in inputs.items():
         if text is not None:
             request.inputs.add(name=name, datatype="BYTES", shape=[1])

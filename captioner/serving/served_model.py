@@ -72,13 +72,19 @@ class ServedModel:
     def accept(self, request: CaptionRequest, parameters: CaptionParameters, queue: ResponseQueue) -> InFlightRequest:
         """Resolve everything that takes no time. Raises a subclass of ParameterRefused."""
         arrived = time.monotonic()
-        if request.prompt is None:
+        given = decode_prompt(request.prompt or b"")
+        if not given.strip():
             prompt = self.manifest.prompts.render(
                 parameters.style, parameters.length, parameters.extras, parameters.name
             )
             own_texts = () if parameters.name is None else (parameters.name,)
         else:
-            prompt = decode_prompt(request.prompt)
+            for name in ("style", "length", "extras", "name"):
+                if getattr(parameters, name):
+                    raise ParameterInvalid(
+                        f"{name} is given together with a prompt; both set the prompt, so send only one"
+                    )
+            prompt = given
             if self.manifest.continues_prompt:
                 prompt = prompt.rstrip()  # most tokens begin with a blank: after another blank come parts of words
             own_texts = (prompt,)

@@ -6,6 +6,7 @@ page all follow it. It knows neither Triton nor any model.
 
 from captioner.wire.csv_columns import CSV_COLUMNS
 from captioner.wire.parameters import (
+    DRAWN_SEED,
     MAX_MAX_TOKENS,
     MAX_STOP_CHARACTERS,
     PARAMETERS,
@@ -48,6 +49,7 @@ __all__ = [
     "CAPTIONER",
     "CSV_COLUMNS",
     "DETAILS",
+    "DRAWN_SEED",
     "FEATURES",
     "GRPC_PORT",
     "HTTP_PORT",

@@ -14,6 +14,7 @@ from captioner.wire.tensors import MAX_PROMPT_CHARACTERS
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
 MAX_SEED = 2**64 - 1
+DRAWN_SEED = -1  # in the clients: the server draws one
 MAX_MAX_TOKENS = 2048
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length.
 MAX_PARAMETERS_BYTES = 128 * 2**10
@@ -94,8 +95,8 @@ PARAMETERS = {
         Parameter(
             "stop",
             str,
-            f"JSON list of up to {MAX_STOPS} texts, each of at most {MAX_STOP_CHARACTERS} characters, that end the "
-            'caption and are cut from it, such as ["."]',
+            f"one text or a JSON list of up to {MAX_STOPS} texts, each of at most {MAX_STOP_CHARACTERS} characters, "
+            "that end the caption and are cut from it",
             max_length=16_384,
         ),
         Parameter("repetition_guard", bool, "end a caption that repeats itself", True),
@@ -146,11 +147,13 @@ assert {field.name for field in fields(CaptionParameters)} == set(PARAMETERS)  #
 
 
 def encode_parameters(parameters: Mapping[str, object]) -> dict[str, Any]:
-    """Return parameters as they are sent: without None, and with lists of texts as JSON.
+    """Return parameters as they are sent: without None and a seed of -1, and with lists of texts as JSON.
 
     Raises ParameterInvalid for a list with too much text.
     """
     values = {name: value for name, value in parameters.items() if value is not None}
+    if values.get("seed") == DRAWN_SEED:
+        del values["seed"]
     for name in TEXT_LISTS & values.keys():
         texts = values[name]
         if isinstance(texts, list | tuple):
@@ -207,10 +210,13 @@ def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
 
 
 def _texts(name: str, text: str) -> tuple[str, ...]:
+    """Return the texts of a JSON list. A text that is none is one stop text, as in other services' APIs."""
     try:
         texts = json.loads(text)
     except (ValueError, RecursionError):
         texts = None
+    if not isinstance(texts, list) and name == "stop":
+        return (text,)
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         raise ParameterInvalid(f'{name} is {text[:80]!r}; it must be a JSON list of texts, such as ["one", "two"]')
     return tuple(texts)

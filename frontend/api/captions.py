@@ -1,4 +1,4 @@
-"""POST /v1/captions: an image in a form or in JSON, with the wire's parameters; the caption whole or streamed."""
+"""POST /v1/captions: an image as a file, in a form or in JSON; the caption whole or streamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from captioner.image.limits import check_file_size
 from captioner.wire import PARAMETERS, Caption
 from frontend.api.backend import Backend
 from frontend.api.openapi import captions_body, responses
-from frontend.api.request_body import check_type, form_value, read_form, read_json
+from frontend.api.request_body import (
+    check_type,
+    form_value,
+    is_file,
+    query_values,
+    read_file,
+    read_form,
+    read_json,
+)
 from frontend.api.responses import MEDIA_TYPES, event, respond
 from frontend.client_identity import CLIENT_ID
 from frontend.http_errors import error_body
@@ -44,25 +52,36 @@ def add_captions(router: APIRouter, backend: Backend) -> None:
     )
     async def caption(request: Request) -> Response:
         """Caption an image. The response has the caption and its details."""
-        parsed = await read_request(request)
-        image = parsed.image if isinstance(parsed.image, bytes) else await backend.images.read(parsed.image)
-        prompt, parameters = parsed.prompt, dict(parsed.parameters)
-        del parsed  # the image as text is not needed while the caption is generated
-        if parameters.get("stream") is None:
-            parameters["stream"] = "text/event-stream" in request.headers.get("accept", "")
-        return await respond(
-            backend.client,
-            image,
-            prompt,
-            parameters,
-            whole=caption_body,
-            events=caption_events,
-            error_event=caption_error,
-        )
+        return await answer(request, backend)
+
+
+async def answer(request: Request, backend: Backend) -> Response:
+    """Return the response to a request in any form of /v1/captions."""
+    parsed = await read_request(request)
+    image = parsed.image if isinstance(parsed.image, bytes) else await backend.images.read(parsed.image)
+    prompt, parameters = parsed.prompt, dict(parsed.parameters)
+    del parsed  # the image as text is not needed while the caption is generated
+    if parameters.get("stream") is None:
+        parameters["stream"] = "text/event-stream" in request.headers.get("accept", "")
+    return await respond(
+        backend.client,
+        image,
+        prompt,
+        parameters,
+        whole=caption_body,
+        events=caption_events,
+        error_event=caption_error,
+    )
 
 
 async def read_request(request: Request) -> CaptionsRequest:
-    """Parse a request in JSON or as a form. Raises CaptionerError, which names an unknown or repeated parameter."""
+    """Parse a request. Raises CaptionerError, which names an unknown or repeated parameter.
+
+    If the body is an image file, the parameters are in the query string.
+    """
+    if is_file(request):
+        parsed = captions_request({"image": "a file", **query_values(request, ("prompt", *NAMES))})
+        return CaptionsRequest(await read_file(request), parsed.prompt, parsed.parameters)
     if check_type(request, "application/json", "multipart/form-data") == "application/json":
         return captions_request(await read_json(request))
     return _from_form(await read_form(request))
@@ -71,8 +90,8 @@ async def read_request(request: Request) -> CaptionsRequest:
 def captions_request(values: dict[str, Any]) -> CaptionsRequest:
     """Return the request for a JSON object. Raises ParameterUnknown, ParameterInvalid or ImageMissing."""
     image, prompt = values.get("image"), values.get("prompt")
-    for name in values:
-        if name not in ("image", "prompt", *NAMES):
+    for name, value in values.items():
+        if value is not None and name not in ("image", "prompt", *NAMES):
             raise ParameterUnknown(
                 f"{name[:80]!r} is not a parameter; the parameters are image, prompt, {', '.join(NAMES)}"
             )

@@ -95,8 +95,6 @@ def chat_request(body: dict[str, Any], card: ModelCard, aliases: Collection[str]
 def wire_parameters(body: dict[str, Any]) -> dict[str, Any]:
     """Return the wire's parameters in the body of an OpenAI request, except limits of tokens."""
     parameters = {name: body[name] for name in WIRE_NAMES if body.get(name) is not None}
-    if isinstance(parameters.get("stop"), str):
-        parameters["stop"] = [parameters["stop"]]
     if parameters.get("top_k") == -1:  # all tokens, in vLLM and SGLang
         del parameters["top_k"]
     return parameters

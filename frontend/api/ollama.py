@@ -221,8 +221,6 @@ def wire_parameters(options: object) -> dict[str, Any]:
         raise ParameterInvalid(f"options is {short(options)}; it must be an object")
     check_names(options, (*OPTIONS, *RUNTIME_OPTIONS), NEUTRAL_OPTIONS)
     parameters = {wire: options[name] for name, wire in OPTIONS.items() if options.get(name) is not None}
-    if isinstance(parameters.get("stop"), str):
-        parameters["stop"] = [parameters["stop"]]
     if parameters.get("top_p") == 0:  # no limit, in Ollama
         del parameters["top_p"]
     unlimited = options.get("num_predict") in (-1, -2)

@@ -54,6 +54,7 @@ def captions_body(names: tuple[str, ...]) -> Schema:
         {
             "multipart/form-data": {"schema": _object({"image": file} | others, "image")},
             "application/json": {"schema": _object({"image": text} | others, "image"), "example": example},
+            "image/*": {"schema": file},
         }
     )
 

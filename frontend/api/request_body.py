@@ -1,4 +1,4 @@
-"""Strict parsing of request bodies: JSON without duplicate keys, or a form. Errors say what is wrong.
+"""Strict parsing of request bodies: JSON without duplicate keys, a form, or an image file. Errors say what is wrong.
 
 Large bodies are parsed off the event loop. A form's parser is Python, and its time depends on the body's bytes.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from captioner.errors import ParameterInvalid, ParameterUnknown
+from captioner.errors import ImageMissing, ParameterInvalid, ParameterUnknown
+from captioner.image.limits import check_file_size
 from captioner.wire import PARAMETERS
 from frontend.http_errors import BodyRefused, BodyTypeUnknown
 from frontend.off_loop import SMALL_BYTES, off_loop
 
+FILE_TYPES = ("application/octet-stream", "application/x-image")
 MAX_FIELDS = 64
 MAX_COMMAS = 2**16  # bounds the values of a JSON body: an image has no comma, a long prompt has hundreds
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -27,11 +29,41 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Value = str | int | float | bool
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body. Raises BodyRefused, BodyTypeUnknown or ParameterUnknown."""
-    check_type(request, "application/json")
+async def read_json(request: Request, *, query: bool = False) -> dict[str, Any]:
+    """Return the JSON object in the body. Raises BodyRefused, BodyTypeUnknown or ParameterUnknown.
+
+    `query`: a query string is allowed.
+    """
+    check_type(request, "application/json", query=query)
     body = await _read(request)
     return await off_loop(len(body), parse_json, body)
+
+
+async def read_file(request: Request) -> bytes:
+    """Return the body of a request that is the image file itself. Raises ImageTooLarge or ImageMissing."""
+    data = await _read(request)
+    check_file_size(len(data))
+    if not data:
+        raise ImageMissing("the body is empty; it must be an image file")
+    return data
+
+
+def is_file(request: Request) -> bool:
+    """Return whether the Content-Type says that the body is an image file."""
+    media_type = _media_type(request)
+    return media_type.startswith("image/") or media_type in FILE_TYPES
+
+
+def query_values(request: Request, known: Collection[str]) -> dict[str, Value]:
+    """Return the parameters in the query string. Raises ParameterUnknown or ParameterInvalid."""
+    values: dict[str, Value] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in known:
+            raise ParameterUnknown(f"{name[:80]!r} is not a parameter; the parameters are {', '.join(known)}")
+        if name in values:
+            raise ParameterInvalid(f"{name!r} is given twice")
+        values[name] = form_value(name, text) if name in PARAMETERS else text
+    return values
 
 
 async def read_form(request: Request) -> list[tuple[str, str | bytes]]:
@@ -40,12 +72,12 @@ async def read_form(request: Request) -> list[tuple[str, str | bytes]]:
     return await off_loop(max(len(body), SMALL_BYTES + 1), _parse_form, request.headers, body)
 
 
-def check_type(request: Request, *known: str) -> str:
+def check_type(request: Request, *known: str, query: bool = False) -> str:
     """Return the body's media type, one of `known`. Raises BodyTypeUnknown, or ParameterUnknown for a query string."""
-    if request.query_params:
+    if request.query_params and not query:
         name = next(iter(request.query_params))
         raise ParameterUnknown(f"{name[:80]!r} is in the query string; parameters belong in the body")
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     if media_type not in known:
         raise BodyTypeUnknown(f"the Content-Type is {media_type[:80]!r}; it must be {' or '.join(known)}")
     return media_type
@@ -84,6 +116,10 @@ def form_value(name: str, text: str) -> Value:
     if parameter.kind is float and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?", text):
         return float(text)
     raise ParameterInvalid(f"{name} is {text[:80]!r}; it must be {parameter.range}")
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,20 +22,25 @@ from captioner.client import AsyncClient
 from captioner.errors import CaptionerError, ServerStopping, StreamStalled
 from captioner.wire import ModelCard
 from frontend.api import openapi
+from frontend.api.azure import add_azure, azure_error
 from frontend.api.backend import Backend
 from frontend.api.captions import add_captions
 from frontend.api.chat import add_chat
+from frontend.api.containers import add_sagemaker, vertex
+from frontend.api.huggingface import add_huggingface, huggingface_error
 from frontend.api.models import add_models
 from frontend.api.ollama import add_ollama, ollama_error
 from frontend.api.openai_responses import add_responses
+from frontend.client_identity import request_id
 from frontend.http_errors import ErrorBody, MethodRefused, PathUnknown, error_body, error_response
-from frontend.middleware.asgi import match_route
+from frontend.middleware.asgi import METRICS, match_route
 from frontend.middleware.auth import AuthMiddleware
 from frontend.middleware.drain import Drain
 from frontend.middleware.error_format import ErrorFormatMiddleware, ErrorFormats
 from frontend.middleware.limits import LimitsMiddleware
 from frontend.middleware.metrics import Metrics, MetricsMiddleware
 from frontend.middleware.origin import OriginMiddleware
+from frontend.middleware.request_id import RequestIdMiddleware
 from frontend.options import API_NAMES, Options
 
 log = logging.getLogger(__name__)
@@ -57,22 +62,28 @@ APIS: dict[str, Api] = {  # by their names in Options.apis
     "captions": Api((add_captions, add_models)),
     "openai": Api((add_chat, add_responses)),
     "ollama": Api((add_ollama,), ollama_error),
+    "huggingface": Api((add_huggingface,), huggingface_error),
+    "azure": Api((add_azure,), azure_error),
+    "sagemaker": Api((add_sagemaker,)),
 }
 assert tuple(APIS) == API_NAMES
 
 
-def api_router(backend: Backend, apis: Sequence[str]) -> tuple[APIRouter, ErrorFormats]:
-    """Return the router with the endpoints of `apis`, and each route's error format.
+def api_router(backend: Backend, options: Options) -> tuple[APIRouter, ErrorFormats]:
+    """Return the router with the endpoints of `options.apis`, and each route's error format.
 
     A route's name is its label in the metrics.
     """
     router, formats = APIRouter(), ErrorFormats()
-    for name in apis:
+    apis = [APIS[name] for name in options.apis]
+    if options.vertex_predict:
+        apis.append(Api((vertex(options.vertex_predict),)))
+    for api in apis:
         known = len(router.routes)
-        for add in APIS[name].endpoints:
+        for add in api.endpoints:
             add(router, backend)
         for route in [each for each in router.routes[known:] if isinstance(each, APIRoute)]:
-            formats.append((route, APIS[name].error_body))
+            formats.append((route, api.error_body))
             if "GET" in (route.methods or ()):
                 router.add_api_route(
                     route.path, route.endpoint, methods=["HEAD"], name=route.name, include_in_schema=False
@@ -99,25 +110,26 @@ def add_api(app: FastAPI, backend: Backend, options: Options) -> Drain:
     mount matches every path.
     """
     metrics, drain = Metrics(), Drain()
-    router, formats = api_router(backend, options.apis)
+    router, formats = api_router(backend, options)
     document = openapi.document(router, options.root_path)
+    app.include_router(_operations(backend.client, metrics, drain, options.ready_paths))
     app.include_router(router)
-    app.include_router(_operations(backend.client, metrics, drain))
     app.add_api_route("/openapi.json", lambda: JSONResponse(document), include_in_schema=False)
     app.add_exception_handler(CaptionerError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_fault)
     # The middleware that is added last sees a request first.
-    app.add_middleware(LimitsMiddleware, routes=router.routes, max_in_flight=options.max_in_flight, drain=drain)
+    app.add_middleware(LimitsMiddleware, routes=router.routes, options=options, drain=drain)
     if options.has_login:
         app.add_middleware(AuthMiddleware, options=options)
     app.add_middleware(OriginMiddleware, options=options)
     app.add_middleware(MetricsMiddleware, routes=router.routes, metrics=metrics)
     app.add_middleware(ErrorFormatMiddleware, formats=formats)
+    app.add_middleware(RequestIdMiddleware)
     return drain
 
 
-def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRouter:
+def _operations(client: AsyncClient, metrics: Metrics, drain: Drain, ready_paths: Sequence[str]) -> APIRouter:
     """Return the endpoints for orchestrators. They are outside the API's limits, so they answer under full load."""
     router = APIRouter(include_in_schema=False)
     asked: asyncio.Future[ModelCard] | None = None  # concurrent readiness checks share one request
@@ -126,7 +138,6 @@ def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRoute
     async def alive() -> JSONResponse:
         return JSONResponse({"status": "alive"})
 
-    @router.api_route("/readyz", methods=READ)
     async def ready() -> JSONResponse:
         nonlocal asked
         if drain.begun:
@@ -143,7 +154,10 @@ def _operations(client: AsyncClient, metrics: Metrics, drain: Drain) -> APIRoute
             return JSONResponse({"status": error.code}, 503)
         return JSONResponse({"status": "ready", "model": card.model, "revision": card.revision})
 
-    @router.api_route("/metrics", methods=READ)
+    for path in ready_paths:
+        router.add_api_route(path, ready, methods=READ)
+
+    @router.api_route(METRICS, methods=READ)
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -166,5 +180,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    log.error("%s failed", request.url.path, exc_info=error)
+    log.error("%s failed, request %s", request.url.path, request_id(), exc_info=error)
     return error_response(CaptionerError("the server failed; its log has the cause"))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-HEALTH = frozenset({"/healthz", "/readyz"})  # an orchestrator calls them by address and without a key
-OPERATIONS = HEALTH | {"/metrics"}
+METRICS = "/metrics"
 MCP_PATHS = frozenset({"/gradio_api/mcp", "/gradio_api/mcp/", "/gradio_api/mcp/http", "/gradio_api/mcp/http/"})
 
 
@@ -19,7 +18,11 @@ def path_of(scope: Scope) -> str:
 
 
 def match_route(routes: Sequence[BaseRoute], scope: Scope) -> BaseRoute | None:
-    """Return the first route whose path matches the request, whatever its HTTP method, or None."""
+    """Return the first route whose path matches the request, whatever its HTTP method, or None.
+
+    At the root, the method must match too: the page is there.
+    """
     if scope["type"] != "http":
         return None
-    return next((route for route in routes if route.matches(scope)[0] is not Match.NONE), None)
+    wanted = (Match.FULL,) if path_of(scope) == "/" else (Match.FULL, Match.PARTIAL)
+    return next((route for route in routes if route.matches(scope)[0] in wanted), None)

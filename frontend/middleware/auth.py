@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend.client_identity import sign_in
 from frontend.http_errors import AccessRefused, error_response
-from frontend.middleware.asgi import HEALTH, path_of
+from frontend.middleware.asgi import path_of
 from frontend.options import Options
 
 KEY_HEADERS = ("ocp-apim-subscription-key", "api-key", "x-api-key")  # that other services' clients send
@@ -26,11 +26,12 @@ class AuthMiddleware:
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
         self.app = app
+        self._health = options.health_paths
         self._keys = [key.encode() for key in options.api_keys]
         self._auth = options.auth and ":".join(options.auth).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or path_of(scope) in HEALTH:
+        if scope["type"] == "lifespan" or path_of(scope) in self._health:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         keys = [headers[name] for name in KEY_HEADERS if name in headers]

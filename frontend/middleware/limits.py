@@ -11,10 +11,11 @@ from captioner.errors import ServerStopping
 from captioner.wire import MAX_IMAGE_BYTES
 from frontend.client_identity import client_of
 from frontend.http_errors import error_response
-from frontend.middleware.asgi import MCP_PATHS, OPERATIONS, match_route, path_of
+from frontend.middleware.asgi import MCP_PATHS, METRICS, match_route, path_of
 from frontend.middleware.drain import Drain
 from frontend.middleware.exchange import Exchange, Limits
 from frontend.middleware.share import Share
+from frontend.options import Options
 
 MAX_TEXT_BYTES = 2**20  # of all fields other than the image
 MAX_BODY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + MAX_TEXT_BYTES  # the image as base64
@@ -30,20 +31,21 @@ class LimitsMiddleware:
     Health checks and metrics have no concurrency limit, so they answer under full load. They read no body.
     """
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], max_in_flight: int, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], options: Options, drain: Drain) -> None:
         self.app = app
         self._routes = routes
+        self._unlimited = options.health_paths | {METRICS}
         self._drain = drain
         held = Share(MAX_HELD_BYTES)
-        reading = Share(READING_PER_REQUEST * max_in_flight)
+        reading = Share(READING_PER_REQUEST * options.max_in_flight)
         hint = f"; the limit of an image is {MAX_IMAGE_BYTES >> 20} MiB"
-        self._api = Limits(Share(max_in_flight), reading, held, MAX_BODY_BYTES, hint)
+        self._api = Limits(Share(options.max_in_flight), reading, held, MAX_BODY_BYTES, hint)
         in_flight = Share(MAX_PAGE_IN_FLIGHT)
         self._page = Limits(in_flight, Share(MAX_PAGE_IN_FLIGHT), held, MAX_PAGE_BODY_BYTES, is_awaited=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else None
-        if path is None or path in OPERATIONS:
+        if path is None or path in self._unlimited:
             return await self.app(scope, receive, send)
         if self._drain.begun:
             error = ServerStopping("the server is stopping; retry at another replica")

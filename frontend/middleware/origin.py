@@ -13,11 +13,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.http_errors import OriginRefused, error_response
-from frontend.middleware.asgi import HEALTH, path_of
+from frontend.middleware.asgi import path_of
 from frontend.options import Options, is_loopback
 
 METHODS = ("GET", "HEAD", "POST")
-EXPOSED_HEADERS = ("Retry-After", "retry-after-ms", "x-captioner-unused-text")  # that scripts of other origins may read
+EXPOSED_HEADERS = (
+    "Retry-After",
+    "retry-after-ms",
+    "x-captioner-unused-text",
+    "x-request-id",
+)  # that scripts of other origins may read
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -43,6 +48,7 @@ class OriginMiddleware:
         )
         self._origins = {origin.lower() for origin in options.allow_origins}
         self._hosts = {urlsplit(origin).netloc for origin in self._origins}
+        self._health = options.health_paths
         self._checks_host = is_loopback(options.host) and not options.has_login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +65,7 @@ class OriginMiddleware:
     def _refusal(self, scope: Scope) -> OriginRefused | None:
         headers = Headers(scope=scope)
         host, origins = headers.get("host", "").lower(), [value.lower() for value in headers.getlist("origin")]
-        if host and self._checks_host and path_of(scope) not in HEALTH and host not in self._hosts:
+        if host and self._checks_host and path_of(scope) not in self._health and host not in self._hosts:
             name = _name(host)
             if name is None or not is_loopback(name):
                 return OriginRefused(f"the host {host[:80]!r} is not allowed; --allow-origin https://HOST allows it")

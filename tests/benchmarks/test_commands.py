@@ -119,7 +119,7 @@ def test_every_endpoint_is_compared_with_grpc(served: Served, serve_page: Serve)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["grpc_first_text_p50_ms"] < document["grpc_total_p50_ms"]
-    for endpoint in ("captions", "chat", "page"):
+    for endpoint in ("captions", "file", "chat", "responses", "ollama", "huggingface", "azure", "page"):
         added = document[f"{endpoint}_total_added_ms"]
         assert added["low"] <= added["median"] <= added["high"]
 

@@ -470,6 +470,6 @@ def test_a_job_on_ray_writes_what_a_local_job_writes(
 ) -> None:
     ray = command(served, bad, "--to", "jsonl", "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
     done = subprocess.run(ray, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr.count(": IMAGE_") == 3, done.stderr
+    assert done.returncode == 1 and len(re.findall(r"^/.*: IMAGE_", done.stderr, re.MULTILINE)) == 3, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert {line["file"]: line["caption"] for line in lines} == captions

@@ -127,7 +127,7 @@ def test_an_error_has_a_status_a_code_and_a_message_streamed_or_not(
         ([("max_tokens", "2.5")], ["image"], "max_tokens is '2.5'"),
         ([("max_tokens", "1_0")], ["image"], "max_tokens is '1_0'"),
         ([("stream", "yes")], ["image"], "stream is 'yes'; it must be true or false"),
-        ([("stop", ".")], ["image"], "stop is '.'; it must be a JSON list"),
+        ([("stop", "[1]")], ["image"], "stop is '[1]'; it must be a JSON list"),
         ([("color", "1")], ["image"], "'color' is not a parameter"),
         ([("length", "short")], [], "no image"),
     ],

@@ -160,7 +160,7 @@ def test_every_parameter_of_the_wire_is_accepted_by_its_own_name() -> None:
         ({"max_tokens": 94}, {"max_tokens": 94, "fit_max_tokens": True}),
         ({"max_tokens": 100_000}, {"max_tokens": 2048, "fit_max_tokens": True}),
         ({"top_k": -1}, {}),
-        ({"stop": "."}, {"stop": ["."]}),
+        ({"stop": "."}, {"stop": "."}),
         ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
     ],
 )

@@ -20,6 +20,7 @@ from frontend.client_identity import CLIENT_ID
 from frontend.options import Options
 from tests.support.api_client import BASE64, CAPTIONS, error_of, send, soon
 from tests.support.api_server import DEAD, api_server
+from tests.support.scripted_server import ScriptedServer
 from tests.support.served import Served
 
 OWN_PARAMETERS = ("/v1/captions", "/v1/chat/completions", "/v1/responses")  # beside those of the API that is spoken
@@ -78,6 +79,17 @@ def test_an_endpoint_at_any_path_has_limits_cancellation_and_metrics(monkeypatch
 def test_head_has_the_status_of_get_and_no_body(dead_url: str, path: str) -> None:
     answer = httpx.head(dead_url + path)
     assert (answer.status_code, answer.content) == (httpx.get(dead_url + path).status_code, b"")
+
+
+def test_every_answer_has_the_requests_id_and_triton_gets_it(scripted_server: ScriptedServer) -> None:
+    with api_server(scripted_server.address, Options(api_keys=("key",))) as url:
+        for given, taken in (("trace-1 ö", False), ("x" * 129, False), ("trace-1", True)):
+            headers = {b"Authorization": b"Bearer key", b"x-request-id": given.encode("latin-1")}
+            answer = httpx.post(url + CAPTIONS, json={"image": BASE64}, headers=headers)
+            assert (answer.headers["x-request-id"] == given) == taken
+            assert scripted_server.ids[-1] == answer.headers["x-request-id"]
+        ids = [httpx.get(url + path).headers["x-request-id"] for path in ("/healthz", "/v1/models", "/nowhere")]
+        assert len(set(ids)) == 3
 
 
 def test_only_the_named_apis_are_served() -> None:

@@ -66,14 +66,16 @@ def generate(served: Served, verb: str, body: dict[str, object]) -> tuple[int, s
         return error.code, error.read().decode()
 
 
-def raw_stream(served: Served, data: bytes, **parameters: Any) -> list[tuple[Any, Any]]:
+def raw_stream(served: Served, data: bytes, timeout_us: int | None = None, **parameters: Any) -> list[tuple[Any, Any]]:
     """Return every (result, error) of one request through plain tritonclient, including the empty final one."""
     answers: Queue[tuple[Any, Any]] = Queue()
     client = tritonclient.grpc.InferenceServerClient(served.grpc)
     client.start_stream(lambda result, error: answers.put((result, error)))
     image = tritonclient.grpc.InferInput("image", [1], "BYTES")
     image.set_data_from_numpy(np.array([data], dtype=np.object_))
-    client.async_stream_infer("captioner", [image], parameters=parameters, enable_empty_final_response=True)
+    client.async_stream_infer(
+        "captioner", [image], parameters=parameters, timeout=timeout_us, enable_empty_final_response=True
+    )
     received = []
     while True:
         received.append(answers.get(timeout=60))
@@ -239,6 +241,13 @@ def test_a_bad_parameter_is_refused_with_its_code_and_the_next_photo_is_captione
 def test_a_deadline_that_passes_before_the_first_token_is_an_error(served: Served) -> None:
     _, error = raw_stream(served, next(crops(seed=9)), deadline_ms=1)[-1]
     assert error is not None and errors.from_wire(error.message()).code == "DEADLINE_EXCEEDED"
+
+
+def test_tritonclients_timeout_is_a_deadline(served: Served) -> None:
+    _, error = raw_stream(served, next(crops(seed=10)), timeout_us=1000)[-1]
+    assert error is not None and errors.from_wire(error.message()).code == "DEADLINE_EXCEEDED"
+    _, error = raw_stream(served, next(crops(seed=10)), timeout_us=30_000_000)[-1]
+    assert error is None
 
 
 def test_a_deadline_that_passes_later_ends_the_caption_with_the_finish_reason_deadline(client: Client) -> None:

@@ -743,6 +743,25 @@ def test_a_control_token_in_a_clients_text_is_refused(service: CaptionService, r
     assert "a control token of this model" in str(writer.errors[0])
 
 
+@pytest.mark.parametrize("choice", [{"style": "named"}, {"length": "short"}, {"extras": '["x"]'}, {"name": "Ada"}])
+def test_what_selects_a_prompt_is_refused_beside_one(service: CaptionService, choice: dict[str, Any]) -> None:
+    writer = ask(service, prompt=b"a cat", **choice)
+    assert writer.code == "PARAMETER_INVALID"
+    assert f"{next(iter(choice))} is given together with a prompt" in str(writer.errors[0])
+
+
+@pytest.mark.parametrize("blank", [b"", b" \n"])
+def test_a_blank_prompt_is_none(service: CaptionService, blank: bytes) -> None:
+    assert details(ask(service, prompt=blank)).prompt == details(ask(service)).prompt
+
+
+def test_max_tokens_beyond_the_room_is_refused_or_reduced_to_it(service: CaptionService) -> None:
+    assert ask(service, max_tokens=2048).code == "PARAMETER_INVALID"
+    reduced = details(ask(service, max_tokens=2048, fit_max_tokens=True))
+    assert reduced.max_tokens + reduced.prompt_tokens == tiny.CONTEXT
+    assert details(ask(service, max_tokens=3, fit_max_tokens=True)).max_tokens == 3
+
+
 def test_a_token_of_the_models_own_prompts_may_be_in_a_prompt(service: CaptionService) -> None:
     assert details(ask(service, prompt=tiny.SHORT.encode())).prompt == tiny.SHORT
 

@@ -49,6 +49,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.delays_s: dict[bytes, float] = {}  # before the caption of an image
         self.requests: list[float] = []  # times, in monotonic seconds
         self.seeds: list[int] = []
+        self.ids: list[str] = []  # of requests
         self.cancelled = threading.Event()  # by a client, before the end of its caption
         self._closed = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(16))
@@ -70,6 +71,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         """Triton's streaming method."""
         (request,) = requests  # to the end: grpc.aio loses an error that arrives while it writes
         self.requests.append(time.monotonic())
+        self.ids.append(request.id)
         self.seeds.append(request.parameters["seed"].int64_param)
         images = [deserialize_bytes_tensor(content)[0] for content in request.raw_input_contents]
         fault = "broken" if self.poison in images else self.faults.pop(0) if self.faults else self.fault

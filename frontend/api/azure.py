@@ -1,0 +1,123 @@
+"""Azure's Image Analysis 4.0: `imageanalysis:analyze` with the features caption and tags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from captioner.errors import (
+    CaptionerError,
+    ImageFormatUnknown,
+    ImageMissing,
+    ImageTooLarge,
+    ImageTooSmall,
+    ParameterInvalid,
+    ParameterUnknown,
+    ParameterUnsupported,
+)
+from captioner.wire import Caption, Details
+from frontend.api.backend import Backend
+from frontend.api.openapi import file_body, responses
+from frontend.api.request_body import is_file, read_file, read_json
+from frontend.api.request_values import check_names
+from frontend.client_identity import client_parameters
+from frontend.http_errors import status_of
+
+CAPTION, TAGS = "caption", "tags"
+FEATURES = (CAPTION, "denseCaptions", "objects", "people", "read", "smartCrops", TAGS)
+QUERY = ("api-version", "features", "language", "gender-neutral-caption", "model-version", "smartcrops-aspect-ratios")
+VERSIONS = ("2023-10-01", "2024-02-01")
+STATUS_CODES = {401: "401", 429: "429"}  # that Azure repeats as the code; all other refusals are InvalidRequest
+INNER_CODES = {  # Azure's, where it has one for our error
+    ImageFormatUnknown.code: "InvalidImageFormat",
+    ImageTooLarge.code: "InvalidImageSize",
+    ImageTooSmall.code: "InvalidImageSize",
+    ParameterUnsupported.code: "NotSupportedFeature",
+}
+
+
+def azure_error(error: CaptionerError) -> dict[str, Any]:
+    """Return the body of an error."""
+    status = status_of(error)
+    code = STATUS_CODES.get(status, "InternalServerError" if status >= 500 else "InvalidRequest")
+    inner = {"code": INNER_CODES.get(error.code, error.code), "message": str(error)}
+    return {"error": {"code": code, "message": str(error), "innererror": inner}}
+
+
+def add_azure(router: APIRouter, backend: Backend) -> None:
+    """Add the endpoint to the API's router."""
+    schema = {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}
+    parameters = [
+        {"name": name, "in": "query", "required": name == "features", "schema": {"type": "string"}} for name in QUERY
+    ]
+
+    @router.post(
+        "/computervision/imageanalysis:analyze",
+        name="azure",
+        openapi_extra=file_body(("application/json", {"schema": schema})) | {"parameters": parameters},
+        responses=responses("The analysis", "application/json"),
+    )
+    async def analyze(request: Request) -> JSONResponse:
+        """Analyze an image: its caption and its tags."""
+        features = _features(request)
+        image = await read_file(request) if is_file(request) else await _fetch(request, backend)
+        captions = {feature: await _ask(backend, image, feature) for feature in features}
+        details = captions[features[0]].details
+        answer: dict[str, Any] = {
+            "modelVersion": details.revision,
+            "metadata": {"width": details.image.width, "height": details.image.height},
+        }
+        if CAPTION in captions:
+            answer["captionResult"] = {
+                "text": captions[CAPTION].text,
+                "confidence": _confidence(captions[CAPTION].details),
+            }
+        if TAGS in captions:
+            names = dict.fromkeys(tag.strip() for tag in captions[TAGS].text.split(","))
+            tags = [{"name": name, "confidence": _confidence(captions[TAGS].details)} for name in names if name]
+            answer["tagsResult"] = {"values": tags}
+        return JSONResponse(answer)
+
+
+async def _ask(backend: Backend, image: bytes, feature: str) -> Caption:
+    style = {"style": TAGS} if feature == TAGS else {}
+    return await backend.client.caption(image, **style, **client_parameters())
+
+
+def _confidence(details: Details) -> float:
+    """Return the calibrated confidence; 0 if the model has no calibration, because Azure's clients need a number."""
+    return 0.0 if details.confidence is None else details.confidence
+
+
+async def _fetch(request: Request, backend: Backend) -> bytes:
+    """Return the image at the URL in a JSON body."""
+    body = await read_json(request, query=True)
+    check_names(body, ("url",), {})
+    url = body.get("url")
+    if not isinstance(url, str) or not url.lower().startswith(("http://", "https://")):
+        raise ImageMissing("url is missing; it must be an http(s) URL")
+    return await backend.images.read(url)
+
+
+def _features(request: Request) -> list[str]:
+    """Return the features that the query string asks for. Raises a subclass of ParameterRefused."""
+    query = {name.lower(): value.strip() for name, value in request.query_params.multi_items()}
+    for name in query:
+        if name not in QUERY:
+            raise ParameterUnknown(f"{name[:80]!r} is not a parameter; the parameters are {', '.join(QUERY)}")
+    for name, supported in (("gender-neutral-caption", ("false",)), ("language", ("en",)), ("api-version", VERSIONS)):
+        value = query.get(name, "")
+        if value and value.lower() not in supported:
+            raise ParameterUnsupported(f"{name} is {value[:80]!r}; this server supports {', '.join(supported)}")
+    known = {feature.lower(): feature for feature in FEATURES}
+    names = [name.strip().lower() for name in query.get("features", "").split(",") if name.strip()]
+    if not names:
+        raise ParameterInvalid("features is missing; it must be caption, tags or both")
+    for name in names:
+        if name not in known:
+            raise ParameterInvalid(f"features has {name[:80]!r}; the features are {', '.join(FEATURES)}")
+        if known[name] not in (CAPTION, TAGS):
+            raise ParameterUnsupported(f"features has {known[name]}; this server supports {CAPTION} and {TAGS}")
+    return list(dict.fromkeys(names))
