@@ -4,10 +4,10 @@
 
 Every photo goes through every endpoint, one request at a time, in an order that is random for each photo: the gRPC
 client, `/v1/captions` with and without streaming and with the file as the body, OpenAI's chat and responses and
-Ollama's chat with streaming, Hugging Face's and Azure's endpoints, and the page's own script in headless Chromium. Photos are
-crops of the shipped examples with random bytes after the image's end, so that no request hits the feature cache. Results
-are medians of each photo's difference to gRPC, with a 95 % bootstrap interval. Up to ten warm-up photos are discarded.
-The last line of stdout is one JSON document.
+Ollama's chat with streaming, Hugging Face's and Azure's endpoints, and the page's own script in headless Chromium.
+Photos are crops of the shipped examples with random bytes after the image's end, so that no request hits the feature
+cache. Results are medians of each photo's difference to gRPC, with a 95 % bootstrap interval. Up to ten warm-up photos
+are discarded. The last line of stdout is one JSON document.
 """
 
 from __future__ import annotations

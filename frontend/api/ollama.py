@@ -13,55 +13,25 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from captioner.client.stream import AsyncCaptionStream
-from captioner.errors import CaptionerError, ParameterInvalid, ParameterUnsupported
+from captioner.errors import CaptionerError
 from captioner.wire import CAPTIONER, Caption, Details, FinishReason, ModelCard
 from frontend.api.backend import Backend
+from frontend.api.ollama_request import (
+    CHAT_NAMES,
+    GENERATE_NAMES,
+    NEUTRAL,
+    chat_turns,
+    generate_turns,
+    wire_parameters,
+)
 from frontend.api.openapi import EXAMPLE_IMAGE, json_body, responses
 from frontend.api.request_body import read_json
-from frontend.api.request_values import Neutral, check_model, check_names, flag, short, token_limit
+from frontend.api.request_values import check_model, check_names, flag
 from frontend.api.responses import respond
 from frontend.api.turns import Turn, question
 
 VERSION = "0.12.0"  # of Ollama, whose API this is
 NDJSON = "application/x-ndjson"
-ROLES = ("system", "user", "assistant")
-CHAT_NAMES = ("model", "messages", "stream", "options", "keep_alive")
-GENERATE_NAMES = ("model", "prompt", "images", "system", "stream", "options", "keep_alive")
-NEUTRAL: Neutral = {
-    "context": ([],),
-    "format": ("",),
-    "logprobs": (False,),
-    "raw": (False,),
-    "suffix": ("",),
-    "template": ("",),
-    "think": (False,),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-OPTIONS = {  # an option of Ollama → the wire's parameter
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "repeat_penalty": "repetition_penalty",
-    "seed": "seed",
-    "stop": "stop",
-}
-# How Ollama runs a model. `repeat_last_n` too: here, the penalty counts the whole text.
-RUNTIME_OPTIONS = (
-    *("f16_kv", "low_vram", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_keep", "num_thread", "numa"),
-    *("repeat_last_n", "use_mlock", "use_mmap", "vocab_only", "num_predict"),
-)
-NEUTRAL_OPTIONS: Neutral = {
-    "frequency_penalty": (0,),
-    "min_p": (0,),
-    "mirostat": (0,),
-    "mirostat_eta": (0.1,),
-    "mirostat_tau": (5,),
-    "penalize_newline": (True, False),
-    "presence_penalty": (0,),
-    "tfs_z": (1,),
-    "typical_p": (1,),
-}
 DONE_REASONS: dict[FinishReason, str] = {
     "stop": "stop",
     "repetition": "stop",
@@ -112,7 +82,7 @@ def add_ollama(router: APIRouter, backend: Backend) -> None:
         body = await read_json(request)
         if body.get("messages") == []:
             return await _loaded(backend, body, {"message": {"role": "assistant", "content": ""}})
-        return await answer(body, CHAT_NAMES, _chat_turns(body), ChatLines)
+        return await answer(body, CHAT_NAMES, chat_turns(body), ChatLines)
 
     @router.post(
         "/api/generate",
@@ -125,7 +95,7 @@ def add_ollama(router: APIRouter, backend: Backend) -> None:
         body = await read_json(request)
         if not body.get("prompt") and not body.get("images"):
             return await _loaded(backend, body, {"response": ""})
-        return await answer(body, GENERATE_NAMES, _generate_turns(body), GenerateLines)
+        return await answer(body, GENERATE_NAMES, generate_turns(body), GenerateLines)
 
     @router.get("/api/tags", name="ollama", responses=responses("The models", "application/json"))
     async def tags() -> JSONResponse:
@@ -213,20 +183,6 @@ class GenerateLines(Lines):
         return {"response": text}
 
 
-def wire_parameters(options: object) -> dict[str, Any]:
-    """Return the wire's parameters for Ollama's `options`. Raises a subclass of ParameterRefused."""
-    if options is None:
-        return {}
-    if not isinstance(options, dict):
-        raise ParameterInvalid(f"options is {short(options)}; it must be an object")
-    check_names(options, (*OPTIONS, *RUNTIME_OPTIONS), NEUTRAL_OPTIONS)
-    parameters = {wire: options[name] for name, wire in OPTIONS.items() if options.get(name) is not None}
-    if parameters.get("top_p") == 0:  # no limit, in Ollama
-        del parameters["top_p"]
-    unlimited = options.get("num_predict") in (-1, -2)
-    return parameters | ({} if unlimited else token_limit(options, "num_predict"))
-
-
 async def _served(backend: Backend, body: Mapping[str, Any]) -> ModelCard:
     """Return the model's card. Raises ModelUnknown for another model; NAME:latest is NAME."""
     card, name = await backend.cards.get(), body.get("model")
@@ -239,42 +195,6 @@ async def _loaded(backend: Backend, body: Mapping[str, Any], text: Mapping[str, 
     await _served(backend, body)
     reason = "unload" if body.get("keep_alive") in (0, "0") else "load"
     return JSONResponse({"model": body["model"], "created_at": _now(), **text, "done": True, "done_reason": reason})
-
-
-def _chat_turns(body: Mapping[str, Any]) -> list[Turn]:
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        raise ParameterInvalid("messages is missing; it must be a list of messages")
-    return [_turn(f"messages[{index}]", message) for index, message in enumerate(messages)]
-
-
-def _turn(path: str, message: object) -> Turn:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise ParameterInvalid(f"{path} is not a message with a known role; the roles are {', '.join(ROLES)}")
-    for name, value in message.items():
-        if name not in ("role", "content", "images") and value not in (None, [], ""):
-            raise ParameterUnsupported(f"{path}.{name[:80]} is {short(value)}; it must be omitted")
-    return Turn(message["role"], _texts(f"{path}.content", message.get("content")), _images(path, message))
-
-
-def _generate_turns(body: Mapping[str, Any]) -> list[Turn]:
-    system = _texts("system", body.get("system"))
-    return [Turn("system", system), Turn("user", _texts("prompt", body.get("prompt")), _images("the request", body))]
-
-
-def _texts(path: str, text: object) -> list[str]:
-    if not isinstance(text, str | None):
-        raise ParameterInvalid(f"{path} is {short(text)}; it must be text")
-    return [text] if text else []
-
-
-def _images(path: str, values: Mapping[str, Any]) -> list[str]:
-    images = values.get("images")
-    if images is None:
-        return []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise ParameterInvalid(f"{path} has images that are not a list of base64 texts")
-    return images
 
 
 def _model(card: ModelCard, name: str) -> dict[str, Any]:
