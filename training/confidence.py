@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from captioner.artifacts.confidence import Calibration
+from captioner.embedded.styles import DEFAULT_FORM
 from training import caption_metrics, checkpoint
 from training.batches import LowerFeatures
 from training.dataset import Photo, references
@@ -42,9 +43,9 @@ def fit(mean_logprobs: Floats, correct: Floats) -> Calibration:
 
 
 def calibrate(folder: Path, photos: list[Photo], view: LowerFeatures) -> None:
-    """Fit the confidence of a saved captioner on its medium captions of held-out photos, and save it in its config."""
+    """Fit the confidence of a saved captioner on its default captions of held-out photos, and save it in its config."""
     captioner, tokenizer = checkpoint.load(folder)
-    captions = generate_captions(captioner, tokenizer, view, len(photos), ("medium",))["medium"]
+    captions = generate_captions(captioner, tokenizer, view, len(photos), (DEFAULT_FORM,))[DEFAULT_FORM]
     correct = [
         caption_metrics.subject_correct(caption.text, references(photo))
         for caption, photo in zip(captions, photos, strict=True)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from captioner.embedded import EMBEDDED_FOLDER, FORMS, Form
+from captioner.embedded.styles import DEFAULT_FORM
 from training import caption_metrics, checkpoint, contact_sheet, model_card, retrieval_baseline
 from training.backbone_cache import BackboneCache
 from training.batches import LowerFeatures
@@ -72,9 +73,9 @@ def evaluate(
         for form, retrieved in baseline.items():
             table[name, f"retrieval: {form}"] = _scores([retrieved[row] for row in rows], truths)
     calibration = checkpoint.load_calibration(model)
-    medium = captions["medium"]
-    correct = [caption_metrics.subject_correct(c.text, references(p)) for c, p in zip(medium, photos, strict=True)]
-    confidence = [calibration.confidence(c.mean_logprob) if calibration else np.nan for c in medium]
+    default = captions[DEFAULT_FORM]
+    correct = [caption_metrics.subject_correct(c.text, references(p)) for c, p in zip(default, photos, strict=True)]
+    confidence = [calibration.confidence(c.mean_logprob) if calibration else np.nan for c in default]
     words = {
         form: float(np.mean([len(c.text.split(",") if form == "tags" else c.text.split()) for c in captions[form]]))
         for form in FORMS
@@ -96,7 +97,7 @@ def _retrieve(
 ) -> dict[Form, list[str]]:
     """Return the captions of the retrieval baseline by form."""
     pooled, train_pooled = _pooled(captioner, view, len(photos)), _pooled(captioner, train_view, len(train_photos))
-    forms: tuple[Form, ...] = ("medium", "plain")
+    forms: tuple[Form, ...] = (DEFAULT_FORM, "plain")
     return {form: retrieval_baseline.consensus(pooled, train_pooled, train_photos, form) for form in forms}
 
 

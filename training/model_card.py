@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from captioner.embedded.styles import DEFAULT_FORM
 from training import confidence
 from training.results import Results, Table, tag_overlap
 
@@ -36,9 +37,9 @@ def render(results: Results) -> str:
     """Return the model card in Markdown."""
     step = max(1, len(results.photos) // EXAMPLES)
     examples = [
-        f"| {photo.captions[min(1, len(photo.captions) - 1)].text} | {medium.text} | {value:.0%} |"
-        for photo, medium, value in list(
-            zip(results.photos, results.captions["medium"], results.confidence, strict=True)
+        f"| {photo.captions[0].text} | {caption.text} | {value:.0%} |"
+        for photo, caption, value in list(
+            zip(results.photos, results.captions[DEFAULT_FORM], results.confidence, strict=True)
         )[::step][:EXAMPLES]
     ]
     first = [f"- {form}: {generated[0].text}" for form, generated in results.captions.items()]

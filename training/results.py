@@ -26,8 +26,8 @@ class Results:
     captions: dict[Form, list[GeneratedCaption]]
     table: Table
     words: dict[Form, float]  # per caption; for tags, the number of tags
-    confidence: NDArray[np.float64]  # of the medium captions
-    correct: NDArray[np.float64]  # whether a medium caption names the main subject: 1, 0 or NaN
+    confidence: NDArray[np.float64]  # of the captions of the default form
+    correct: NDArray[np.float64]  # whether such a caption names the main subject: 1, 0 or NaN
 
 
 def tag_overlap(results: Results) -> tuple[float, float]:

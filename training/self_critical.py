@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from captioner.embedded import Form
+from captioner.embedded.styles import DEFAULT_FORM
 from training import checkpoint
 from training.backbone_cache import BackboneCache, augmentation
 from training.batches import LowerFeatures
@@ -145,8 +146,8 @@ def _cross_entropy(captioner: Captioner, features: torch.Tensor, captions: Capti
 def _validate(
     captioner: Captioner, tokenizer: CaptionTokenizer, reward: Reward, photos: list[Photo], view: LowerFeatures
 ) -> float:
-    """Return the mean reward of the greedy medium captions."""
-    captions = generate_captions(captioner, tokenizer, view, len(photos), ("medium",))["medium"]
+    """Return the mean reward of the greedy captions of the default form."""
+    captions = generate_captions(captioner, tokenizer, view, len(photos), (DEFAULT_FORM,))[DEFAULT_FORM]
     return float(reward([caption.text for caption in captions], photos).mean())
 
 

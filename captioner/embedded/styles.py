@@ -5,7 +5,7 @@ A new style needs a form that the model was taught (`FORMS`, training/) and an e
 
 from __future__ import annotations
 
-from captioner.embedded import FORMS
+from captioner.embedded import FORMS, Form
 
 STYLES: dict[str, dict[str, str]] = {  # style → length → prompt
     "descriptive": {length: FORMS[length] for length in ("short", "medium", "long")},
@@ -13,4 +13,5 @@ STYLES: dict[str, dict[str, str]] = {  # style → length → prompt
     "plain": {"medium": FORMS["plain"]},
     "tags": {"medium": FORMS["tags"]},
 }
-DEFAULT_STYLE, DEFAULT_LENGTH = "descriptive", "medium"
+DEFAULT_FORM: Form = "short"  # four to five times as many short captions as medium ones are acceptable as they stand
+DEFAULT_STYLE, DEFAULT_LENGTH = "descriptive", DEFAULT_FORM
