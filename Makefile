@@ -16,7 +16,7 @@ test: environment check  ## what must hold at every commit, within 12 minutes on
 	@$(call pytest,-n 3 --dist loadfile -m "not exhaustive and not alone")
 	@$(call pytest,-m "alone and not exhaustive")
 
-test-all: environment check  ## everything, within 35 minutes: published dimensions, every kill step, Ray, long benchmarks
+test-all: environment check  ## everything, within 45 minutes: published dimensions, every kill step, Ray, long benchmarks
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
 	@$(call pytest,-n 3 --dist loadfile -m "not alone")
 	@$(call pytest,-m alone)

@@ -75,7 +75,7 @@ class BackboneCache:
     def features(self, files: list[str], view: int) -> NDArray[np.float16]:
         """Return one view of the photos `files`, memory-mapped, (photos, 208, 9, 9)."""
         key = hashlib.sha256("\n".join(files).encode()).hexdigest()[:12]
-        path = self.folder / f"lower-{key}-view{view}.npy"
+        path = self.folder / f"lower-{LOWER_SHAPE[0]}-{key}-view{view}.npy"
         if not path.is_file():
             self._compute(path, files, view)
         features: NDArray[np.float16] = np.load(path, mmap_mode="r")
@@ -102,7 +102,7 @@ class BackboneCache:
 
     def _session(self) -> onnxruntime.InferenceSession:
         """Return the lower blocks in ONNX Runtime: four to six times as fast as eager torch on a CPU."""
-        path = self.folder / "lower.onnx"
+        path = self.folder / f"lower-{LOWER_SHAPE[0]}.onnx"
         if not path.is_file():
             example = torch.zeros(2, IMAGE_PX, IMAGE_PX, 3, dtype=torch.uint8)
             torch.onnx.export(
