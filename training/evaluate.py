@@ -66,6 +66,8 @@ def evaluate(
     table: Table = {}
     for name in get_args(Set):
         rows = [row for row, photo in enumerate(photos) if photo.set == name]
+        if not rows:
+            continue
         truths = [references(photos[row]) for row in rows]
         for form, generated in captions.items():
             if form != "tags":

@@ -46,6 +46,7 @@ def test_an_image_file_as_the_body_has_the_caption_of_a_form(url: str) -> None:
 
 
 @pytest.mark.triton
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call of httpx
 def test_sixteen_at_once_get_the_same_text(url: str) -> None:
     async def ask() -> set[str | None]:
         async with AsyncInferenceClient(model=url) as client:

@@ -55,11 +55,12 @@ def test_chat_and_generate_answer_whole_and_streamed_with_the_caption(client: ol
 
 
 @pytest.mark.triton
-def test_options_are_the_wires_parameters(client: ollama.Client) -> None:
+def test_options_are_the_wires_parameters(client: ollama.Client, url: str) -> None:
     options = {"num_predict": 3, "temperature": 0.7, "seed": 5, "top_k": 9, "repeat_penalty": 1.5, "num_ctx": 4096}
     answer = client.generate("captioner", "", images=[FILE], options=options)
     assert (answer.done_reason, answer.eval_count) == ("length", 3)
-    details = (answer.model_extra or {})["captioner"]
+    raw = {"model": "captioner", "images": [BASE64], "stream": False, "options": options}
+    details = httpx.post(f"{url}/api/generate", json=raw).json()["captioner"]
     assert [details[name] for name in ("temperature", "seed", "top_k", "repetition_penalty")] == [0.7, 5, 9, 1.5]
 
 
