@@ -31,7 +31,7 @@ def test_a_foreign_origin_is_refused_at_every_path_and_never_reflected(serve_pag
             for origin in (EVIL, "null", "http://localhost:1", f"{url}.evil.example"):
                 headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
                 answer = httpx.request(method, url + path, headers=headers, timeout=30)
-                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "ORIGIN_REFUSED"), (path, origin)
+                assert answer.status_code == 403 and "ORIGIN_REFUSED" in answer.text, (path, origin)
                 assert not any(name.startswith("access-control-") for name in answer.headers)
     for path in PATHS:
         for headers in ({}, {"Origin": url}):

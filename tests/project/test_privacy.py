@@ -118,7 +118,7 @@ def marked_requests(page: str, triton: str) -> Iterator[tuple[str, tuple[int, st
         "broken": {"image": base64.b64encode(BROKEN + b"\0" * (-len(BROKEN) % 3) + TEXT.encode()).decode()},
         "url": {"image": f"http://{MARK}.example/{TEXT}"},
         "style": {"image": photo, "style": TEXT},
-        "stop": {"image": photo, "stop": TEXT},
+        "stop": {"image": photo, "stop": TEXT * 50},
         "unknown": {"image": photo, TEXT: TEXT},
         "wrong type": {"image": photo, "max_tokens": TEXT},
     }
