@@ -30,7 +30,7 @@ from captioner.client import Client
 from captioner.examples import FOLDER
 from tests.support import commands
 from tests.support.proxy import Proxy
-from tests.support.served import Served, metric
+from tests.support.served import Served, metric, serve
 
 pytestmark = pytest.mark.triton
 
@@ -383,14 +383,19 @@ def test_the_progress_bar_counts_to_the_total_and_shows_failures(run: Run, bad: 
     assert "image/s" not in run(bad, "--to", "txt").stderr, "there is no bar if stderr is not a terminal"
 
 
-def test_more_requests_in_flight_than_the_server_admits_lose_no_image(run: Run, served: Served, tmp_path: Path) -> None:
-    for number, photo in enumerate(islice(crops(seed=8, size_px=64), 100)):
+def test_more_requests_in_flight_than_the_server_admits_lose_no_image(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, photo in enumerate(islice(crops(seed=8, size_px=64), 40)):
         (tmp_path / f"{number}.jpg").write_bytes(photo)
-    refused = metric(served, "captioner_refused_total")
-    done = run(tmp_path, "--to", "csv", "--out", tmp_path / "csv", "--in-flight", 100, "--max-tokens", 8)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "csv").read_text().count("\n") == 101
-    assert metric(served, "captioner_refused_total") > refused, "the server admitted every request"
+    monkeypatch.setenv("CAPTIONER_SLOTS", "2")
+    monkeypatch.setenv("CAPTIONER_MAX_WAITING", "2")
+    with serve(repository, tmp_path / "server.log") as small:
+        arguments = (tmp_path, "--to", "csv", "--out", tmp_path / "csv", "--in-flight", 40, "--max-tokens", 8)
+        done = commands.caption(small.grpc, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "csv").read_text().count("\n") == 41
+        assert metric(small, "captioner_refused_total") > 0, "the server admitted every request"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
+@contextmanager
+def serve(repository: Path, log: Path) -> Iterator[Served]:
+    """The repository's models, served as `captioner up` does it."""
+    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+        yield Served(server.grpc_address, server.http_address, server.metrics_address)
+
+
 @pytest.fixture(scope="session")
 def served(repository: Path) -> Iterator[Served]:
-    """The embedded model, served as `captioner up` does it."""
-    log_path = repository.parent / "server.log"
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log_path) as server:
-        yield Served(server.grpc_address, server.http_address, server.metrics_address)
+    """The embedded model on a server that a worker's tests share."""
+    with serve(repository, repository.parent / "server.log") as served:
+        yield served
