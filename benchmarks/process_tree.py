@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-MODELS = ("captioner", "vision_encoder", "preprocess")
+MODELS = ("captioner", "caption", "vision_encoder", "preprocess")
 ENDED = (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError)
 
 

@@ -18,10 +18,15 @@ python3 -m captioner.publish.warm_standby "$MODEL_REPOSITORY" 127.0.0.1:8001 &
 # Triton 2.51 copies a form's body onto a thread's stack: with 8 MiB of stack, one request ends the server.
 ulimit -s 1048576 2>/dev/null || echo "the stack limit cannot be raised; see SECURITY.md" >&2
 
+# A repository of an older release that cannot be written lacks this model.
+caption=
+if [ -f "$MODEL_REPOSITORY/caption/config.pbtxt" ]; then caption=--load-model=caption; fi
+
 exec tritonserver \
     --model-repository="$MODEL_REPOSITORY" \
     --model-control-mode=explicit \
     --load-model=captioner \
+    ${caption:+"$caption"} \
     --load-model=preprocess \
     --load-model=vision_encoder \
     --exit-on-error=true \

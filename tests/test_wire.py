@@ -21,6 +21,7 @@ from captioner.wire import (
     ModelCard,
     Parameter,
     Timings,
+    forward_parameters,
     load_parameters,
     parse_parameters,
     to_json,
@@ -139,8 +140,20 @@ def test_every_text_has_a_maximum_length(parameter: Parameter) -> None:
 def test_all_parameters_at_their_maximum_length_fit_into_a_request() -> None:
     longest = {each.name: "\x00" * (each.max_length or 0) for each in PARAMETERS.values() if each.kind is str}
     assert load_parameters(json.dumps(longest)) == longest
-    with pytest.raises(ParameterInvalid, match="the parameters have 5000012 bytes; the limit is 131072"):
+    assert load_parameters(json.dumps(forward_parameters(longest))) == longest
+    with pytest.raises(ParameterInvalid, match="the parameters have 5000012 bytes; the limit is 163840"):
         load_parameters(json.dumps({"stop": "x" * 5_000_000}))
+
+
+def test_forwarded_parameters_are_read_as_they_were_sent() -> None:
+    sent = {"temperature": 0.1, "seed": 2**64 - 1, "stop": json.dumps(['"é😀"', "\\", "\x00"]), "stream": False}
+    assert load_parameters(json.dumps(forward_parameters(sent))) == sent
+
+
+def test_tritons_timeout_is_a_deadline_unless_there_is_one() -> None:
+    assert load_parameters("", timeout_us=1_499_999) == {"deadline_ms": 1500}
+    assert load_parameters("{}", timeout_us=1) == {"deadline_ms": 1}
+    assert load_parameters('{"deadline_ms": 7}', timeout_us=1_000_000) == {"deadline_ms": 7}
 
 
 def test_extras_are_a_json_list_of_texts() -> None:

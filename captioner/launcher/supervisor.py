@@ -171,7 +171,7 @@ class TritonServer:
         if self._reloads[model] == _MAX_RELOADS:
             return False
         try:
-            if not can_reload(self._options.repository, model):
+            if not can_reload(self._options.repository, model, self.metrics_address):
                 return False
             self._reloads[model] += 1
             self._process.forget_stubs(model)

@@ -1,24 +1,11 @@
-"""Check the texts that a client puts into a prompt: their size, their encoding, and a model's control tokens."""
+"""Check the texts that a client puts into a prompt for a model's control tokens."""
 
 from __future__ import annotations
 
 from tokenizers import Tokenizer
 
 from captioner.artifacts.prompts import PromptTable
-from captioner.errors import ParameterInvalid, PromptTooLong
-from captioner.wire import MAX_PROMPT_CHARACTERS, check_prompt
-
-
-def decode_prompt(prompt: bytes) -> str:
-    """Return the text of a prompt. Raises PromptTooLong before anything is tokenized, and ParameterInvalid."""
-    if len(prompt) > 4 * MAX_PROMPT_CHARACTERS:  # a character has at most 4 bytes
-        raise PromptTooLong(f"the prompt has {len(prompt)} bytes; the limit is {MAX_PROMPT_CHARACTERS} characters")
-    try:
-        text = prompt.decode()
-    except UnicodeDecodeError as error:
-        raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
-    check_prompt(text)
-    return text
+from captioner.errors import ParameterInvalid
 
 
 class ControlTokens:

@@ -19,7 +19,7 @@ from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
 from captioner.families import family
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
-from captioner.serving.prompt_text import ControlTokens, decode_prompt
+from captioner.serving.prompt_text import ControlTokens
 from captioner.serving.request import CaptionRequest, InFlightRequest
 from captioner.serving.response_sender import ResponseQueue
 from captioner.wire import (
@@ -28,6 +28,7 @@ from captioner.wire import (
     FinishReason,
     ModelCard,
     Timings,
+    decode_prompt,
 )
 
 

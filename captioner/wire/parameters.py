@@ -16,11 +16,14 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 256
 MAX_SEED = 2**64 - 1
 DRAWN_SEED = -1  # in the clients: the server draws one
 MAX_MAX_TOKENS = 2048
-# Of all parameters of a request, as JSON: more than every parameter at its maximum length.
-MAX_PARAMETERS_BYTES = 128 * 2**10
+# Of all parameters of a request, as JSON: more than every parameter at its maximum length, forwarded or not.
+MAX_PARAMETERS_BYTES = 160 * 2**10
 
 # Triton handles these itself, and passes some of them on to the model.
 TRITON_PARAMETERS = frozenset({"id", "binary_data_output", "user-agent"})
+# All parameters as JSON: what one model sends to another has no floats (Triton 2.51). Triton refuses a client's
+# parameter whose name begins with `triton_`.
+FORWARDED = "triton_forwarded"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -173,14 +176,36 @@ def check_prompt(prompt: str) -> None:
         raise PromptTooLong(f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT_CHARACTERS}")
 
 
-def load_parameters(text: str) -> dict[str, object]:
+def decode_prompt(prompt: bytes) -> str:
+    """Return the text of a prompt. Raises PromptTooLong before anything is tokenized, and ParameterInvalid."""
+    if len(prompt) > 4 * MAX_PROMPT_CHARACTERS:  # a character has at most 4 bytes
+        raise PromptTooLong(f"the prompt has {len(prompt)} bytes; the limit is {MAX_PROMPT_CHARACTERS} characters")
+    try:
+        text = prompt.decode()
+    except UnicodeDecodeError as error:
+        raise ParameterInvalid(f"prompt is not UTF-8 text: byte {error.start} is {prompt[error.start]:#04x}") from None
+    check_prompt(text)
+    return text
+
+
+def forward_parameters(parameters: Mapping[str, object]) -> dict[str, str]:
+    """Return parameters as one model sends them to another. `load_parameters` reads them."""
+    return {FORWARDED: json.dumps(parameters, ensure_ascii=False)}
+
+
+def load_parameters(text: str, timeout_us: int = 0) -> dict[str, object]:
     """Return the parameters of a request to Triton, which passes them as JSON. Raises ParameterInvalid for a long text.
 
-    All other requests wait while one is parsed.
+    All other requests wait while one is parsed. `timeout_us`: tritonclient's parameter `timeout`, which Triton passes
+    apart from the others; it is a deadline.
     """
     if len(text) > MAX_PARAMETERS_BYTES:
         raise ParameterInvalid(f"the parameters have {len(text)} bytes; the limit is {MAX_PARAMETERS_BYTES}")
     values: dict[str, object] = json.loads(text or "{}")
+    if isinstance(forwarded := values.get(FORWARDED), str):
+        values = json.loads(forwarded)
+    if timeout_us:
+        values.setdefault("deadline_ms", max(round(timeout_us / 1000), 1))
     if type(seed := values.get("seed")) is int and seed < 0:  # see `as_int64`
         values["seed"] = seed % (MAX_SEED + 1)
     return values

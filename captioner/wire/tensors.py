@@ -41,11 +41,15 @@ IMAGE_INFO = Tensor("image_info", "TYPE_STRING", (1,))  # JSON of `ImageInfo`
 FEATURES = Tensor("features", "TYPE_FP32", (-1, -1))  # (image tokens, width)
 
 CAPTIONER = "captioner"
+UNARY = "caption"  # the captioner's caption in one response, for clients that know only `infer`
 PREPROCESS = "preprocess"
 VISION_ENCODER = "vision_encoder"
+UNARY_REQUESTS = "captioner_unary_requests"  # the metric that counts requests of UNARY that are not answered yet
 
+_CAPTIONS = ModelWire((Tensor("image", "TYPE_STRING", (1,), optional=True), PROMPT), (CAPTION, DETAILS))
 MODELS = {
-    CAPTIONER: ModelWire((Tensor("image", "TYPE_STRING", (1,), optional=True), PROMPT), (CAPTION, DETAILS)),
+    CAPTIONER: _CAPTIONS,
+    UNARY: _CAPTIONS,
     PREPROCESS: ModelWire((IMAGE,), (PIXELS, IMAGE_INFO)),
     VISION_ENCODER: ModelWire((PIXELS,), (FEATURES,)),
 }

@@ -12,7 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from captioner.serving.settings import Settings
-from captioner.wire import CAPTIONER, MODELS, Tensor
+from captioner.wire import CAPTIONER, MODELS, UNARY, Tensor
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -55,9 +55,9 @@ def test_a_config_has_exactly_the_tensors_of_the_wire(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_only_the_captioner_is_decoupled_and_unbatched(model: str) -> None:
+def test_only_the_captioner_is_decoupled_and_only_captions_are_unbatched(model: str) -> None:
     assert config(model).model_transaction_policy.decoupled == (model == CAPTIONER)
-    assert (config(model).max_batch_size == 0) == (model == CAPTIONER), "the engine batches for itself"
+    assert (config(model).max_batch_size == 0) == (model in (CAPTIONER, UNARY)), "the engine batches for itself"
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))

@@ -33,7 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tritonclient import grpc
 
+from captioner import examples
 from captioner.artifacts import repository_templates
 from captioner.artifacts.manifest import GOLDEN_IMAGE, Manifest
 from captioner.artifacts.version_store import VERSIONED, Quarantined, VersionStore
@@ -42,7 +44,8 @@ from captioner.launcher.supervisor import TritonServer
 from captioner.publish.ensure_published import ensure_published
 from captioner.publish.model_control import ModelControl
 from captioner.publish.warm_standby import load_previous_version
-from captioner.wire import CAPTIONER, MODELS
+from captioner.wire import CAPTIONER, MODELS, UNARY
+from tests.support.unary import infer
 
 ARCHIVE = Path(__file__).parent / "repository-0.1.tar.xz"
 VERSIONS = [1, 2]
@@ -162,6 +165,15 @@ def test_a_real_server_generates_the_old_golden_caption(store: VersionStore, ser
         )
     assert caption.text == manifest.golden_sample.caption
     assert (caption.details.version, caption.details.revision) == ("2", manifest.revision)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_real_server_has_the_models_that_the_old_release_lacked(old: Path, server: TritonServer) -> None:
+    assert not (old / UNARY).exists()
+    image = (examples.FOLDER / "cat.jpg").read_bytes()
+    with grpc.InferenceServerClient(server.grpc_address) as plain, Client(server.grpc_address) as client:
+        assert infer(grpc, plain, image).text == client.caption(image).text
 
 
 @pytest.mark.triton

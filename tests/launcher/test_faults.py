@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
+from captioner.artifacts.repository_templates import templates
 from captioner.errors import StartupRefused
 from captioner.launcher import supervisor
 from captioner.launcher.stubs import Stubs, children
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import ModelControl
+from captioner.wire import CAPTIONER, UNARY, UNARY_REQUESTS
 from tests.conftest import TOY_MODEL, Start, write_model
 from tests.launcher.toys import answers, double, port_of, stub_of, stubs_of, traces, wait_until
 from tests.support.processes import running
+from tests.support.served import Served, metric
+from tests.support.unary import inputs
 
 pytestmark = pytest.mark.triton
 
@@ -30,6 +39,23 @@ model_transaction_policy { decoupled: true }
 input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
 output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+# A captioner that gives the image back as the caption, except of one image, which it never answers.
+ECHOES_OR_HOLDS = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    held = []
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+            if image[0] == b"hold":
+                self.held.append(sender)
+                continue
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(name, image) for name in ("caption", "details")])
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 # Like the import of a large library, it keeps the stub's other threads from noticing that the server has ended.
 HOLDS_THE_INTERPRETER = "import ctypes\nctypes.PyDLL(None).sleep(60)\n"
@@ -74,9 +100,10 @@ def test_after_three_reloads_of_a_model_the_server_is_restarted(
     assert server.reloads == 1
 
 
-def living_stub(server: TritonServer) -> int:
+def living_stub(server: TritonServer, instance: str = "toy_0_0") -> int:
     assert server.pid is not None
-    (pid,) = (pid for pid in children(server.pid) if Path(f"/proc/{pid}/cmdline").read_bytes())
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(server.pid)}
+    (pid,) = (pid for pid, command in commands.items() if instance.encode() in command.split(b"\0"))
     return pid
 
 
@@ -103,6 +130,45 @@ def test_the_death_of_a_decoupled_model_restarts_the_server_because_its_streams_
     os.kill(stub_of(server), signal.SIGKILL)
     wait_until(lambda: server.restarts == 1 and server.pid not in (None, first), SECONDS)
     assert reasons == ["the process of toy_0_0 died"]
+
+
+def test_the_death_of_caption_restarts_the_server_only_while_requests_would_hang(
+    tmp_path: Path, start_triton: Start
+) -> None:
+    shutil.copytree(templates() / UNARY, tmp_path / UNARY)
+    write_model(tmp_path, CAPTIONER, ECHOES_OR_HOLDS)
+    shutil.copy(templates() / CAPTIONER / "config.pbtxt", tmp_path / CAPTIONER)
+    server = start_triton(tmp_path, models=(UNARY, CAPTIONER))
+    first = server.pid
+    for reloads in (1, 2):
+        os.kill(stub_of(server, "caption_0_0"), signal.SIGKILL)
+        wait_until(lambda: server.reloads == reloads, SECONDS)  # noqa: B023
+        assert caption(server, "a toy") == "a toy"
+        time.sleep(1.5)  # the supervisor looks for new stubs once a second
+    assert (server.restarts, server.pid) == (0, first)
+    with ThreadPoolExecutor() as threads:
+        held = threads.submit(caption, server, "hold")
+        served = Served(server.grpc_address, server.http_address, server.metrics_address)
+        wait_until(lambda: metric(served, UNARY_REQUESTS) == 1, SECONDS)
+        os.kill(living_stub(server, "caption_0_0"), signal.SIGKILL)
+        with pytest.raises(InferenceServerException):
+            held.result(SECONDS)
+    wait_until(lambda: server.restarts == 1 and captions(server), SECONDS)
+    assert server.reloads == 2
+
+
+def captions(server: TritonServer) -> bool:
+    with contextlib.suppress(InferenceServerException):
+        return caption(server, "a toy") == "a toy"
+    return False
+
+
+def caption(server: TritonServer, image: str) -> str:
+    """Return the caption by `infer`."""
+    with grpc.InferenceServerClient(server.grpc_address) as client:
+        answer = client.infer(UNARY, inputs(grpc, image.encode()), client_timeout=SECONDS)
+    text: str = answer.as_numpy("caption")[0].decode()
+    return text
 
 
 def test_a_killed_server_is_restarted(tmp_path: Path, start_triton: Start) -> None:
@@ -169,7 +235,7 @@ with TritonServer(Path({str(repository)!r}), http_port=0, grpc_port=0, metrics_p
         server = int(process.stdout.readline())
         stubs = children(server)
         reaper = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
-        assert len(stubs) >= 4
+        assert len(stubs) >= 5
         process.kill()
         os.kill(reaper, signal.SIGKILL)
         wait_until(lambda: not any(map(runs, {server, *stubs})), 20)

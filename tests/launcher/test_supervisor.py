@@ -113,7 +113,7 @@ def test_a_port_outside_the_range_is_refused_by_option(tmp_path: Path, port: int
 
 
 def test_a_repository_without_the_models_is_refused_by_path(tmp_path: Path) -> None:
-    with pytest.raises(StartupRefused, match=f"{tmp_path} has none of captioner, preprocess, vision_encoder"):
+    with pytest.raises(StartupRefused, match=f"{tmp_path} has none of captioner, caption, preprocess, vision_encoder"):
         TritonServer(tmp_path)
     with pytest.raises(StartupRefused, match=f"{tmp_path}/absent does not exist"):
         TritonServer(tmp_path / "absent")

@@ -171,6 +171,7 @@ def test_the_entry_point_publishes_into_an_empty_volume_and_passes_its_key_to_tr
     with running(["sh", ROOT / "deploy" / "serve.sh", "--log-verbose=1"], env=variables, seconds=280) as server:
         arguments = read_until(server, "--log-verbose=1")
     assert f"--model-repository={volume}\n" in arguments
+    assert {f"--load-model={model}\n" for model in wire.MODELS} <= set(arguments)
     key = admin_key(volume)
     assert f"--http-restricted-api={triton_process.RESTRICTED}:{wire.ADMIN_HEADER}={key}\n" in arguments
     assert list(VersionStore(volume).versions()) == [1]

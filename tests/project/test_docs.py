@@ -63,7 +63,7 @@ def run(command: list[str], tmp_path: Path) -> str:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {language for _, language, _ in BLOCKS} == {"sh", "python", "text"}
-    assert len(COMMANDS) >= 12 and len(PROGRAMS) == 7
+    assert len(COMMANDS) >= 12 and len(PROGRAMS) == 8
 
 
 @pytest.mark.triton

@@ -100,6 +100,13 @@ def test_publishes_and_rollbacks_under_load_fail_no_request_and_mix_up_no_captio
         assert sum(load.by_version.values()) > 20 * len(round_trips.published)
 
 
+def test_infer_reaches_the_version_that_is_published_and_after_a_rollback_the_one_before(
+    round_trips: RoundTrips,
+) -> None:
+    for load in round_trips.loads:
+        assert load.inferred == {"1", *round_trips.published}
+
+
 def test_a_rollback_moves_traffic_within_two_seconds(round_trips: RoundTrips) -> None:
     assert all(seconds < 2 for seconds in round_trips.rollback_s)
     assert round_trips.verb_code == 0

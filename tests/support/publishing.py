@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import tritonclient.grpc
 from safetensors.numpy import load_file, save_file
 
 from captioner.artifacts.manifest import GOLDEN_IMAGE, Card, Manifest, sha256
@@ -28,6 +29,7 @@ from captioner.publish.warm_standby import load_previous_version
 from captioner.wire import CAPTIONER
 from tests.artifacts.test_manifest import MANIFEST
 from tests.support.served import assert_soon
+from tests.support.unary import infer
 
 MODEL = "org/tiny"  # version 1 of a Stand, on the Hub
 Expected = dict[str, list[str]]  # revision → the caption of each example photo
@@ -35,7 +37,7 @@ Expected = dict[str, list[str]]  # revision → the caption of each example phot
 
 @dataclass
 class Load:
-    """Clients that request captions, whole and streamed, each with `pause_s` between two requests.
+    """Clients that request captions, whole, streamed and by `infer`, each with `pause_s` between two requests.
 
     `faults` collects errors and captions of the wrong model.
     """
@@ -46,19 +48,20 @@ class Load:
     pause_s: float = 0
     faults: list[str] = field(default_factory=list)
     by_version: dict[str, int] = field(default_factory=dict)  # requests that each version answered
+    inferred: set[str] = field(default_factory=set)  # the versions that answered by `infer`
     stop: threading.Event = field(default_factory=threading.Event)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self) -> None:
-        with Client(self.address) as client:
+        with Client(self.address) as client, tritonclient.grpc.InferenceServerClient(self.address) as plain:
             while not self.stop.wait(self.pause_s):
                 number = next(self._numbers)
                 example = number % len(PHOTOS)
                 # A different file each time, so that no request is served from the feature cache.
                 photo = PHOTOS[example].read_bytes() + str(number).encode()
                 try:
-                    if number % 2:
-                        caption = client.caption(photo)
+                    if number % 3:
+                        caption = client.caption(photo) if number % 3 == 1 else infer(tritonclient.grpc, plain, photo)
                         text, details = caption.text, caption.details
                     else:
                         with client.stream(photo) as stream:
@@ -68,6 +71,8 @@ class Load:
                 except CaptionerError as error:
                     self.faults.append(error.wire())
                     continue
+                if number % 3 == 2:
+                    self.inferred.add(details.version)
                 self.by_version[details.version] = self.by_version.get(details.version, 0) + 1
                 if text != self.expected[details.revision][example]:
                     self.faults.append(f"version {details.version} of {details.revision} wrote {text!r} of {example}")

@@ -50,10 +50,8 @@ class TritonPythonModel:
 
 def read(request: Any) -> CaptionRequest:
     """Copy the inputs: Triton frees the tensors when `execute` returns."""
-    parameters = wire.load_parameters(request.parameters())
+    parameters = wire.load_parameters(request.parameters(), request.timeout())
     image, prompt = (first(pb_utils.get_input_tensor_by_name(request, each.name)) for each in (wire.IMAGE, wire.PROMPT))
-    if request.timeout() and "deadline_ms" not in parameters:  # tritonclient's parameter `timeout`, in µs
-        parameters["deadline_ms"] = max(round(request.timeout() / 1000), 1)
     # Triton forwards the user agent from gRPC only, see captioner/launcher/triton_process.py.
     return CaptionRequest(image, prompt, parameters, streaming="user-agent" in parameters)
 
