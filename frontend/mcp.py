@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from captioner.client import AsyncClient
 from frontend.client_identity import client_parameters
 from frontend.remote_images import RemoteImages
+from frontend.uploads import Uploads
 
 Tool = Callable[[str, str | None, str | None, str | None, int | None], Awaitable[str]]
 
 
-def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
+def caption_tool(client: AsyncClient, images: RemoteImages, uploads: Uploads) -> Tool:
     """Return the tool `caption_image`, which asks `client`."""
 
     async def caption_image(
@@ -25,7 +26,8 @@ def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
         Describe an image in words.
 
         Args:
-            image: a data URL (data:image/jpeg;base64,...), or an https URL of a host that this server allows
+            image: an uploaded file (POST it to /gradio_api/upload as the form field files; the answer is a list with
+                its name), an https URL of a host that this server allows, or a data URL (data:image/jpeg;base64,...)
             style: one of the model's styles, such as descriptive, alt-text or tags
             length: short, medium or long
             prompt: sent to the model unchanged, instead of style and length
@@ -33,8 +35,9 @@ def caption_tool(client: AsyncClient, images: RemoteImages) -> Tool:
         Returns:
             the caption
         """
+        file = uploads.find(image)
         caption = await client.caption(
-            await images.read(image),
+            await images.read(image) if file is None else file,
             prompt=prompt,
             style=style,
             length=length,

@@ -21,6 +21,7 @@ from frontend.options import Options
 from frontend.page import page, theme
 from frontend.remote_images import RemoteImages
 from frontend.server import http_server
+from frontend.uploads import Uploads
 
 
 def application(addresses: Addresses, options: Options) -> tuple[FastAPI, Drain]:
@@ -33,11 +34,12 @@ def application(addresses: Addresses, options: Options) -> tuple[FastAPI, Drain]
         await client.close()
 
     app = FastAPI(openapi_url=None, lifespan=lifespan)
-    backend = Backend(client, RemoteImages(options.image_hosts), ModelCardCache(client), options.aliases)
+    images, uploads = RemoteImages(options.image_hosts), Uploads() if options.mcp else None
+    backend = Backend(client, images, ModelCardCache(client), options.aliases, uploads)
     drain = add_api(app, backend, options)
     app.mount("/browser", StaticFiles(directory=theme.BROWSER))
     app.mount("/examples", StaticFiles(directory=examples.FOLDER))
-    tool = caption_tool(client, backend.images) if options.mcp else None
+    tool = None if uploads is None else caption_tool(client, images, uploads)
     page.mount(app, backend.cards, options.root_path, image_urls=bool(options.image_hosts), tool=tool)
     return app, drain
 

@@ -31,6 +31,7 @@ from frontend.api.huggingface import add_huggingface, huggingface_error
 from frontend.api.models import add_models
 from frontend.api.ollama import add_ollama, ollama_error
 from frontend.api.openai_responses import add_responses
+from frontend.api.uploads import add_uploads
 from frontend.client_identity import request_id
 from frontend.http_errors import ErrorBody, MethodRefused, PathUnknown, error_body, error_response
 from frontend.middleware.asgi import METRICS, match_route
@@ -78,6 +79,8 @@ def api_router(backend: Backend, options: Options) -> tuple[APIRouter, ErrorForm
     apis = [APIS[name] for name in options.apis]
     if options.vertex_predict:
         apis.append(Api((vertex(options.vertex_predict),)))
+    if backend.uploads is not None:
+        apis.append(Api((add_uploads,)))
     for api in apis:
         known = len(router.routes)
         for add in api.endpoints:
