@@ -141,7 +141,7 @@ def test_all_parameters_at_their_maximum_length_fit_into_a_request() -> None:
     longest = {each.name: "\x00" * (each.max_length or 0) for each in PARAMETERS.values() if each.kind is str}
     assert load_parameters(json.dumps(longest)) == longest
     assert load_parameters(json.dumps(forward_parameters(longest))) == longest
-    with pytest.raises(ParameterInvalid, match="the parameters have 5000012 bytes; the limit is 163840"):
+    with pytest.raises(ParameterInvalid, match="the parameters have 5000012 bytes; the limit is 294912"):
         load_parameters(json.dumps({"stop": "x" * 5_000_000}))
 
 

@@ -21,7 +21,9 @@ from captioner.wire import EncoderPrecision
 NAME = "manifest.json"
 GOLDEN_IMAGE, GOLDEN_FEATURES = "check.jpg", "check.safetensors"  # beside the captioner's manifest; names of 0.1
 _RENAMED = {"frame": "prompt_template", "check": "golden_sample"}  # field names in manifests of 0.1
-PROMPT_FIELD, IMAGE_FIELD = "{prompt}", "{image}"  # the fields of a prompt template
+_ADDED = {"system_template": ""}  # fields that manifests of earlier releases lack
+# The fields of a prompt template.
+PROMPT_FIELD, IMAGE_FIELD, SYSTEM_FIELD = "{prompt}", "{image}", "{system}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Manifest:
     """One published model. `files` maps "<triton model>/<file>" to the sha256 of the file, in hex.
 
     `prompt_template` has a field for the prompt. If the image is part of the token sequence, it also has a field for
-    the image, which becomes as many `image_token_id` tokens as the image has features.
+    the image, which becomes as many `image_token_id` tokens as the image has features. `system_template` has one more
+    field, for the text of the system turn.
     """
 
     family: str  # Hugging Face model_type
@@ -71,6 +74,7 @@ class Manifest:
     feature_width: int
     prompts: PromptTable
     prompt_template: str
+    system_template: str  # empty if the model has no system turn
     image_token_id: int | None
     start_ids: tuple[int, ...]  # before every prompt
     stop_ids: tuple[int, ...]  # each ends a caption
@@ -96,7 +100,7 @@ class Manifest:
         except ValueError as error:
             raise ArtefactBroken(f"{path} is not JSON: {error}") from None
         if isinstance(values, dict):
-            values = {_RENAMED.get(name, name): value for name, value in values.items()}
+            values = _ADDED | {_RENAMED.get(name, name): value for name, value in values.items()}
         odd = {field.name for field in fields(cls)}.symmetric_difference(values if isinstance(values, dict) else ())
         if odd:
             raise ArtefactBroken(

@@ -6,6 +6,7 @@ captioner/decoders/base.py. It knows neither Triton nor the engine.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from captioner.artifacts.confidence import Calibration
-from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, Card, Generation, GoldenSample, Manifest
+from captioner.artifacts.manifest import (
+    IMAGE_FIELD,
+    PROMPT_FIELD,
+    SYSTEM_FIELD,
+    Card,
+    Generation,
+    GoldenSample,
+    Manifest,
+)
 from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
@@ -56,6 +65,7 @@ class Source:
     context_tokens: int
     generation: Generation
     prompt_template: str = PROMPT_FIELD  # the text around a prompt, see Manifest
+    system_template: str = ""  # that with a system turn
     image_token_id: int | None = None
     calibration: Calibration | None = None
 
@@ -83,6 +93,7 @@ class Source:
             feature_width=feature_shape[1],
             prompts=self.prompts,
             prompt_template=self.prompt_template,
+            system_template=self.system_template,
             image_token_id=self.image_token_id,
             start_ids=self.start_ids,
             stop_ids=self.stop_ids,
@@ -116,17 +127,26 @@ class Family(ABC):
 
     @classmethod
     def prompt_ids(
-        cls, tokenizer: Tokenizer, manifest: Manifest, prompt: str, tile_rows: int = 0, tile_columns: int = 0
+        cls,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        prompt: str,
+        tile_rows: int = 0,
+        tile_columns: int = 0,
+        system: str | None = None,
     ) -> list[int]:
         """Return all ids that the model reads before the caption.
 
-        Raises ParameterInvalid for a prompt that contains the image token.
+        `system`: the text of the system turn, for a manifest with a `system_template`. Raises ParameterInvalid for a
+        text that contains the image token.
         """
-        text = manifest.prompt_template
+        template = manifest.prompt_template if system is None else manifest.system_template
+        values = {PROMPT_FIELD: prompt, SYSTEM_FIELD: system or ""}
         if manifest.image_token_id is not None:
             token = tokenizer.id_to_token(manifest.image_token_id) or ""
-            if token in prompt:
+            if any(token in text for text in values.values()):
                 raise ParameterInvalid(f"the prompt contains {token!r}, which is reserved for the image")
-            text = text.replace(IMAGE_FIELD, cls.image_text(manifest, token, tile_rows, tile_columns))
-        text = text.replace(PROMPT_FIELD, prompt)
+            values[IMAGE_FIELD] = cls.image_text(manifest, token, tile_rows, tile_columns)
+        fields = re.compile("|".join(map(re.escape, values)))  # in one pass: a text may look like a field
+        text = fields.sub(lambda field: values[field[0]], template)
         return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, Generation
+from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, SYSTEM_FIELD, Generation
 from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ModelUnsupported
 from captioner.families.generation_config import published_generation
@@ -66,12 +67,13 @@ PROMPTS = PromptTable(
 )
 
 
-def chat_prompt_template(
+def chat_prompt_templates(
     tokenizer: PreTrainedTokenizerBase, folder: Path, image_token_id: int, system: str | None = None
-) -> str:
-    """Return the chat as text with IMAGE_FIELD and PROMPT_FIELD; it ends where the caption starts.
+) -> tuple[str, str]:
+    """Return the manifest's `prompt_template` and `system_template`; each ends where the caption starts.
 
-    Raises ModelUnsupported without a chat template, or if it does not contain both fields exactly once.
+    `system`: the system turn of `prompt_template`, if the chat template has one. Raises ModelUnsupported without a chat
+    template, or if it does not contain image and prompt exactly once.
     """
     image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
     path = folder / "chat_template.json"  # processors prefer it to the tokenizer's own template
@@ -83,21 +85,32 @@ def chat_prompt_template(
         [{"type": "image"}, {"type": "text", "text": PROMPT_FIELD}],  # for those that write it for an image part,
         f"{image_token}\n{PROMPT_FIELD}",  # and for those that leave it to the user
     )
-    system_turns: list[list[dict[str, Any]]] = [[]]  # some templates refuse a system message
-    if system is not None:
-        system_turns.insert(0, [{"role": "system", "content": system}])
-    for system_turn, content in product(system_turns, contents):
-        chat = [*system_turn, {"role": "user", "content": content}]
-        try:
-            text = tokenizer.apply_chat_template(
-                chat, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        except Exception:  # a template may raise anything for content that it does not support
-            continue
-        prompt_template, runs = re.subn(f"(?:{re.escape(image_token)})+", IMAGE_FIELD, str(text))
-        if runs == 1 and prompt_template.count(PROMPT_FIELD) == 1:
-            return prompt_template
-    raise ModelUnsupported(f"the chat template does not write {image_token!r} exactly once beside the prompt")
+
+    def render(*systems: object) -> Iterator[str]:
+        """Yield the chat as text for each form of the system turn and of the user's that the template can write."""
+        for turn, content in product(systems, contents):
+            turns: list[Any] = [{"role": "system", "content": turn}, {"role": "user", "content": content}]
+            try:
+                text = tokenizer.apply_chat_template(
+                    turns[turn is None :], chat_template=template, tokenize=False, add_generation_prompt=True
+                )
+            except Exception:  # a template may raise anything for content that it does not support
+                continue
+            found, runs = re.subn(f"(?:{re.escape(image_token)})+", IMAGE_FIELD, str(text))
+            if runs == 1 and found.count(PROMPT_FIELD) == 1:
+                yield found
+
+    plain = next(render(None), None)
+    if plain is None:
+        raise ModelUnsupported(f"the chat template does not write {image_token!r} exactly once beside the prompt")
+    with_system = ""
+    for text in render(SYSTEM_FIELD, [{"type": "text", "text": SYSTEM_FIELD}]):
+        # A template that writes no mark of the role would give the system's text to the user.
+        if text.count(SYSTEM_FIELD) == 1 and text.replace(SYSTEM_FIELD, "") != plain:
+            with_system = text
+            break
+    own = with_system.replace(SYSTEM_FIELD, system) if system is not None else ""
+    return own or plain, with_system
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase, prompt_template: str) -> tuple[int, ...]:

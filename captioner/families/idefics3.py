@@ -76,7 +76,7 @@ class Idefics3(Family):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = Encoder(model, processor, image.height).eval()
-        prompt_template = chat_prompts.chat_prompt_template(tokenizer, folder, config.image_token_id)
+        prompt_template, system_template = chat_prompts.chat_prompt_templates(tokenizer, folder, config.image_token_id)
         published = model.generation_config
         stop_ids = chat_prompts.stop_ids(published, config.text_config, tokenizer)
         # Otherwise generate() would add the published settings to the options of every call.
@@ -99,6 +99,7 @@ class Idefics3(Family):
             context_tokens=min(config.text_config.max_position_embeddings, max_image_tokens + TEXT_TOKENS),
             generation=chat_prompts.generation(published),
             prompt_template=prompt_template,
+            system_template=system_template,
             image_token_id=config.image_token_id,
         )
 

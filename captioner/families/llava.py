@@ -64,7 +64,9 @@ class Llava(Family):
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = Encoder(model, processor).eval()
-        prompt_template = chat_prompts.chat_prompt_template(tokenizer, folder, config.image_token_index, SYSTEM)
+        prompt_template, system_template = chat_prompts.chat_prompt_templates(
+            tokenizer, folder, config.image_token_index, SYSTEM
+        )
         published = model.generation_config
         stop_ids = chat_prompts.stop_ids(published, config.text_config, tokenizer)
         # Otherwise generate() would add the published settings to the options of every call.
@@ -85,6 +87,7 @@ class Llava(Family):
             context_tokens=min(config.text_config.max_position_embeddings, CONTEXT_TOKENS),
             generation=chat_prompts.generation(published),
             prompt_template=prompt_template,
+            system_template=system_template,
             image_token_id=config.image_token_index,
         )
 

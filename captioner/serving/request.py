@@ -30,6 +30,7 @@ class InFlightRequest:
     parameters: CaptionParameters
     image: bytes  # emptied once its features are known
     prompt: str
+    system: str | None
     own_texts: tuple[str, ...]  # the texts of the client in the prompt
     streaming: bool
     num_beams: int

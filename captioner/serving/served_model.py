@@ -15,7 +15,7 @@ from captioner.artifacts.manifest import Manifest
 from captioner.engine.beam_search import BeamSearch
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
-from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
+from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
 from captioner.families import family
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
@@ -67,6 +67,7 @@ class ServedModel:
             precision=self._precision,
             encoder_precision=self.manifest.precision,
             follows_instructions=not self.manifest.continues_prompt,
+            takes_system=bool(self.manifest.system_template),
             prompts=prompts.styles,
         )
 
@@ -89,6 +90,11 @@ class ServedModel:
             if self.manifest.continues_prompt:
                 prompt = prompt.rstrip()  # most tokens begin with a blank: after another blank come parts of words
             own_texts = (prompt,)
+        system = parameters.system if (parameters.system or "").strip() else None
+        if system is not None and not self.manifest.system_template:
+            raise ParameterUnsupported(
+                "system is given; this model has no system turn, so put its text into the prompt"
+            )
         sequence = Sequence(
             prompt_ids=[],
             sampling=self._sampling(parameters),
@@ -104,7 +110,8 @@ class ServedModel:
             parameters=parameters,
             image=request.image or b"",
             prompt=prompt,
-            own_texts=own_texts,
+            system=system,
+            own_texts=own_texts if system is None else (*own_texts, system),
             streaming=request.streaming if parameters.stream is None else parameters.stream,
             num_beams=self._num_beams(parameters),
             arrived=arrived,
@@ -117,7 +124,7 @@ class ServedModel:
             self._control_tokens.check(text)
         # Assume the most tiles an image may have: the prompt must fit before the image is decoded.
         tiles = manifest.image.max_tiles
-        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, tiles, tiles)
+        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, tiles, tiles, request.system)
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
             raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
@@ -175,7 +182,7 @@ class ServedModel:
             raise ArtefactBroken("the image encoder gave features that are not finite numbers")
         if manifest.image.max_tiles:
             sequence.prompt_ids = self._family.prompt_ids(
-                self._tokenizer, manifest, request.prompt, info.tile_rows, info.tile_columns
+                self._tokenizer, manifest, request.prompt, info.tile_rows, info.tile_columns, request.system
             )
         if request.num_beams > 1:
             generation = manifest.generation
@@ -226,4 +233,5 @@ class ServedModel:
                 *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - request.arrived, now - request.arrived))
             ),
             cache_hit=request.cache_hit,
+            system=request.system,
         )

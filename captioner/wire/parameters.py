@@ -17,7 +17,7 @@ MAX_SEED = 2**64 - 1
 DRAWN_SEED = -1  # in the clients: the server draws one
 MAX_MAX_TOKENS = 2048
 # Of all parameters of a request, as JSON: more than every parameter at its maximum length, forwarded or not.
-MAX_PARAMETERS_BYTES = 160 * 2**10
+MAX_PARAMETERS_BYTES = 288 * 2**10
 
 # Triton handles these itself, and passes some of them on to the model.
 TRITON_PARAMETERS = frozenset({"id", "binary_data_output", "user-agent"})
@@ -78,6 +78,7 @@ PARAMETERS = {
         Parameter("style", str, "the kind of caption, one of the model's styles", max_length=64),
         Parameter("length", str, "short, medium or long, if the model has lengths", max_length=64),
         Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]', max_length=4096),
+        Parameter("system", str, "the text of the system turn, for models that have one", max_length=16_384),
         Parameter("name", str, "the name of the person or character in the image", max_length=200),
         Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, MAX_MAX_TOKENS, "tokens"),
         Parameter("fit_max_tokens", bool, "reduce max_tokens to what the model has room for, not refuse it", False),
@@ -127,6 +128,7 @@ class CaptionParameters:
     style: str | None = None
     length: str | None = None
     extras: tuple[str, ...] = ()
+    system: str | None = None
     name: str | None = None
     max_tokens: int | None = None
     fit_max_tokens: bool = False

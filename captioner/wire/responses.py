@@ -62,6 +62,7 @@ class Details:
     image: ImageInfo
     timings_ms: Timings
     cache_hit: bool  # the image's features came from the feature cache
+    system: str | None = None  # the system turn, if the client gave one
 
     @classmethod
     def from_json(cls, text: str) -> Details:
@@ -103,6 +104,7 @@ class ModelCard:
     precision: str  # of the decoder
     encoder_precision: str
     follows_instructions: bool  # the model answers a prompt; otherwise the prompt is the beginning of the caption
+    takes_system: bool = False  # the model has a system turn
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 
     @classmethod

@@ -94,7 +94,10 @@ def add_chat(router: APIRouter, backend: Backend) -> None:
         card = await backend.cards.get()
         chat = chat_request(body, card, backend.aliases)
         image = await backend.images.read(chat.question.image)
-        prompt, parameters = chat.question.prompt, chat.parameters | {"stream": chat.stream}
+        prompt, parameters = (
+            chat.question.prompt,
+            chat.parameters | {"stream": chat.stream, "system": chat.question.system},
+        )
         completion = Completion(card, chat.question.unused_text, chat.include_usage)
         del body, chat  # the image as text is not needed while the caption is generated
         return await respond(

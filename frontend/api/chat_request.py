@@ -14,7 +14,7 @@ from frontend.client_identity import CLIENT_ID
 
 ROLES = ("system", "developer", "user", "assistant")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-INTERNAL = ("stream", "describe", "fit_max_tokens", CLIENT_ID)  # this module sets them
+INTERNAL = ("stream", "describe", "fit_max_tokens", "system", CLIENT_ID)  # this module sets them
 WIRE_NAMES = tuple(name for name in PARAMETERS if name not in (*INTERNAL, *TOKEN_LIMITS))
 OWN_NAMES = ("model", "messages", "stream", "stream_options", *TOKEN_LIMITS)
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")  # ignored

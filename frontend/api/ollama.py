@@ -57,6 +57,7 @@ def add_ollama(router: APIRouter, backend: Backend) -> None:
         parameters = wire_parameters(body.get("options")) | {"stream": flag(body, "stream", default=True)}
         asked = question(turns, card, parameters)
         image, prompt = await backend.images.read(asked.image), asked.prompt
+        parameters["system"] = asked.system
         writer = lines(str(body["model"]))
         body.clear()  # the image as text is not needed while the caption is generated
         del asked, turns[:]

@@ -64,6 +64,7 @@ def add_responses(router: APIRouter, backend: Backend) -> None:
         parameters = wire_parameters(body) | token_limit(body, TOKEN_LIMIT) | {"stream": flag(body, "stream")}
         asked = question(input_turns(body), card, parameters)
         image, prompt = await backend.images.read(asked.image), asked.prompt
+        parameters["system"] = asked.system
         answer = Answer(card, body, asked.unused_text)
         del body, asked  # the image as text is not needed while the caption is generated
         return await respond(

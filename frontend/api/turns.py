@@ -29,40 +29,47 @@ class Question:
 
     image: str  # base64, a data URL or an http(s) URL
     prompt: str | None
+    system: str | None  # the text of the system turn
     unused_text: str  # text of the conversation that this model ignores
 
 
 def question(turns: Sequence[Turn], card: ModelCard, parameters: Mapping[str, object]) -> Question:
     """Return the question that `turns` ask the model of `card`.
 
-    The newest image of a user is captioned. The system's texts and the user's from that message on are the prompt of a
-    model that follows instructions; all other texts are unused. Raises ImageMissing, ParameterInvalid for several
-    images or a text beside one of PROMPT_CHOICES, or BodyTooLarge.
+    The newest image of a user is captioned. The user's texts from that message on are the prompt of a model that
+    follows instructions; the system's texts are its system turn, or come before the prompt if it has none. All other
+    texts are unused. Raises ImageMissing, ParameterInvalid for several images or a text beside one of PROMPT_CHOICES,
+    or BodyTooLarge.
     """
-    image, texts, unused = _read(turns)
-    characters = sum(map(len, (*texts, *unused)))
+    image, systems, texts, unused = _read(turns)
+    characters = sum(map(len, (*systems, *texts, *unused)))
     if characters > MAX_TEXT_BYTES:
         raise BodyTooLarge(f"the conversation has {characters} characters of text; the limit is {MAX_TEXT_BYTES}")
+    if not card.takes_system:
+        systems, texts = [], [*systems, *texts]
     prompt = "\n\n".join(texts) or None
     if prompt is not None and not card.follows_instructions:
         unused, prompt = [*texts, *unused], None
     chosen = [name for name in PROMPT_CHOICES if name in parameters]
     if prompt is not None and chosen:
         raise ParameterInvalid(f"{chosen[0]} is given together with a text; both set the prompt, so send only one")
-    return Question(image, prompt, "\n\n".join(unused))
+    return Question(image, prompt, "\n\n".join(systems) or None, "\n\n".join(unused))
 
 
-def _read(turns: Sequence[Turn]) -> tuple[str, list[str], list[str]]:
+def _read(turns: Sequence[Turn]) -> tuple[str, list[str], list[str], list[str]]:
+    """Return the image, the texts of the system, those of the user from the image on, and all others."""
     last = max((index for index, turn in enumerate(turns) if turn.role == "user" and turn.images), default=-1)
     if last < 0:
         raise ImageMissing("no user message has an image; one must have one")
     if (images := len(turns[last].images)) > 1:
         raise ParameterInvalid(f"messages has {images} images in message {last + 1}; it must be exactly one")
+    systems: list[str] = []
     texts: list[str] = []
     unused: list[str] = []
     for index, turn in enumerate(turns):
-        instructs = turn.role in SYSTEM_ROLES or (turn.role == "user" and index >= last)
-        (texts if instructs else unused).extend(text for text in turn.texts if text.strip())
+        instructs = turn.role == "user" and index >= last
+        target = systems if turn.role in SYSTEM_ROLES else texts if instructs else unused
+        target.extend(text for text in turn.texts if text.strip())
         if index != last:
             unused.extend("[an earlier image]" for _ in turn.images)
-    return turns[last].images[0], texts, unused
+    return turns[last].images[0], systems, texts, unused

@@ -26,6 +26,7 @@ MANIFEST = Manifest(
     feature_tokens=5,
     feature_width=32,
     prompts=PromptTable({"plain": {"any": "写真 für {name}"}}, "plain", "any", {"camera": "x"}),
+    system_template="",
     prompt_template="<s>{image}{prompt}",
     image_token_id=7,
     start_ids=(0, 4),

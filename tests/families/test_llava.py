@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from benchmarks.seeded import llava as seeded
 from captioner.decoders import prefix
-from captioner.errors import ModelUnsupported
+from captioner.errors import ModelUnsupported, ParameterInvalid
 from captioner.families.llava import SYSTEM, Llava
 from tests.families.conftest import TinyModels
 from tests.families.tiny_model import TinyModel, noise
@@ -23,6 +24,12 @@ from tests.support.greedy import greedy_rows
 AS_PARTS = "{% for turn in messages %}{% for part in turn['content'] if part['type'] == 'image' %}" + (
     seeded.IMAGE + "\n{% endfor %}{% for part in turn['content'] if part['type'] == 'text' %}{{ part['text'] }}"
     "{% endfor %}{% endfor %}"
+)
+AS_PARTS_OF_ROLES = (
+    "{% for turn in messages %}{{ turn['role'] }} {% for part in turn['content'] %}"
+    "{% if part['type'] == 'image' %}"
+    + seeded.IMAGE
+    + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
 )
 AS_TEXT_WITHOUT_SYSTEM = (
     "{% for turn in messages %}{% if turn['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
@@ -72,19 +79,32 @@ def test_a_published_limit_that_counts_the_image_is_ignored(
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt_template"),
+    ("template", "prompt_template", "system_template"),
     [
-        (AS_PARTS, seeded.IMAGE + "\n{prompt}"),
-        (AS_TEXT_WITHOUT_SYSTEM, f"[{seeded.IMAGE}\n{{prompt}}]"),
-        (AS_TEXT, f"system: {SYSTEM}\nuser: {seeded.IMAGE}\n{{prompt}}\n"),
+        (AS_PARTS, "{image}\n{prompt}", ""),
+        (AS_PARTS_OF_ROLES, "user {image}{prompt}", "system {system}user {image}{prompt}"),
+        (AS_TEXT_WITHOUT_SYSTEM, "[{image}\n{prompt}]", ""),
+        (AS_TEXT, "user: {image}\n{prompt}\n", "system: {system}\nuser: {image}\n{prompt}\n"),
     ],
 )
 def test_the_image_stands_before_the_prompt_if_the_template_leaves_it_to_the_user(
-    model: TinyModel, tmp_path: Path, template: str, prompt_template: str
+    model: TinyModel, tmp_path: Path, template: str, prompt_template: str, system_template: str
 ) -> None:
     source = Llava.load(with_template(model, tmp_path, template))
-    assert source.prompt_template == prompt_template.replace(seeded.IMAGE, "{image}")
+    assert source.system_template == system_template
+    assert source.prompt_template == (system_template.replace("{system}", SYSTEM) or prompt_template)
     assert source.start_ids == (seeded.TINY[seeded.BOS],), "the template writes no BOS, so the tokenizer does"
+
+
+def test_a_system_text_fills_its_turn_even_if_it_looks_like_a_field(model: TinyModel, tmp_path: Path) -> None:
+    source = Llava.load(with_template(model, tmp_path, AS_TEXT))
+    manifest = replace(model.manifest, system_template=source.system_template, start_ids=source.start_ids)
+    ids = Llava.prompt_ids(model.tokenizer, manifest, "{image} a {system}", system="b {prompt}")
+    image = seeded.IMAGE * manifest.feature_tokens
+    text = f"system: b {{prompt}}\nuser: {image}\n{{image}} a {{system}}\n"
+    assert ids == [*source.start_ids, *model.tokenizer.encode(text, add_special_tokens=False).ids]
+    with pytest.raises(ParameterInvalid, match="reserved for the image"):
+        Llava.prompt_ids(model.tokenizer, manifest, "a", system=f"b {seeded.IMAGE}")
 
 
 def test_a_processors_template_takes_precedence_over_the_tokenizers(model: TinyModel, tmp_path: Path) -> None:

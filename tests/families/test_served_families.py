@@ -20,6 +20,7 @@ from benchmarks.published import empty_repository
 from captioner.artifacts.manifest import Manifest
 from captioner.artifacts.version_store import VersionStore
 from captioner.client import Client
+from captioner.errors import ParameterUnsupported
 from captioner.families import family
 from captioner.hub.resolve import find
 from captioner.image.decode import load_pixels
@@ -59,18 +60,33 @@ def test_a_served_model_writes_the_caption_of_the_original(
     manifest = Manifest.load(repository / "captioner" / str(version))
     server = TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "server.log")
     with server, Client(server.grpc_address, stall_timeout_s=300) as client:
-        caption = client.caption(photo, max_tokens=TOKENS, repetition_guard=False, num_beams=1, repetition_penalty=1.0)
+        systems = (None, "Answer like a pirate.") if client.describe().takes_system else (None,)
+        captions = [
+            client.caption(
+                photo, max_tokens=TOKENS, repetition_guard=False, num_beams=1, repetition_penalty=1.0, system=system
+            )
+            for system in systems
+        ]
+        if systems == (None,):
+            with pytest.raises(ParameterUnsupported, match="no system turn"):
+                client.caption(photo, system="Be brief.")
     shutil.rmtree(repository / "vision_encoder")  # the next family needs the disk
     kind = family(manifest.family)
     tokenizer = Tokenizer.from_file(str(repository / "captioner" / str(version) / "tokenizer.json"))
     pixels, info = load_pixels(photo, manifest.image)
-    prompt_ids = kind.prompt_ids(tokenizer, manifest, caption.details.prompt, info.tile_rows, info.tile_columns)
-    with torch.inference_mode():
-        written = kind.load(folder).generate(
-            torch.from_numpy(pixels.copy()), prompt_ids, max_new_tokens=TOKENS, do_sample=False, num_beams=1
+    original = kind.load(folder)
+    for system, caption in zip(systems, captions, strict=True):
+        details = caption.details
+        prompt_ids = kind.prompt_ids(
+            tokenizer, manifest, details.prompt, info.tile_rows, info.tile_columns, details.system
         )
-    shown = [token for token in written if token not in manifest.stop_ids]
-    text = tokenizer.decode([*(prompt_ids if manifest.continues_prompt else []), *shown], skip_special_tokens=True)
-    assert caption.text == text.lstrip()
-    assert (caption.details.model, caption.details.tokens) == (name, len(shown))
-    assert caption.details.image.tile_rows == info.tile_rows
+        with torch.inference_mode():
+            written = original.generate(
+                torch.from_numpy(pixels.copy()), prompt_ids, max_new_tokens=TOKENS, do_sample=False, num_beams=1
+            )
+        shown = [token for token in written if token not in manifest.stop_ids]
+        text = tokenizer.decode([*(prompt_ids if manifest.continues_prompt else []), *shown], skip_special_tokens=True)
+        assert caption.text == text.lstrip()
+        assert (details.model, details.tokens, details.system) == (name, len(shown), system)
+        assert details.prompt_tokens == len(prompt_ids)
+        assert details.image.tile_rows == info.tile_rows

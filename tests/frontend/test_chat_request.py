@@ -50,6 +50,18 @@ def test_system_and_user_texts_become_the_prompt_of_an_instruction_tuned_model()
     assert chat.question.image == DATA_URL
 
 
+def test_system_texts_are_the_system_turn_of_a_model_that_has_one() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(IMAGE),
+        {"role": "developer", "content": "In French."},
+        {"role": "user", "content": " "},
+    ]
+    chat = parse(replace(CARD, takes_system=True), messages=messages, style="tags")
+    assert (chat.question.system, chat.question.prompt) == ("Be brief.\n\nIn French.", None)
+    assert chat.parameters == {"style": "tags"}, "a style fits a system turn: only a text of the user sets the prompt"
+
+
 def test_a_model_that_does_not_follow_instructions_returns_all_texts_as_unused() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, user(text("What is this?"), IMAGE)]
     chat = parse(BASE_MODEL, messages=messages, length="short")

@@ -51,7 +51,6 @@ def test_the_page_loads_and_its_events_run(page: str) -> None:
         ("POST", "/gradio_api/call/anything", {"data": []}, 404, "PATH_UNKNOWN"),
         ("POST", "/gradio_api/queue/join", {"data": [], "fn_index": 0}, 404, "PATH_UNKNOWN"),
         ("POST", "/gradio_api/run/choose_style", {"data": []}, 404, "PATH_UNKNOWN"),
-        ("POST", "/gradio_api/upload", {}, 415, "BODY_TYPE_UNKNOWN"),
         ("GET", "/gradio_api/queue/data?session_hash=a", None, 404, "PATH_UNKNOWN"),
         ("GET", "/gradio_api/heartbeat/a", None, 404, "PATH_UNKNOWN"),
         ("GET", "/gradio_api/file=/etc/passwd", None, 404, "PATH_UNKNOWN"),

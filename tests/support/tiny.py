@@ -103,6 +103,7 @@ def published() -> Path:
         feature_tokens=FEATURE_TOKENS,
         feature_width=FEATURE_WIDTH,
         prompts=prompts(),
+        system_template="",
         prompt_template=PROMPT_FIELD,
         image_token_id=None,
         start_ids=(0,),
