@@ -252,7 +252,10 @@ def test_tritonclients_timeout_is_a_deadline(served: Served) -> None:
 
 def test_a_deadline_that_passes_later_ends_the_caption_with_the_finish_reason_deadline(client: Client) -> None:
     client.caption(PHOTO)  # its features are in the feature cache from here on
-    caption = client.caption(PHOTO, temperature=2.0, max_tokens=90, deadline_ms=60, seed=1)
+    for deadline_ms in range(100, 0, -5):  # how long the caption takes depends on the machine
+        caption = client.caption(PHOTO, temperature=2.0, max_tokens=90, deadline_ms=deadline_ms, seed=1)
+        if caption.details.finish_reason == "deadline":
+            break
     assert caption.details.finish_reason == "deadline"
     assert 0 < caption.details.tokens < 90
 

@@ -156,6 +156,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def waiting_for_an_encoder(service: CaptionService) -> int:
+    """Return the number of requests that are prepared and wait."""
+    return len(service._engine._scheduler._to_encode)
+
+
 @pytest.mark.parametrize("image", range(6))
 def test_the_pieces_of_a_stream_join_to_the_caption(service: CaptionService, image: int) -> None:
     writer = ask(service, str(image).encode())
@@ -669,8 +674,7 @@ def test_images_are_encoded_by_priority(start: Start, encoder: Encoder) -> None:
     until(lambda: encoder.calls == [b"0"])
     writers += [ask(service, str(number).encode(), priority_level=3) for number in range(1, 9)]
     writers.append(ask(service, b"9", priority_level=1))
-    until(lambda: service._engine.load().waiting == 10)
-    time.sleep(0.05)  # all are prepared
+    until(lambda: waiting_for_an_encoder(service) == 9)
     encoder.go.set()
     assert [writer.code for writer in writers] == [""] * 10
     assert encoder.calls[1] == b"9"
@@ -707,10 +711,11 @@ def test_a_client_with_many_requests_gives_a_place_to_one_with_few(
     encoder.go.clear()
     flood = [ask(service, str(number).encode(), client_id="flood") for number in range(5)]
     until(lambda: encoder.calls == [b"0"])
-    time.sleep(0.05)  # all are prepared
+    until(lambda: waiting_for_an_encoder(service) == 4)
     assert ask(service, b"8", client_id="flood").code == "SERVER_BUSY"
     single = ask(service, b"9", client_id="single")
     assert flood[-1].code == "SERVER_BUSY"
+    until(lambda: waiting_for_an_encoder(service) == 4)
     encoder.go.set()
     assert captioned(single) == alone(9)
     assert [writer.code for writer in flood[:-1]] == [""] * 4
