@@ -24,6 +24,7 @@ SHARES = {"cancel": 0.10, "bad image": 0.05, "bad parameter": 0.05, "slow reader
 REFUSALS = {"bad image": ("IMAGE_FORMAT_UNKNOWN", "IMAGE_BROKEN"), "bad parameter": ("PARAMETER_INVALID",)}
 BUSY = ("SERVER_BUSY",)  # random arrivals exceed the capacity for moments
 ENDPOINTS: tuple[Endpoint, ...] = ("whole", "events", "chat")
+PARAMETERS: dict[str, Any] = {"length": "medium"}  # of every request: short captions of two pictures are often equal
 SLOW_S = 0.2  # between the pieces that a slow reader reads
 CONNECTIONS = 256
 
@@ -48,7 +49,7 @@ class Users:
         file = image.unseen(rng) if rng.random() < 0.5 else image.file
         if kind == "bad image":
             file = file[: len(file) // 2] if rng.random() < 0.5 else b"no image" + rng.randbytes(64)
-        parameters: dict[str, Any] = {"max_tokens": 0} if kind == "bad parameter" else {}
+        parameters = PARAMETERS | ({"max_tokens": 0} if kind == "bad parameter" else {})
         by_http = rng.random() < 0.5 or kind == "bad parameter"  # the gRPC client refuses bad parameters itself
         answer, ended = Answer(), "captioned"
         try:
@@ -75,7 +76,7 @@ class Users:
             self.mistakes.append(f"{kind}: read {answer.text!r} of {image.caption!r}")
 
     async def _by_grpc(self, kind: str, file: bytes, answer: Answer) -> None:
-        async with await self._client.stream(file) as stream:
+        async with await self._client.stream(file, **PARAMETERS) as stream:
             async for piece in stream:
                 answer.text += piece
                 if kind in ("cancel", "disconnect"):

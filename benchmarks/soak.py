@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load_users import SHARES, Users
+from benchmarks.load_users import PARAMETERS, SHARES, Users
 from benchmarks.marked_images import marked_images
 from benchmarks.measurement import machine
 from benchmarks.process_tree import Usage, parts, usage
@@ -76,7 +76,7 @@ def _line(times: list[float], values: list[float]) -> dict[str, float]:
 async def measure(stack: RunningStack, seconds: float, users: int, load: float, sample_s: float) -> dict[str, Any]:
     """Run the users against a stack that runs; return the JSON document without what is left after its end."""
     rng, samples = random.Random(SEED), Samples()
-    marked = await marked_images(stack.grpc, users, SEED)
+    marked = await marked_images(stack.grpc, users, SEED, **PARAMETERS)
     async with AsyncClient(stack.grpc) as client:
         images = unique_images([each.file for each in marked])
         await run_round(client, images, IN_FLIGHT, IN_FLIGHT)
