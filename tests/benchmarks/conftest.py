@@ -1,14 +1,30 @@
-"""A tiny published model, in a cache that lasts for the test session."""
+"""Run a command; a tiny published model, in a cache that lasts for the test session."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from benchmarks import published as module
 from benchmarks.published import Published, published
+
+Main = Callable[..., list[str]]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
+    """`main("benchmarks.engine", "--rounds 1")` runs a command in this process; returns the lines of its stdout."""
+
+    def run(module: str, arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
+        importlib.import_module(module).main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

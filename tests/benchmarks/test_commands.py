@@ -6,7 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 
 from benchmarks import device, engine
 from benchmarks.baselines import BATCHED, SEQUENTIAL
+from tests.benchmarks.conftest import Main
 from tests.support.pages import Serve
 from tests.support.served import ROOT, Served
 
@@ -26,24 +26,12 @@ BENCHMARKS = (
     "night",
     "overload",
     "parity",
+    "peers.__main__",
     "precision",
     "served",
     "soak",
 )
 TRAINING = ("__main__", "evaluate", "self_critical")
-Main = Callable[..., list[str]]
-
-
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
-    """`main("benchmarks.engine", "--rounds 1")` runs a command in this process; returns the lines of its stdout."""
-
-    def run(module: str, arguments: str) -> list[str]:
-        monkeypatch.setattr(sys, "argv", [module, *arguments.split()])
-        importlib.import_module(module).main()
-        return capsys.readouterr().out.splitlines()
-
-    return run
 
 
 @pytest.mark.parametrize(
