@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from captioner.decoders.kv_cache import CacheShape, SlotLayer, Window
+from captioner.decoders.rows import RowCopy
 
 
 class Decoder(ABC):
@@ -49,10 +50,14 @@ class Decoder(ABC):
         from 0. Shapes depend only on B and `span`, and nothing is read back to the host, so a CUDA graph can hold it.
         """
 
-    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+    def copy(self, rows: RowCopy, length: int) -> None:
         """Copy rows over other rows, up to `length` prompt and caption ids."""
         for layer in self.text_layers:
-            layer.copy(sources, targets, length)
+            layer.copy(rows, length)
+
+    def stage(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features so that `prefill` need not wait for their upload. Any thread may call it."""
+        return features.to(self.dtype).pin_memory() if self.device.type == "cuda" else features
 
     @property
     def slot_bytes(self) -> int:

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from captioner.decoders.base import Decoder
 from captioner.decoders.kv_cache import CacheShape, CrossLayer, causal_mask
+from captioner.decoders.rows import RowCopy, upload
 from captioner.errors import ModelUnsupported
 
 Projection = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -37,13 +38,13 @@ class CrossAttentionDecoder(Decoder):
     @torch.inference_mode()
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
         """See Decoder.prefill."""
-        features_1TD = features.to(self.device, self.dtype)[None]
+        features_1TD = features.to(self.device, self.dtype, non_blocking=True)[None]
         for text, image, projection in zip(self.text_layers, self.image_layers, self.projections, strict=True):
             text.clear(row)
             keys_1TD, values_1TD = projection(features_1TD)
             image.write(row, keys_1TD[0], values_1TD[0])
         if len(prompt_ids) > 1:
-            ids_1Q = torch.tensor([prompt_ids[:-1]], device=self.device)
+            ids_1Q = upload(prompt_ids[:-1], self.device)[None]
             positions_1Q = torch.arange(ids_1Q.shape[1], device=self.device)[None]
             self._forward(slice(row, row + 1), ids_1Q, positions_1Q, ids_1Q.shape[1])
 
@@ -54,7 +55,7 @@ class CrossAttentionDecoder(Decoder):
 
     def _forward(self, rows: slice, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, span: int) -> torch.Tensor:
         """Return the last query's logits, (B, vocabulary)."""
-        self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, span
+        self.window.set(rows, positions_BQ, span)
         self.both_caches.is_updated = dict.fromkeys(range(self.shape.layers), True)
         output = self.model(
             input_ids=ids_BQ,
@@ -68,11 +69,11 @@ class CrossAttentionDecoder(Decoder):
         logits: torch.Tensor = output.logits
         return logits[:, -1]
 
-    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+    def copy(self, rows: RowCopy, length: int) -> None:
         """See Decoder.copy."""
-        super().copy(sources, targets, length)
+        super().copy(rows, length)
         for layer in self.image_layers:
-            layer.copy(sources, targets)
+            layer.copy(rows)
 
 
 def image_projections(model: PreTrainedModel) -> list[Projection]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from captioner.decoders.rows import RowCopy
+
 
 class CacheShape(NamedTuple):
     """The dimensions of one slot's cache. `image_tokens` counts the keys of cross-attention, beside the positions."""
@@ -34,6 +36,12 @@ class Window:
     rows: slice = field(default_factory=lambda: slice(0, 0))
     positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # (rows, queries)
     span: int = 0  # keys visible to the longest row
+    index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # the rows, (rows, 1)
+
+    def set(self, rows: slice, positions_BQ: torch.Tensor, span: int) -> None:
+        """Start a forward pass. All layers share the index, which is made here, once."""
+        self.rows, self.positions, self.span = rows, positions_BQ, span
+        self.index = torch.arange(rows.start, rows.stop, device=positions_BQ.device)[:, None]
 
 
 def causal_mask(positions_BQ: torch.Tensor, span: int, dtype: torch.dtype) -> torch.Tensor:
@@ -63,9 +71,9 @@ class SlotLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (rows, heads, queries, head size) and return the visible keys and values (rows, heads, span, …)."""
-        rows = torch.arange(self.window.rows.start, self.window.rows.stop, device=self.keys.device)[:, None]
-        self.keys[rows, :, self.window.positions] = key_states.transpose(1, 2)
-        self.values[rows, :, self.window.positions] = value_states.transpose(1, 2)
+        index, positions = self.window.index, self.window.positions
+        self.keys[index, :, positions] = key_states.transpose(1, 2)
+        self.values[index, :, positions] = value_states.transpose(1, 2)
         view = (self.window.rows, slice(None), slice(0, self.window.span))
         return self.keys[view], self.values[view]
 
@@ -86,10 +94,10 @@ class SlotLayer(CacheLayerMixin):
         self.keys[row].zero_()
         self.values[row].zero_()
 
-    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Copy the first `length` positions of rows over other rows, all in one step: a target may also be a source."""
-        self.keys[targets, :, :length] = self.keys[sources, :, :length]
-        self.values[targets, :, :length] = self.values[sources, :, :length]
+    def copy(self, rows: RowCopy, length: int) -> None:
+        """Copy the first `length` positions of rows over other rows."""
+        rows(self.keys[:, :, :length])
+        rows(self.values[:, :, :length])
 
 
 class CrossLayer(CacheLayerMixin):
@@ -147,7 +155,7 @@ class CrossLayer(CacheLayerMixin):
         """Return the number of image tokens."""
         return self._keys.shape[2]
 
-    def copy(self, sources: list[int], targets: list[int]) -> None:
+    def copy(self, rows: RowCopy) -> None:
         """Copy rows over other rows."""
-        self._keys[targets] = self._keys[sources]
-        self._values[targets] = self._values[sources]
+        rows(self._keys)
+        rows(self._values)

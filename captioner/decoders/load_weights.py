@@ -37,8 +37,10 @@ def load_weights(
             raise StartupRefused(f"precision is {precision}, which needs {package}; pip install 'captioner[quantised]'")
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at every matrix product
     compute = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # With a threshold, each product reads from the device whether there are outliers, which no CUDA graph can hold.
+    threshold = 0.0 if device.type == "cuda" else 6.0
     quantised = (
-        BitsAndBytesConfig(load_in_8bit=True)
+        BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
         if precision == "int8"
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     )

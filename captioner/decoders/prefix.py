@@ -16,9 +16,10 @@ from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
 from captioner.decoders.kv_cache import CacheShape, causal_mask
 from captioner.decoders.load_weights import Precision, load_weights
+from captioner.decoders.rows import upload
 from captioner.errors import ArtefactBroken, ModelUnsupported
 
-PREFILL_QUERIES = 512  # per forward pass: attention scores of a whole long prompt would take most of the memory
+PREFILL_QUERIES = 512  # per pass on a CPU: attention scores of a whole long prompt would take most of the memory
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")  # frequencies depend on the longest row, so rows would affect each other
 
 
@@ -42,11 +43,14 @@ class PrefixDecoder(Decoder):
             layer.clear(row)
         if len(prompt_ids) == 1:
             return
-        ids_1N = torch.tensor([prompt_ids[:-1]], device=self.device)
+        ids_1N = upload(prompt_ids[:-1], self.device)[None]
         embeddings_1ND = self.model.get_input_embeddings()(ids_1N).to(self.dtype)
-        embeddings_1ND[0, image_positions] = features.to(self.device, self.dtype)
-        for start in range(0, len(prompt_ids) - 1, PREFILL_QUERIES):
-            queries_1QD = embeddings_1ND[:, start : start + PREFILL_QUERIES]
+        staged = features.to(self.device, self.dtype, non_blocking=True)
+        embeddings_1ND[0, upload(image_positions, self.device)] = staged
+        # A fused kernel of CUDA does not keep the scores: one pass costs half of two.
+        most = len(prompt_ids) if self.device.type == "cuda" else PREFILL_QUERIES
+        for start in range(0, len(prompt_ids) - 1, most):
+            queries_1QD = embeddings_1ND[:, start : start + most]
             end = start + queries_1QD.shape[1]
             positions_1Q = torch.arange(start, end, device=self.device)[None]
             self._forward(slice(row, row + 1), queries_1QD, positions_1Q, end)
@@ -61,7 +65,7 @@ class PrefixDecoder(Decoder):
         self, rows: slice, embeddings_BQD: torch.Tensor, positions_BQ: torch.Tensor, span: int
     ) -> torch.Tensor:
         """Return the last query's logits, (B, vocabulary)."""
-        self.window.rows, self.window.positions, self.window.span = rows, positions_BQ, span
+        self.window.set(rows, positions_BQ, span)
         output = self.model(
             inputs_embeds=embeddings_BQD,
             position_ids=positions_BQ,

@@ -13,14 +13,15 @@ import torch
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens (rows,), log-probabilities (rows,), logits (rows, V)
 MIN_SPAN = 256  # positions; below this, attention costs nothing compared with the weights
+MAX_GAP = 256  # positions between two spans: each row reads its cache up to the end of the span
 
 
-def buckets(smallest: int, largest: int) -> list[int]:
-    """Return sizes that double from `smallest` and end with `largest` itself."""
+def buckets(smallest: int, largest: int, gap: int | None = None) -> list[int]:
+    """Return sizes that double from `smallest`, or grow by `gap` where that is less, and end with `largest` itself."""
     sizes = []
     while smallest < largest:
         sizes.append(smallest)
-        smallest *= 2
+        smallest += smallest if gap is None else min(smallest, gap)
     return [*sizes, largest]
 
 
@@ -32,16 +33,15 @@ class CudaGraphs:
     ) -> None:
         self._forward = forward
         self._rows = buckets(1, slots)
-        self._spans = buckets(min(MIN_SPAN, context_tokens), context_tokens)
+        self._spans = buckets(min(MIN_SPAN, context_tokens), context_tokens, MAX_GAP)
         self._graphs: dict[tuple[int, int, bool], tuple[torch.cuda.CUDAGraph, Outputs]] = {}
 
     def capture(self) -> None:
         """Run each shape once outside a graph and once into one. All graphs share one memory pool."""
-        pool = torch.cuda.graph_pool_handle()
+        pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         # Largest first: the smaller graphs then fit into its memory.
         for rows, span, processed in product(reversed(self._rows), reversed(self._spans), (True, False)):
             sampled_rows: list[int] | None = None if processed else []
-            side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._forward(rows, span, processed, sampled_rows)

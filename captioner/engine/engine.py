@@ -107,6 +107,8 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue an admitted request with its features. Its width is at most the number of slots."""
+        if sequence.features is not None:
+            sequence.features = self._runner.stage(sequence.features)
         with self._changed:
             self._scheduler.enqueue(sequence)
             self._changed.notify_all()

@@ -11,6 +11,7 @@ from operator import itemgetter
 import torch
 
 from captioner.decoders.base import Decoder
+from captioner.decoders.rows import RowCopy, upload
 from captioner.engine.cuda_graphs import CudaGraphs, Outputs
 from captioner.engine.sampling import Sampling, SamplingBatch, next_tokens
 from captioner.engine.sequence import Sequence
@@ -70,6 +71,12 @@ class Runner:
         """Make the decoder's device this thread's current device; the decode thread calls it once."""
         if self.decoder.device.type == "cuda":
             torch.cuda.set_device(self.decoder.device)
+            # cuDNN's attention makes a plan for each new length of a prompt, some 0.4 s in which nothing is decoded.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def stage(self, features: torch.Tensor) -> torch.Tensor:
+        """See Decoder.stage."""
+        return self.decoder.stage(features)
 
     @torch.inference_mode()
     def join(self, sequence: Sequence) -> None:
@@ -80,11 +87,12 @@ class Runner:
         self.decoder.prefill(first, sequence.features, sequence.prompt_ids)
         length = len(sequence.prompt_ids) - 1
         for row in sequence.rows:
-            self._ids[row] = sequence.prompt_ids[-1]
-            self._positions[row] = self._lengths[row] = length
+            self._ids[row].fill_(sequence.prompt_ids[-1])
+            self._positions[row].fill_(length)
+            self._lengths[row] = length
             self._sampling.set(row, sequence.sampling, sequence.prompt_ids)
         if others:
-            self.decoder.copy([first] * len(others), others, length)
+            self.decoder.copy(RowCopy([first] * len(others), others, self.decoder.device), length)
 
     @torch.inference_mode()
     def launch(self, running: list[Sequence]) -> Step:
@@ -130,10 +138,11 @@ class Runner:
     @torch.inference_mode()
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy the whole state of rows over other rows."""
-        self.decoder.copy(sources, targets, max(self._lengths[row] for row in sources))
-        self._ids[targets] = self._ids[sources]
-        self._positions[targets] = self._positions[sources]
-        self._sampling.copy(sources, targets)
+        rows = RowCopy(sources, targets, self.decoder.device)
+        self.decoder.copy(rows, max(self._lengths[row] for row in sources))
+        rows(self._ids)
+        rows(self._positions)
+        self._sampling.copy(rows)
         for source, target in zip(sources, targets, strict=True):
             self._lengths[target] = self._lengths[source]
 
@@ -143,8 +152,8 @@ class Runner:
         changed = [(rows[beam], row) for beam, row in zip(beams, rows, strict=True) if rows[beam] != row]
         if changed:
             sources, targets = zip(*changed, strict=True)
-            self.decoder.copy(list(sources), list(targets), self._lengths[rows[0]])
-        self._ids[rows] = torch.tensor(tokens, device=self._ids.device)
+            self.decoder.copy(RowCopy(sources, targets, self.decoder.device), self._lengths[rows[0]])
+        self._ids[upload(rows, self._ids.device)] = upload(tokens, self._ids.device)
 
     @torch.inference_mode()
     def warm_up(self, features: torch.Tensor, prompt_ids: list[int]) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from captioner.decoders.rows import RowCopy, upload
+
 # Below this temperature, logits overflow and no token can be drawn; the likeliest already has all the probability.
 _MIN_TEMPERATURE = 1e-30
 _MASKED = -float("inf")
@@ -53,25 +55,22 @@ class SamplingBatch:
 
     def set(self, row: int, sampling: Sampling, seen_ids: list[int]) -> None:
         """Start a row. Ids beyond the vocabulary (such as image placeholders) are never generated, so not penalised."""
-        self.temperature[row] = sampling.temperature
-        self.top_k[row] = sampling.top_k
-        self.top_p[row] = sampling.top_p
-        self.penalty[row] = sampling.repetition_penalty
-        self.seen[row] = False
+        self.temperature[row].fill_(sampling.temperature)
+        self.top_k[row].fill_(sampling.top_k)
+        self.top_p[row].fill_(sampling.top_p)
+        self.penalty[row].fill_(sampling.repetition_penalty)
+        self.seen[row].fill_(False)
         known = [token for token in seen_ids if token < self.seen.shape[1]]
-        self.seen[row, torch.tensor(known, dtype=torch.long, device=self.seen.device)] = True
+        self.seen[row].index_fill_(0, upload(known, self.seen.device), True)
 
     def rows(self, n: int) -> SamplingBatch:
         """Return views of the first n rows."""
         return SamplingBatch(*(getattr(self, field.name)[:n] for field in fields(self)))
 
-    def copy(self, sources: list[int], targets: list[int]) -> None:
-        """Overwrite each target row with its source row as it was before the call; targets must be distinct."""
-        device = self.seen.device
-        from_, to = torch.tensor([sources, targets], dtype=torch.long, device=device).unbind()  # (M,), (M,)
+    def copy(self, rows: RowCopy) -> None:
+        """Copy rows over other rows."""
         for field in fields(self):
-            tensor = getattr(self, field.name)
-            tensor[to] = tensor[from_]
+            rows(getattr(self, field.name))
 
 
 def penalise(logits_NV: torch.Tensor, seen_NV: torch.Tensor, penalty_N: torch.Tensor) -> torch.Tensor:

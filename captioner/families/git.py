@@ -15,6 +15,7 @@ from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
 from captioner.decoders.kv_cache import CacheShape, causal_mask
 from captioner.decoders.load_weights import Precision, load_weights
+from captioner.decoders.rows import RowCopy, upload
 from captioner.errors import ModelUnsupported
 from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Source
 from captioner.families.generation_config import published_generation
@@ -42,14 +43,13 @@ class GitDecoder(Decoder):
         """See Decoder.prefill."""
         for layer in self.text_layers:
             layer.clear(row)
-        features_1TD = features.to(self.device, self.dtype)[None]
+        features_1TD = features.to(self.device, self.dtype, non_blocking=True)[None]
         rows = slice(row, row + 1)
-        self.window.rows, self.window.span = rows, self.image_tokens
-        self.window.positions = torch.arange(self.image_tokens, device=self.device)[None]
+        self.window.set(rows, torch.arange(self.image_tokens, device=self.device)[None], self.image_tokens)
         # No mask: the span ends with the image, whose tokens all attend to each other.
         self.model.git.encoder(features_1TD, past_key_values=self.cache)
         if len(prompt_ids) > 1:
-            ids_1Q = torch.tensor([prompt_ids[:-1]], device=self.device)
+            ids_1Q = upload(prompt_ids[:-1], self.device)[None]
             positions_1Q = torch.arange(ids_1Q.shape[1], device=self.device)[None]
             self._forward(rows, ids_1Q, positions_1Q, ids_1Q.shape[1])
 
@@ -61,7 +61,7 @@ class GitDecoder(Decoder):
     def _forward(self, rows: slice, ids_BQ: torch.Tensor, positions_BQ: torch.Tensor, span: int) -> torch.Tensor:
         """Return the last query's logits, (B, vocabulary)."""
         cached_BQ = positions_BQ + self.image_tokens
-        self.window.rows, self.window.positions, self.window.span = rows, cached_BQ, span + self.image_tokens
+        self.window.set(rows, cached_BQ, span + self.image_tokens)
         output = self.model(
             input_ids=ids_BQ,
             position_ids=positions_BQ,
@@ -73,9 +73,9 @@ class GitDecoder(Decoder):
         logits: torch.Tensor = output.logits
         return logits[:, -1]
 
-    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+    def copy(self, rows: RowCopy, length: int) -> None:
         """See Decoder.copy."""
-        super().copy(sources, targets, self.image_tokens + length)
+        super().copy(rows, self.image_tokens + length)
 
 
 class Git(Family):

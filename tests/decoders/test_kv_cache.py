@@ -7,8 +7,10 @@ import torch
 
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.kv_cache import CacheShape, CrossLayer, SlotLayer, Window, causal_mask
+from captioner.decoders.rows import RowCopy
 from tests.support import tiny
 
+CPU = torch.device("cpu")
 SLOTS, HEADS, CONTEXT, HEAD_SIZE, IMAGE_TOKENS = 4, 2, 6, 3, 5
 SHAPE = CacheShape(1, HEADS, HEAD_SIZE, CONTEXT, IMAGE_TOKENS)
 
@@ -26,7 +28,7 @@ def states(rows: int, queries: int, value: float = 1.0) -> torch.Tensor:
 
 def test_each_row_is_written_at_its_own_position(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
-    window.rows, window.positions, window.span = slice(0, 3), torch.tensor([[4], [0], [2]]), 5
+    window.set(slice(0, 3), torch.tensor([[4], [0], [2]]), 5)
     keys, values = layer.update(states(3, 1), states(3, 1, 10.0))
     assert keys.shape == values.shape == (3, HEADS, 5, HEAD_SIZE)
     expected = torch.zeros(SLOTS, CONTEXT)
@@ -37,7 +39,7 @@ def test_each_row_is_written_at_its_own_position(window: Window) -> None:
 
 def test_a_prompt_is_written_only_into_its_row(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
-    window.rows, window.positions, window.span = slice(2, 3), torch.arange(4)[None], 4
+    window.set(slice(2, 3), torch.arange(4)[None], 4)
     keys, _ = layer.update(states(1, 4), states(1, 4))
     assert torch.equal(keys[0, 0, :, 0], torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert not layer.keys[[0, 1, 3]].any()
@@ -48,7 +50,7 @@ def test_a_copy_stops_at_the_requested_length(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
     layer.keys[:], layer.values[:] = torch.randn(2, SLOTS, HEADS, CONTEXT, HEAD_SIZE)
     before = layer.keys.clone()
-    layer.copy([3], [1], 4)
+    layer.copy(RowCopy([3], [1], CPU), 4)
     assert torch.equal(layer.keys[1, :, :4], before[3, :, :4])
     assert torch.equal(layer.keys[1, :, 4:], before[1, :, 4:])
     assert torch.equal(layer.keys[[0, 2, 3]], before[[0, 2, 3]])
@@ -59,7 +61,7 @@ def test_one_copy_can_swap_rows(window: Window) -> None:
     layer = SlotLayer(window, SLOTS, SHAPE, torch.empty(0))
     layer.keys[:], layer.values[:] = torch.randn(2, SLOTS, HEADS, CONTEXT, HEAD_SIZE)
     before = layer.keys.clone()
-    layer.copy([1, 0, 1], [0, 1, 2], CONTEXT)
+    layer.copy(RowCopy([1, 0, 1], [0, 1, 2], CPU), CONTEXT)
     assert torch.equal(layer.keys[[0, 1, 2, 3]], before[[1, 0, 1, 3]])
 
 
@@ -69,7 +71,7 @@ def test_an_images_keys_are_kept_by_row_and_copied_whole(window: Window) -> None
     for row in range(3):
         keys = torch.arange(IMAGE_TOKENS * width).view(IMAGE_TOKENS, width) + 1000.0 * row
         layer.write(row, keys, -keys)
-    layer.copy([2], [0])
+    layer.copy(RowCopy([2], [0], CPU))
     window.rows = slice(0, 2)
     assert layer.keys.shape == (2, HEADS, IMAGE_TOKENS, HEAD_SIZE)
     assert layer.keys[:, 1, 2, 0].tolist() == [2000.0 + 2 * width + HEAD_SIZE, 1000.0 + 2 * width + HEAD_SIZE]

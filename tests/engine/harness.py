@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from captioner.decoders.cross_attention import CrossAttentionDecoder
+from captioner.decoders.rows import RowCopy
 from captioner.engine.engine import Engine
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import FinishReason, Sequence
@@ -74,9 +75,9 @@ class FaultyDecoder(CrossAttentionDecoder):
         self._check("decode")
         return super().decode(ids_B, positions_B, span)
 
-    def copy(self, sources: list[int], targets: list[int], length: int) -> None:
+    def copy(self, rows: RowCopy, length: int) -> None:
         self._check("copy")
-        super().copy(sources, targets, length)
+        super().copy(rows, length)
 
     def _check(self, method: str) -> None:
         if method in self.fails:

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.load_weights import Precision, load_weights
-from captioner.engine.cuda_graphs import buckets
+from captioner.engine.cuda_graphs import MAX_GAP, buckets
 from captioner.engine.engine import Engine
 from captioner.engine.runner import Runner
 from captioner.engine.sampling import Sampling
@@ -24,6 +24,11 @@ from tests.support import tiny
 )
 def test_buckets_double_and_end_with_the_largest(smallest: int, largest: int, expected: list[int]) -> None:
     assert buckets(smallest, largest) == expected
+
+
+def test_spans_grow_by_a_fixed_gap_so_that_a_row_reads_little_that_is_not_used() -> None:
+    assert buckets(256, 2048, MAX_GAP) == [256, 512, 768, 1024, 1280, 1536, 1792, 2048]
+    assert buckets(48, 48, MAX_GAP) == [48]
 
 
 def captions(device: str, samplings: list[Sampling], precision: Precision = "fp32") -> list[list[int]]:

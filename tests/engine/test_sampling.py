@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from captioner.decoders.rows import RowCopy
 from captioner.engine.sampling import Sampling, SamplingBatch, draw, next_tokens, penalise, warp
 from tests.support import tiny
 
@@ -150,12 +151,12 @@ def test_a_new_row_penalises_only_its_own_ids_below_the_vocabulary_size() -> Non
 def test_copies_read_all_sources_first_and_the_first_rows_are_views() -> None:
     samplings = [Sampling(temperature=float(row), top_k=row, top_p=row / 4) for row in range(4)]
     made = batch(samplings, [[row] for row in range(4)])
-    made.copy([0, 1, 1], [1, 0, 3])
+    made.copy(RowCopy([0, 1, 1], [1, 0, 3], torch.device("cpu")))
     assert made.temperature.tolist() == [1, 0, 2, 1]
     assert made.top_k.tolist() == [1, 0, 2, 1]
     assert made.top_p.tolist() == [0.25, 0, 0.5, 0.25]
     assert made.seen.nonzero().tolist() == [[0, 1], [1, 0], [2, 2], [3, 1]]
-    made.copy([], [])
+    made.copy(RowCopy([], [], torch.device("cpu")))
     first = made.rows(2)
     first.set(1, Sampling(temperature=9.0), [5])
     assert made.temperature.tolist() == [1, 9, 2, 1]

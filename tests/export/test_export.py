@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
 
 from benchmarks.published import empty_repository
 from captioner import wire
@@ -32,6 +34,7 @@ from captioner.machine import has_vnni
 from captioner.publish.publish import export_and_publish, publish
 from export import export as exporting
 from export import parity
+from export.export import export_decoder
 from export.onnx_export import onnx_features
 from tests.support import tiny
 from tests.support.publishing import quiet
@@ -219,6 +222,23 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelUnsupported, match=r"no \.safetensors"):
         find(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_decoder_is_written_in_the_type_that_its_authors_published(
+    model: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = family("vision-encoder-decoder").load(model)
+    for weight in source.decoder.parameters():
+        weight.data = weight.data.to(dtype).float()  # as loaded from a file in that type
+    export_decoder(source, tmp_path)
+    written = load_file(tmp_path / "decoder" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values() if tensor.is_floating_point()} == {dtype}
+    decoder = GPT2LMHeadModel.from_pretrained(tmp_path / "decoder", dtype=torch.float32)
+    head, embedding = decoder.get_output_embeddings().weight, decoder.get_input_embeddings().weight
+    assert torch.equal(embedding, source.decoder.get_input_embeddings().weight)  # type: ignore[arg-type]
+    assert torch.equal(head, embedding), "tied weights were written apart"  # type: ignore[arg-type]
+    assert not any(name.startswith("lm_head") for name in written)
 
 
 def test_other_weights_are_another_revision(model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.artifacts.manifest import Generation
+from captioner.decoders.rows import RowCopy
 from captioner.errors import ModelUnsupported, ParameterInvalid
 from captioner.families import FAMILIES, family
 from export.onnx_export import export_vision_encoder, onnx_features
@@ -86,7 +87,7 @@ def test_a_copied_row_continues_like_its_source(model: TinyModel) -> None:
     for row, (features, prompt_ids, _) in enumerate(model.requests[:4]):
         decoder.prefill(row, features, prompt_ids)
     (_, source_ids, _), (_, other_ids, _) = model.requests[1:3]
-    decoder.copy([1, 1], [0, 3], len(source_ids) - 1)
+    decoder.copy(RowCopy([1, 1], [0, 3], decoder.device), len(source_ids) - 1)
     rows = [source_ids, source_ids, other_ids, source_ids]
     positions = [len(ids) - 1 for ids in rows]
     logits = decoder.decode(torch.tensor([ids[-1] for ids in rows]), torch.tensor(positions), max(positions) + 1)

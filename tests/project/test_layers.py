@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "client": "image.formats image.limits wire errors",
     "artifacts": "image wire hashing errors",
     "decoders": "artifacts errors",
-    "engine": "decoders.base decoders.kv_cache errors",
+    "engine": "decoders.base decoders.kv_cache decoders.rows errors",
     "families": "decoders artifacts image embedded wire errors",
     "serving": "engine families decoders artifacts image wire machine errors",
     "hub": "embedded hashing errors families",

@@ -9,6 +9,7 @@ import torch
 
 from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
+from captioner.decoders.rows import RowCopy
 from captioner.families.base import Source
 
 torch.set_num_threads(1)  # for tensors this small, more threads only wait for each other
@@ -40,7 +41,7 @@ def greedy_rows(decoder: Decoder, requests: Sequence[Request], stop_ids: Collect
             if tokens[row] in stop_ids or len(written[request]) == requests[request][2]:
                 last = len(running) - 1
                 if row != last:
-                    decoder.copy([last], [row], len(running[last][1]) - 1)
+                    decoder.copy(RowCopy([last], [row], decoder.device), len(running[last][1]) - 1)
                     running[row] = running[last]
                 running.pop()
     return written
