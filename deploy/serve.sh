@@ -15,6 +15,9 @@ restricted="shared-memory,model-repository,trace,logging:captioner-admin=$key"
 # Once the server is ready, load the previous version too, so that a rollback only moves the traffic.
 python3 -m captioner.publish.warm_standby "$MODEL_REPOSITORY" 127.0.0.1:8001 &
 
+# As in captioner/launcher/triton_wheel.py, for a decoder on the CPU.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
+
 # Triton 2.51 copies a form's body onto a thread's stack: with 8 MiB of stack, one request ends the server.
 ulimit -s 1048576 2>/dev/null || echo "the stack limit cannot be raised; see SECURITY.md" >&2
 

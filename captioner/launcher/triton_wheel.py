@@ -76,6 +76,8 @@ def environment() -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join([str(wheel_libraries), str(Path(libpython).parent)]),
         # Torch counts the host's cores, not the container's share of them: too many threads make it slow.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores())),
+        # The decoder's threads wait awake from one operation to the next, but soon leave the cores to the encoder.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
         # With a GPU in sight, KIND_AUTO would use it, which a CPU build of ONNX Runtime cannot.
         **({} if _has("onnxruntime-gpu") else {"CUDA_VISIBLE_DEVICES": ""}),
     }

@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -41,7 +42,23 @@ def load_service(
     """Return the service of `folder/version`; `folder` is the captioner model inside a model repository.
 
     `gpu`: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
+
+    It loads on a thread that ends. OpenMP keeps worker threads for each thread that computed anything, and if there are
+    more of them than cores, those of the decode thread sleep between two operations instead of waiting: a third of the
+    speed.
     """
+    with ThreadPoolExecutor(1, "load") as thread:
+        return thread.submit(_load, folder, version, gpu, settings, encode, report).result()
+
+
+def _load(
+    folder: Path,
+    version: str,
+    gpu: int | None,
+    settings: Settings,
+    encode: Callable[[bytes], Encoded],
+    report: Callable[[Values], None],
+) -> CaptionService:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.disable_progress_bar()
     manifest = Manifest.load(folder / version)
