@@ -45,7 +45,9 @@ def dry_run(sources: Sources, output: Output, progress: Progress, report: Report
     report.close()
     if not wanted + progress.skipped + progress.failed:
         raise ImageMissing("; ".join(["no images found in " + ", ".join(sources.locations), *report.missing()]))
-    counts = f"would caption {wanted}, skip {progress.skipped}; {progress.failed} would fail before they are captioned"
+    counts = (
+        f"would caption {wanted}, skip {progress.skipped}; {progress.failed} cannot be read (images are not opened)"
+    )
     progress.log("\n  ".join([f"dry run: {counts}", *report.missing()]))
     return 1 if progress.failed else 0
 

@@ -44,14 +44,14 @@ class Job:
         report: Report | None = None,
         give_up_s: float,
         in_order: bool = False,
-        resume_hint: str = "",
+        can_resume: bool = False,
     ) -> None:
-        """`in_order`: write the captions in the order of the images. `resume_hint`: how to resume a stopped job.
+        """`in_order`: write the captions in the order of the images. `can_resume`: a second run continues the job.
 
         The job ends when for `give_up_s` seconds the server was unavailable for every image.
         """
         self._sources, self._engine, self._output, self._progress = sources, engine, output, progress
-        self._give_up_s, self._resume_hint = give_up_s, resume_hint
+        self._give_up_s, self._can_resume = give_up_s, can_resume
         self._report, self._order = report or Report(), InputOrder[CaptionedImage]() if in_order else None
         self._numbers = itertools.count()
         self._in_flight: dict[str, tuple[int, FoundImage]] = {}  # with its number in the input
@@ -103,8 +103,10 @@ class Job:
         if self._fatal is not None:
             progress.log(f"given up: {typed(self._fatal).wire()}")
         progress.log(self._report.summary(progress))
-        if self._resume_hint and (progress.failed or not finished):
-            progress.log(self._resume_hint)
+        if self._can_resume and not finished:
+            progress.log("run the same command again to resume")
+        elif self._can_resume and progress.failed:
+            progress.log("run the same command again to try what failed once more")
         if self._signalled:
             return 130
         if self._fatal is None and not progress.failed:

@@ -93,7 +93,7 @@ async def run_job(arguments: argparse.Namespace, sources: Sources, edit: Caption
         report=Report(arguments.report),
         give_up_s=arguments.retry_for,
         in_order=is_table,
-        resume_hint="" if to_stdout else "run the same command again to resume",
+        can_resume=not to_stdout,
     )
     return await job.run()
 

@@ -457,7 +457,7 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
             f"pass over  {folder}/@eaDir  (excluded by @eaDir)",
         ]
     )
-    assert "dry run: would caption 1, skip 1; 1 would fail" in done.stderr
+    assert "dry run: would caption 1, skip 1; 1 cannot be read" in done.stderr
     assert sorted(tmp_path.rglob("*")) == before and not server.requests
 
 

@@ -22,7 +22,7 @@ COMMANDS = [pytest.param(text, id=name) for name, language, text in BLOCKS if la
 PROGRAMS = [pytest.param(text, id=name) for name, language, text in BLOCKS if language == "python"]
 # Shown elsewhere: `make run` and `captioner up` by tests/launcher, the wheel by test_wheel.py, the stack by
 # test_compose.py, another model by tests/publish, settings by tests/serving.
-ELSEWHERE = ("make run", "pip wheel", "docker compose", ".venv/bin/captioner publish", "CAPTIONER_PRECISION")
+ELSEWHERE = ("make run", "python3 -m venv", "docker compose", ".venv/bin/captioner publish", "CAPTIONER_PRECISION")
 PATH = re.compile(r"`((?:captioner|export|frontend|tests|docs|deploy|training|benchmarks|model_repository)/[\w./-]*)")
 
 

@@ -22,6 +22,7 @@ function setCaption(text) {
 // `said` is for screen readers: a caption once it has ended, not at each token.
 function show({ errors = [], results = [], said = "" }) {
   of("#problem").replaceChildren(...errors);
+  if (errors.length) of("#problem").scrollIntoView({ block: "nearest" });
   of("#details").replaceChildren(...results);
   of("#said").textContent = said;
 }
