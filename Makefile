@@ -11,7 +11,7 @@ pytest = $(BIN)/python -m pytest $(1) $(ARGS) || test $$? -eq 5
 run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 	@$(BIN)/captioner up $(ARGS)
 
-test: environment check  ## what must hold at every commit, within 12 minutes on two idle cores
+test: environment check  ## what must hold at every commit, about 13 minutes on two idle cores
 	@$(PYTHON) scripts/environment.py --venv $(VENV) --system
 	@$(call pytest,-n 3 --dist loadfile -m "not exhaustive and not alone")
 	@$(call pytest,-m "alone and not exhaustive")
