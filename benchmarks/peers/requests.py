@@ -20,7 +20,7 @@ Connect = Callable[[str, AsyncExitStack], Awaitable[Ask]]  # an address HOST:POR
 Post = Callable[[httpx.AsyncClient, bytes], Awaitable[str]]
 
 
-def _http(post: Post) -> Connect:
+def over_http(post: Post) -> Connect:
     """Return the `Connect` of a server that answers whole captions over HTTP."""
 
     async def connect(address: str, stack: AsyncExitStack) -> Ask:
@@ -42,27 +42,27 @@ def _json(response: httpx.Response) -> Any:
     return response.json()
 
 
-async def _fastapi(http: httpx.AsyncClient, image: bytes) -> str:
+async def fastapi(http: httpx.AsyncClient, image: bytes) -> str:
     text: str = _json(await http.post("/caption", files={"image": image}))["caption"]
     return text
 
 
-async def _litserve(http: httpx.AsyncClient, image: bytes) -> str:
+async def litserve(http: httpx.AsyncClient, image: bytes) -> str:
     text: str = _json(await http.post("/predict", json={"image": base64.b64encode(image).decode()}))["caption"]
     return text
 
 
-async def _ray(http: httpx.AsyncClient, image: bytes) -> str:
+async def ray(http: httpx.AsyncClient, image: bytes) -> str:
     text: str = _json(await http.post("/", content=image))["caption"]
     return text
 
 
-async def _bentoml(http: httpx.AsyncClient, image: bytes) -> str:
+async def bentoml(http: httpx.AsyncClient, image: bytes) -> str:
     texts: list[str] = _json(await http.post("/caption", files={"images": ("a.jpg", image, "image/jpeg")}))
     return texts[0]
 
 
-async def _gradio(http: httpx.AsyncClient, image: bytes) -> str:
+async def gradio(http: httpx.AsyncClient, image: bytes) -> str:
     """Upload, call, and read the event stream, as Gradio's guide for curl does."""
     (path,) = _json(await http.post("/gradio_api/upload", files={"files": ("a.jpg", image)}))
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
@@ -75,7 +75,7 @@ async def _gradio(http: httpx.AsyncClient, image: bytes) -> str:
     raise httpx.RemoteProtocolError("the stream ended without a caption")
 
 
-async def _triton(address: str, stack: AsyncExitStack) -> Ask:
+async def triton_connect(address: str, stack: AsyncExitStack) -> Ask:
     client = await stack.enter_async_context(triton.InferenceServerClient(address))
 
     async def ask(image: bytes) -> AsyncIterator[str]:
@@ -87,7 +87,7 @@ async def _triton(address: str, stack: AsyncExitStack) -> Ask:
     return ask
 
 
-async def _captioner(address: str, stack: AsyncExitStack) -> Ask:
+async def captioner_connect(address: str, stack: AsyncExitStack) -> Ask:
     client = await stack.enter_async_context(AsyncClient(address))
 
     async def ask(image: bytes) -> AsyncIterator[str]:
@@ -96,14 +96,3 @@ async def _captioner(address: str, stack: AsyncExitStack) -> Ask:
                 yield piece
 
     return ask
-
-
-CONNECT: dict[str, Connect] = {
-    "captioner": _captioner,
-    "gradio": _http(_gradio),
-    "fastapi": _http(_fastapi),
-    "litserve": _http(_litserve),
-    "ray": _http(_ray),
-    "bentoml": _http(_bentoml),
-    "triton": _triton,
-}

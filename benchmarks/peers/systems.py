@@ -12,26 +12,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import environments
-from benchmarks.peers.requests import CONNECT, Connect
+from benchmarks.peers import environments, requests
+from benchmarks.peers.requests import Connect, over_http
 from benchmarks.published import Published, served_copy
+from captioner.launcher.ports import choose_ports
 
 START_S, STOP_S = 180.0, 60.0
 
 
+MODULE = ("-m", "benchmarks.peers.servers.{name}_server", "{model}", "{port}")
+BENTOML = ("-m", "bentoml", "serve", "benchmarks.peers.servers.bentoml_server:Captioner")
+
+
 @dataclass(frozen=True)
 class System:
-    """One system. `module` is its program in `servers`, `requirements` are what this environment lacks."""
+    """One system.
+
+    `connect`: how it is asked. `requirements`: what this environment lacks. `arguments` of its interpreter, in which
+    {model} is the Hugging Face model, {repository} the published one, and {port} the port to serve at.
+    """
 
     name: str
     title: str
-    module: str
+    connect: Connect
     requirements: tuple[str, ...] = ()
-
-    @property
-    def connect(self) -> Connect:
-        """How it is asked."""
-        return CONNECT[self.name]
+    arguments: tuple[str, ...] = MODULE
 
     @contextmanager
     def running(self, model: Published, work: Path) -> Iterator[str]:
@@ -39,17 +44,15 @@ class System:
 
         Its output goes to a log in the folder `work`.
         """
+        port = choose_ports("127.0.0.1", {"peer": 0})["peer"]
+        repository = work / "repository"
+        if not repository.is_dir():
+            served_copy(model, repository)
+        values = {"name": self.name, "model": model.folder, "repository": repository, "port": port}
         python = environments.python(self.name, self.requirements)
-        port = _free_port()
-        folder = model.folder
-        if self.name == "captioner" and not (folder := work / "repository").is_dir():
-            served_copy(model, folder)
-        command = [str(python), "-m", f"benchmarks.peers.servers.{self.module}", str(folder), str(port)]
-        if self.name == "bentoml":
-            service = f"benchmarks.peers.servers.{self.module}:Captioner"
-            command = [str(python), "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(python), *(argument.format(**values) for argument in self.arguments)]
         environment = os.environ | {
-            "PEER_MODEL": str(folder),
+            "PEER_MODEL": str(model.folder),
             "PYTHONPATH": str(environments.ROOT),
             "RAY_USAGE_STATS_ENABLED": "0",
             "BENTOML_DO_NOT_TRACK": "True",
@@ -69,21 +72,25 @@ class System:
 
 
 SYSTEMS = (
-    System("captioner", "Captioner", "captioner_server"),
-    System("gradio", "Gradio Space", "gradio_space"),
-    System("fastapi", "FastAPI", "fastapi_server"),
-    System("litserve", "LitServe, batches", "litserve_server", ("litserve==0.2.19",)),
-    System("ray", "Ray Serve, batches", "ray_server", ("ray[serve]==2.60.0",)),
-    System("bentoml", "BentoML, batches", "bentoml_service", ("bentoml==1.4.40",)),
-    System("triton", "Triton, generate() in batches", "triton_server"),
+    System(
+        "captioner",
+        "Captioner",
+        requests.captioner_connect,
+        arguments=("-m", "benchmarks.peers.servers.captioner_server", "{repository}", "{port}"),
+    ),
+    System("gradio", "Gradio Space", over_http(requests.gradio)),
+    System("fastapi", "FastAPI", over_http(requests.fastapi)),
+    System("litserve", "LitServe, batches", over_http(requests.litserve), ("litserve==0.2.19",)),
+    System("ray", "Ray Serve, batches", over_http(requests.ray), ("ray[serve]==2.60.0",)),
+    System(
+        "bentoml",
+        "BentoML, batches",
+        over_http(requests.bentoml),
+        ("bentoml==1.4.40",),
+        (*BENTOML, "--host", "127.0.0.1", "--port", "{port}"),
+    ),
+    System("triton", "Triton, generate() in batches", requests.triton_connect),
 )
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -9,9 +9,24 @@ from pathlib import Path
 
 from captioner.launcher.supervisor import TritonServer
 
-if __name__ == "__main__":
+
+def serve(repository: Path, port: int, models: tuple[str, ...] | None = None) -> None:
+    """Serve gRPC at `port` until SIGINT or SIGTERM; `models` are Captioner's own by default."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"http_port": 0, "grpc_port": int(sys.argv[2]), "metrics_port": 0}
-        with TritonServer(Path(sys.argv[1]), log_path=Path(folder) / "server.log", drain_seconds=1, **options):  # type: ignore[arg-type]
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TritonServer(
+            repository,
+            models=models,
+            http_port=0,
+            grpc_port=port,
+            metrics_port=0,
+            log_path=Path(folder) / "server.log",
+            drain_seconds=1,
+        ),
+    ):
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
