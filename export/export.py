@@ -92,10 +92,12 @@ def _compact(decoder: PreTrainedModel) -> dict[str, torch.Tensor]:
             break
     else:
         return state
-    converted: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}  # by memory: tied weights stay one tensor
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return converted.setdefault(tensor.data_ptr(), tensor.to(dtype)) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        return converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
 
     return {name: convert(tensor) for name, tensor in state.items()}
 

@@ -14,7 +14,7 @@ FILE_PATH = "/gradio_api/file="  # in the address that `gradio upload-mcp` makes
 PREFIX = "upload-"
 UPLOAD_SECONDS = 600.0
 MAX_UPLOADS_BYTES = 2**28
-MAX_UPLOADS = 1024
+MIN_COST_BYTES = 2**18  # a smaller file counts as this much, which limits the number of files to 1,024
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,16 @@ class _Upload:
     client: str
     expires: float  # time.monotonic()
 
+    @property
+    def cost(self) -> int:
+        return max(len(self.data), MIN_COST_BYTES)
+
 
 class Uploads:
-    """Uploaded files by random names. Beyond the limits, the client that holds the most loses its oldest file."""
+    """Uploaded files by random names. Beyond the limit, the client that holds the most loses its oldest file."""
 
     def __init__(self) -> None:
         self._files: dict[str, _Upload] = {}  # the oldest first
-        self._held: Counter[str] = Counter()  # bytes by client
 
     def add(self, data: bytes, client: str) -> str:
         """Keep a file and return its name, which only the uploader knows. Raises ImageTooLarge."""
@@ -37,10 +40,13 @@ class Uploads:
         self._forget_expired()
         name = PREFIX + secrets.token_urlsafe(16)
         self._files[name] = _Upload(data, client, time.monotonic() + UPLOAD_SECONDS)
-        self._held[client] += len(data)
-        while self._held.total() > MAX_UPLOADS_BYTES or len(self._files) > MAX_UPLOADS:
-            (largest, _), *_ = self._held.most_common(1)
-            self._forget(next(name for name, file in self._files.items() if file.client == largest))
+        held: Counter[str] = Counter()
+        for file in self._files.values():
+            held[file.client] += file.cost
+        while held.total() > MAX_UPLOADS_BYTES:
+            (largest, _), *_ = held.most_common(1)
+            oldest = next(name for name, file in self._files.items() if file.client == largest)
+            held[largest] -= self._files.pop(oldest).cost
         return name
 
     def find(self, text: str) -> bytes | None:
@@ -59,10 +65,4 @@ class Uploads:
     def _forget_expired(self) -> None:
         now = time.monotonic()
         while self._files and self._files[name := next(iter(self._files))].expires <= now:
-            self._forget(name)
-
-    def _forget(self, name: str) -> None:
-        file = self._files.pop(name)
-        self._held[file.client] -= len(file.data)
-        if not self._held[file.client]:
-            del self._held[file.client]
+            del self._files[name]

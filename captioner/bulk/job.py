@@ -106,7 +106,7 @@ class Job:
         if self._can_resume and not finished:
             progress.log("run the same command again to resume")
         elif self._can_resume and progress.failed:
-            progress.log("run the same command again to try what failed once more")
+            progress.log("run the same command again to retry the failed images")
         if self._signalled:
             return 130
         if self._fatal is None and not progress.failed:

@@ -60,8 +60,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         choices=("stdout", *TABLES, *SIDECARS),
         default="stdout",
         help="stdout (default); one file of JSON lines or CSV; or for each image a .txt, an .xmp (dc:description and "
-        "alternative text) or its own metadata (EXIF and XMP, and IPTC that is there, in JPEG, PNG, WebP and TIFF; "
-        "pixels unchanged)",
+        "alternative text) or its own metadata (EXIF, XMP, and IPTC where the image has it, in JPEG, PNG, WebP and "
+        "TIFF; pixels unchanged)",
     )
     group.add_argument(
         "--out", type=Path, help="FILE for jsonl and csv; FOLDER for sidecars, by default the folder of each image"

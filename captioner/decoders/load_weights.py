@@ -38,7 +38,7 @@ def load_weights(
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns at every matrix product
     compute = torch.bfloat16 if device.type == "cuda" else torch.float32
     # With a threshold, each product reads from the device whether there are outliers, which no CUDA graph can hold.
-    threshold = 0.0 if device.type == "cuda" else 6.0
+    threshold = 0.0 if device.type == "cuda" else 6.0  # the default of bitsandbytes
     quantised = (
         BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
         if precision == "int8"

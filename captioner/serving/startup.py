@@ -7,7 +7,9 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 import transformers
@@ -28,9 +30,27 @@ from captioner.serving.service import CaptionService
 from captioner.serving.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 SMALL_BYTES = 64 * 2**20  # of weights: a smaller decoder is faster on one thread
 
 
+def on_a_thread_that_ends(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that computes with torch before the decode thread does.
+
+    OpenMP keeps worker threads for each thread that has computed anything. If all of them are more than the cores,
+    those of the decode thread sleep between two operations instead of waiting awake: a third of the speed.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ThreadPoolExecutor(1, function.__name__) as thread:
+            return thread.submit(function, *args, **kwargs).result()
+
+    return run
+
+
+@on_a_thread_that_ends
 def load_service(
     folder: Path,
     version: str,
@@ -43,22 +63,7 @@ def load_service(
 
     `gpu`: CUDA device number, None for the CPU. Raises ArtefactBroken or StartupRefused.
 
-    It loads on a thread that ends. OpenMP keeps worker threads for each thread that computed anything, and if there are
-    more of them than cores, those of the decode thread sleep between two operations instead of waiting: a third of the
-    speed.
     """
-    with ThreadPoolExecutor(1, "load") as thread:
-        return thread.submit(_load, folder, version, gpu, settings, encode, report).result()
-
-
-def _load(
-    folder: Path,
-    version: str,
-    gpu: int | None,
-    settings: Settings,
-    encode: Callable[[bytes], Encoded],
-    report: Callable[[Values], None],
-) -> CaptionService:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     transformers.logging.disable_progress_bar()
     manifest = Manifest.load(folder / version)
