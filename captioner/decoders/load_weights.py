@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from captioner.decoders.fused_layers import fuse
 from captioner.decoders.packed_linear import pack
 from captioner.errors import StartupRefused
 
@@ -29,6 +30,7 @@ def load_weights(
     if precision in FLOAT_DTYPES:
         model: PreTrainedModel = kind.from_pretrained(folder / "decoder", dtype=FLOAT_DTYPES[precision], **options)
         model.to(device)  # type: ignore[arg-type]  # transformers hides torch's signature
+        fuse(model)
         if device.type == "cpu":
             pack(model)
         return model
@@ -50,4 +52,5 @@ def load_weights(
         )
     except Exception as error:  # bitsandbytes and accelerate raise exceptions of many types
         raise StartupRefused(f"precision is {precision}, which {device} cannot run: {error}") from error
+    fuse(model)
     return model

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from captioner.decoders.base import Decoder
@@ -22,23 +21,12 @@ from captioner.engine.runner import Runner
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from tests.support import tiny
+from tests.support.operations import Operations
 
 # Each makes a shape or a Python number of what is on the device.
 READS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.item", "aten.unique")
 HOST_DATA = "aten.lift_fresh"  # torch.tensor() of Python numbers
 IMAGE, SLOTS = 7, 6
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(function).removesuffix(".default")] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def cross() -> tuple[Decoder, torch.Tensor, list[int]]:
