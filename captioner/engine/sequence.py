@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from captioner.engine.beam_search import BeamSearch
+from captioner.engine.consensus import ConsensusSearch
 from captioner.engine.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "repetition", "deadline", "cancelled", "failed"]
@@ -39,7 +40,7 @@ class Sequence:
     on_finish: Callable[[FinishReason], None] = _no_callback
     is_stop: Callable[[list[int]], bool] = _never_stop
     repetition_guard: bool = False
-    beams: BeamSearch | None = None
+    search: BeamSearch | ConsensusSearch | None = None
     deadline: float = float("inf")
     priority_level: int = 2
     client_id: str = ""  # requests of one client share its turns
@@ -50,7 +51,7 @@ class Sequence:
     started: float = 0.0  # when it got its slots
     cancelled: bool = False  # set by any thread, read between steps
     error: BaseException | None = None
-    rows: list[int] = field(default_factory=list)  # cache rows, one per beam; written by the scheduler
+    rows: list[int] = field(default_factory=list)  # cache rows, one per beam or candidate; written by the scheduler
     order: tuple[int, int, int] = (0, 0, 0)  # in the queues; written by the scheduler
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Sequence:
     @property
     def width(self) -> int:
         """Number of slots it needs."""
-        return 1 if self.beams is None else self.beams.width
+        return 1 if self.search is None else self.search.width
 
     def uniform(self) -> float:
         """Return the next step's random number in [0, 1). It depends on the seed alone, not on other requests."""

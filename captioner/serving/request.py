@@ -34,6 +34,7 @@ class InFlightRequest:
     own_texts: tuple[str, ...]  # the texts of the client in the prompt
     streaming: bool
     num_beams: int
+    candidates: int
     arrived: float
     text_limits: Detokenizer | None = None  # on the decode thread; None without stop texts and max_characters
     image_key: bytes = b""  # SHA-256 of the image

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from captioner.artifacts.manifest import Manifest
 from captioner.engine.beam_search import BeamSearch
+from captioner.engine.consensus import TEMPERATURE, ConsensusSearch
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
@@ -115,6 +116,7 @@ class ServedModel:
             own_texts=own_texts if system is None else (*own_texts, system),
             streaming=request.streaming if parameters.stream is None else parameters.stream,
             num_beams=self._num_beams(parameters),
+            candidates=self._candidates(parameters, written=bool(given.strip())),
             arrived=arrived,
         )
 
@@ -167,6 +169,23 @@ class ServedModel:
             raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
         return beams
 
+    def _candidates(self, parameters: CaptionParameters, written: bool) -> int:
+        """Return the candidates asked for, or the model's default for the length of a greedy caption.
+
+        `written`: the client wrote the prompt.
+        """
+        candidates, beams = parameters.candidates, parameters.num_beams
+        if candidates is None:
+            if written or beams is not None or parameters.temperature:
+                return 1
+            length = parameters.length or self.manifest.prompts.default_length
+            return min(self.manifest.generation.candidates.get(length, 1), self._slots)
+        if candidates > 1 and (beams or 1) > 1:
+            raise ParameterInvalid(f"candidates is {candidates} and num_beams {beams}; use one of the two")
+        if candidates > self._slots:
+            raise ParameterInvalid(f"candidates is {candidates}; this server has {self._slots} slots")
+        return candidates
+
     def set_features(self, request: InFlightRequest, encoded: Encoded, hit: bool) -> None:
         """Give the sequence what depends on the image; `hit` means that the features came from the cache.
 
@@ -186,16 +205,27 @@ class ServedModel:
             sequence.prompt_ids = self._family.prompt_ids(
                 self._tokenizer, manifest, request.prompt, info.tile_rows, info.tile_columns, request.system
             )
-        if request.num_beams > 1:
-            generation = manifest.generation
-            sequence.beams = BeamSearch(
+        generation, sampling = manifest.generation, sequence.sampling
+        if request.candidates > 1:
+            sequence.search = ConsensusSearch(
+                sequence.prompt_ids,
+                width=request.candidates,
+                max_tokens=sequence.max_tokens,
+                stop_ids=manifest.stop_ids,
+                temperature=sampling.temperature or TEMPERATURE,
+                repetition_penalty=sampling.repetition_penalty,
+                # With temperature 0, equal requests give equal captions, whatever their seeds are.
+                seed=sampling.seed if sampling.temperature else 0,
+            )
+        elif request.num_beams > 1:
+            sequence.search = BeamSearch(
                 sequence.prompt_ids,
                 width=request.num_beams,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
                 length_penalty=generation.length_penalty,
                 early_stopping=generation.early_stopping,
-                repetition_penalty=sequence.sampling.repetition_penalty,
+                repetition_penalty=sampling.repetition_penalty,
             )
 
     def details(self, request: InFlightRequest, reason: FinishReason) -> Details:
@@ -224,6 +254,7 @@ class ServedModel:
             top_k=sequence.sampling.top_k,
             repetition_penalty=sequence.sampling.repetition_penalty,
             num_beams=request.num_beams,
+            candidates=request.candidates,
             finish_reason=reason,
             tokens=len(sequence.token_ids),
             prompt_tokens=len(sequence.prompt_ids),

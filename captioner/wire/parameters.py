@@ -97,6 +97,15 @@ PARAMETERS = {
         Parameter("repetition_penalty", float, "above 1 discourages tokens that are already in the text", None, 0.5, 2),
         Parameter("num_beams", int, "above 1, use beam search with this many beams", None, 1, 5, "beams"),
         Parameter(
+            "candidates",
+            int,
+            "above 1, sample this many captions and return the one that the others support most",
+            None,
+            1,
+            16,
+            "captions",
+        ),
+        Parameter(
             "stop",
             str,
             f"one text or a JSON list of up to {MAX_STOPS} texts, each of at most {MAX_STOP_CHARACTERS} characters, "
@@ -138,6 +147,7 @@ class CaptionParameters:
     top_k: int = 0
     repetition_penalty: float | None = None
     num_beams: int | None = None
+    candidates: int | None = None
     stop: tuple[str, ...] = ()
     repetition_guard: bool = True
     seed: int | None = None

@@ -63,6 +63,7 @@ class Details:
     timings_ms: Timings
     cache_hit: bool  # the image's features came from the feature cache
     system: str | None = None  # the system turn, if the client gave one
+    candidates: int = 1  # captions that were sampled, of which this one was chosen
 
     @classmethod
     def from_json(cls, text: str) -> Details:

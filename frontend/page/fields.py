@@ -6,7 +6,7 @@ import gradio as gr
 
 from captioner.wire import PARAMETERS, Parameter
 
-NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "max_tokens", "seed")
+NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "candidates", "max_tokens", "seed")
 
 
 def make_fields() -> list[gr.Textbox]:

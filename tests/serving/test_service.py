@@ -557,12 +557,46 @@ def test_beam_searches_and_single_captions_share_the_slots(service: CaptionServi
     assert [writer.text for writer in writers] == alone
 
 
+def test_a_caption_of_candidates_is_the_same_for_any_seed_and_beside_others(service: CaptionService) -> None:
+    images = [str(number).encode() for number in range(5)]
+    alone = [captioned(ask(service, image, candidates=3, seed=number)) for number, image in enumerate(images)]
+    writers = [ask(service, image, candidates=3) for image in images]
+    assert [captioned(writer) for writer in writers] == alone
+    assert {details(writer).candidates for writer in writers} == {3}
+    warm: dict[str, Any] = {"candidates": 3, "temperature": 1.0}
+    sampled = {captioned(ask(service, images[0], seed=seed, **warm)) for seed in range(8)}
+    assert len(sampled) > 1
+
+
+def test_a_model_s_default_candidates_are_for_greedy_captions_of_that_length(
+    encoder: Encoder, metrics: dict[str, float]
+) -> None:
+    manifest = Manifest.load(tiny.published())
+    manifest = replace(manifest, generation=replace(manifest.generation, candidates={"short": 9}))
+    engine = Engine(tiny.runner(4), manifest.stop_ids, max_waiting=4)
+    service = CaptionService(served(manifest, engine), engine, encoder, named(metrics), Settings())
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({"length": "short"}, 4),  # as many as there are slots
+        ({"length": "short", "candidates": 1}, 1),
+        ({"length": "short", "temperature": 0.5}, 1),
+        ({"length": "short", "num_beams": 2}, 1),
+        ({"length": "long"}, 1),
+        ({"prompt": b"a"}, 1),
+    ]
+    for parameters, expected in cases:
+        assert details(ask(service, b"1", **parameters)).candidates == expected, parameters
+    service.close()
+
+
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
         ({"num_beams": 5}, "num_beams is 5; this server has 4 slots"),
         ({"num_beams": 2, "temperature": 0.7}, "beam search does not sample: use one of the two"),
         ({"num_beams": 0}, "num_beams is 0"),
+        ({"candidates": 5}, "candidates is 5; this server has 4 slots"),
+        ({"candidates": 17}, "candidates is 17"),
+        ({"candidates": 2, "num_beams": 2}, "candidates is 2 and num_beams 2; use one of the two"),
         ({"num_beams": 6}, "num_beams is 6"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": -3}, "max_tokens is -3"),

@@ -20,7 +20,7 @@ export function parametersOf([rendered, prompt, style, length, extras, name, lim
 }
 
 // Parameters that give another caption each time: sampled, with a new seed. A temperature that was chosen is kept.
-export function warmer({ seed, num_beams, ...parameters }) {
+export function warmer({ seed, num_beams, candidates, ...parameters }) {
   return Number(parameters.temperature) ? parameters : { ...parameters, ...WARMTH };
 }
 
