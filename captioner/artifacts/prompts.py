@@ -10,6 +10,9 @@ from captioner.errors import ParameterInvalid, ParameterUnsupported
 
 V = TypeVar("V")
 NAME = "{name}"  # the field of a template for the name of the person or character
+ALT_TEXT = "alt-text"  # the style for readers who cannot see the image
+ALT_TEXT_CHARACTERS = 125  # the limit of many screen readers and guidelines
+LONG_ALT_TEXT_CHARACTERS = 500  # of the length "long", a description beside the alternative text
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class PromptTable:
         if NAME not in prompt:
             raise ParameterUnsupported(f"name is {reprlib.repr(name)}; this prompt does not take a name")
         return prompt.replace(NAME, name)
+
+
+def lists_tags(style: str | None) -> bool:
+    """Return whether a style of this name writes a list, separated by commas: `tags`, and all that end in `-tags`."""
+    return style is not None and (style == "tags" or style.endswith("-tags"))
 
 
 def _known(what: str, key: str, table: dict[str, V]) -> V:

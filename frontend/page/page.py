@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from captioner.artifacts.prompts import NAME, PromptTable
+from captioner.artifacts.prompts import ALT_TEXT, ALT_TEXT_CHARACTERS, LONG_ALT_TEXT_CHARACTERS, NAME, PromptTable
 from captioner.errors import CaptionerError, traced
 from frontend.mcp import Tool
 from frontend.model_card_cache import ModelCardCache
@@ -22,9 +22,6 @@ from frontend.page.fields import make_fields
 from frontend.page.guard import Guard, functions_of
 
 log = logging.getLogger(__name__)
-
-ALT_TEXT = "alt-text"
-ALT_TEXT_CHARACTERS = "125"  # the limit of many screen readers and guidelines
 
 # The values that this browser remembers, as the inputs of the first event. The module may be loaded before main.js.
 RECALL = """async (...values) => {
@@ -131,7 +128,8 @@ class Page:
         self.blocks.load(self.restore, inputs, [*outputs, *self.fields], js=RECALL, **common)
         self.refresh.click(self.refresh_model, [*selection, *prompts], outputs, **common)
         self.style.input(self.select_style, selection, dependents, **common)
-        for event in (self.length.input, self.extras.input, self.name.input):
+        self.length.input(self.select_length, selection, [self.limit, self.name, *prompts], **common)
+        for event in (self.extras.input, self.name.input):
             event(self.render_prompt, selection, [self.name, *prompts], **common)
         # These run in the browser; see browser/main.js.
         for button, name in (
@@ -203,8 +201,15 @@ class Page:
         length = next((each for each in wanted if each in lengths), None)
         return await self.render_prompt(style, length, extras, name) | {
             self.length: gr.Radio(lengths, value=length, visible=len(lengths) > 1),
-            self.limit: ALT_TEXT_CHARACTERS if style == ALT_TEXT else "",
+            self.limit: _limit(style, length),
         }
+
+    async def select_length(
+        self, style: str | None, length: str | None, extras: list[str], name: str | None
+    ) -> Updates:
+        """Return the prompt of a length, and the style's limit of characters if it has one."""
+        limit = _limit(style, length)
+        return await self.render_prompt(style, length, extras, name) | ({self.limit: limit} if limit else {})
 
     async def render_prompt(
         self, style: str | None, length: str | None, extras: list[str], name: str | None
@@ -218,6 +223,13 @@ class Page:
             takes_name = NAME in prompt
             prompt = prompt.replace(NAME, name or NAME)
         return {self.prompt: prompt, self.rendered: prompt, self.name: gr.update(visible=takes_name)}
+
+
+def _limit(style: str | None, length: str | None) -> str:
+    """Return the limit of characters that a style's prompts state; empty if they state none."""
+    if style != ALT_TEXT:
+        return ""
+    return str(LONG_ALT_TEXT_CHARACTERS if length == "long" else ALT_TEXT_CHARACTERS)
 
 
 def mount(app: Any, cards: ModelCardCache, root_path: str, *, image_urls: bool, tool: Tool | None = None) -> None:

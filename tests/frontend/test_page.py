@@ -128,6 +128,9 @@ def test_the_name_field_is_visible_only_if_the_prompt_has_a_name(page: Page) -> 
 def test_only_the_alt_text_style_sets_a_limit_of_characters(page: Page) -> None:
     assert choose(page, "alt-text", None)[page.limit] == "125"
     assert choose(page, "plain", None)[page.limit] == ""
+    longer = asyncio.run(page.select_length("alt-text", "long", [], ""))
+    assert longer[page.limit] == "500"
+    assert page.limit not in asyncio.run(page.select_length("plain", "long", [], "")), "a typed limit stays"
 
 
 def test_the_page_says_that_no_server_answers() -> None:
