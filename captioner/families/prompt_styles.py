@@ -123,4 +123,5 @@ PROMPTS = PromptTable(
         "essentials": "Mention only what matters most.",
         "no-preamble": 'Begin with the content itself, not with words such as "This image shows".',
     },
+    language="Answer in {language}, but quote any text in the image as it stands there.",
 )
