@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, SYSTEM_FIELD, Generation
 from captioner.errors import ModelUnsupported
 from captioner.families import prompt_styles
-from captioner.families.generation_config import published_generation
+from captioner.families.generation_config import published_generation, read_generation_config
 
 MAX_TOKENS = 512  # for models without a published limit: chat models write paragraphs
 END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>")  # some models' generation_config.json has only the end of text
 PROMPTS = prompt_styles.PROMPTS
+
+
+def check(folder: Path, config: PreTrainedConfig, image_token_id: int) -> None:
+    """Raise ModelUnsupported for a tokenizer, a chat template or stop ids that `load` refuses."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    prompt_template, _ = chat_prompt_templates(tokenizer, folder, image_token_id)
+    start_ids(tokenizer, prompt_template)
+    stop_ids(read_generation_config(folder, config), config.text_config, tokenizer)
 
 
 def chat_prompt_templates(
