@@ -54,7 +54,7 @@ def export(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    model_type = _model_type(found.folder)
+    model_type = read_model_type(found.folder)
     log(f"loading {found} ({model_type})")
     try:
         source = family(model_type).load(found.folder)
@@ -159,7 +159,8 @@ def _write_golden_image(path: Path, tiled: bool) -> None:
         photo.crop((0, middle - half, photo.width, middle + half)).save(path, quality=95)
 
 
-def _model_type(folder: Path) -> str:
+def read_model_type(folder: Path) -> str:
+    """Return the `model_type` in config.json. Raises ModelUnsupported if there is none."""
     try:
         return str(json.loads((folder / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError) as error:

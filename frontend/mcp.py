@@ -9,7 +9,7 @@ from frontend.client_identity import client_parameters
 from frontend.remote_images import RemoteImages
 from frontend.uploads import Uploads
 
-Tool = Callable[[str, str | None, str | None, str | None, int | None], Awaitable[str]]
+Tool = Callable[[str, str | None, str | None, str | None, int | None, str | None], Awaitable[str]]
 
 
 def caption_tool(client: AsyncClient, images: RemoteImages, uploads: Uploads) -> Tool:
@@ -21,6 +21,7 @@ def caption_tool(client: AsyncClient, images: RemoteImages, uploads: Uploads) ->
         length: str | None = None,
         prompt: str | None = None,
         max_characters: int | None = None,
+        language: str | None = None,
     ) -> str:
         """
         Describe an image in words.
@@ -30,8 +31,9 @@ def caption_tool(client: AsyncClient, images: RemoteImages, uploads: Uploads) ->
                 its name), an https URL of a host that this server allows, or a data URL (data:image/jpeg;base64,...)
             style: one of the model's styles, such as descriptive, alt-text or tags
             length: short, medium or long
-            prompt: sent to the model unchanged, instead of style and length
+            prompt: sent to the model instead of style and length
             max_characters: maximum length of the caption in characters
+            language: the language to write in, such as German or pt-BR, if the model follows instructions
         Returns:
             the caption
         """
@@ -42,6 +44,7 @@ def caption_tool(client: AsyncClient, images: RemoteImages, uploads: Uploads) ->
             style=style,
             length=length,
             max_characters=max_characters,
+            language=language,
             **client_parameters(),
         )
         return caption.text

@@ -95,7 +95,7 @@ def test_a_boolean_must_be_true_or_false(name: str, value: object) -> None:
     assert "true or false" in refusal(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["style", "length", "name", "extras", "stop"])
+@pytest.mark.parametrize("name", ["style", "length", "name", "language", "extras", "stop"])
 @pytest.mark.parametrize("value", [1, True, None, ["a"], b"a", "half a character \ud83d"])
 def test_a_text_must_be_a_valid_string(name: str, value: object) -> None:
     assert name in refusal(**{name: value})
@@ -154,6 +154,21 @@ def test_tritons_timeout_is_a_deadline_unless_there_is_one() -> None:
     assert load_parameters("", timeout_us=1_499_999) == {"deadline_ms": 1500}
     assert load_parameters("{}", timeout_us=1) == {"deadline_ms": 1}
     assert load_parameters('{"deadline_ms": 7}', timeout_us=1_000_000) == {"deadline_ms": 7}
+
+
+@pytest.mark.parametrize(
+    "language", ["German", "de", "pt-BR", "zh-Hant-TW", "हिन्दी", "日本語", "Old English 2", "x" * 64]
+)
+def test_a_language_is_a_name_or_a_tag(language: str) -> None:
+    assert parse_parameters({"language": language}).language == language
+
+
+@pytest.mark.parametrize(
+    "language", ["", " ", "de ", "a  b", "pt_BR", "German.", "-de", "9", "a\nb", "{language}", "<|x|>"]
+)
+def test_another_language_is_refused_by_what_it_may_hold(language: str) -> None:
+    sentence = refusal(language=language)
+    assert repr(language) in sentence and "letters, digits, hyphens and single spaces" in sentence
 
 
 def test_extras_are_a_json_list_of_texts() -> None:

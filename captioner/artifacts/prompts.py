@@ -9,20 +9,26 @@ from typing import TypeVar
 from captioner.errors import ParameterInvalid, ParameterUnsupported
 
 V = TypeVar("V")
-NAME = "{name}"  # the field of a template for the name of the person or character
+# The fields of a template: for the name of the person or character, and for a language.
+NAME, LANGUAGE = "{name}", "{language}"
+ALT_TEXT = "alt-text"  # the style for readers who cannot see the image
+ALT_TEXT_CHARACTERS = 125  # the limit of many screen readers and guidelines
+LONG_ALT_TEXT_CHARACTERS = 500  # of the length "long", a description beside the alternative text
 
 
 @dataclass(frozen=True)
 class PromptTable:
     """The prompts that one model was trained with.
 
-    `styles` maps style → length → prompt; `extras` maps an extra's name to the sentence that it adds.
+    `styles` maps style → length → prompt; `extras` maps an extra's name to the sentence that it adds. `language` is the
+    sentence that asks for a language, empty if the model cannot be asked.
     """
 
     styles: dict[str, dict[str, str]]
     default_style: str
     default_length: str
     extras: dict[str, str] = field(default_factory=dict)
+    language: str = ""
 
     @property
     def takes_name(self) -> bool:
@@ -54,6 +60,15 @@ class PromptTable:
         if NAME not in prompt:
             raise ParameterUnsupported(f"name is {reprlib.repr(name)}; this prompt does not take a name")
         return prompt.replace(NAME, name)
+
+    def in_language(self, prompt: str, name: str) -> str:
+        """Return a prompt, of this table or of a client, that also asks for the language of this name."""
+        return f"{prompt.rstrip()} {self.language.replace(LANGUAGE, name)}"
+
+
+def lists_tags(style: str | None) -> bool:
+    """Return whether a style of this name writes a list, separated by commas: `tags`, and all that end in `-tags`."""
+    return style is not None and (style == "tags" or style.endswith("-tags"))
 
 
 def _known(what: str, key: str, table: dict[str, V]) -> V:

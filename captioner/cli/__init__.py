@@ -15,6 +15,7 @@ from captioner import __version__
 from captioner.cli import (
     bench,
     caption,
+    check,
     completion,
     doctor,
     export,
@@ -28,11 +29,14 @@ from captioner.cli import (
 )
 from captioner.errors import CaptionerError
 
-VERBS = (up, caption, pull, export, publish, versions, rollback, follow, bench, doctor, probe, completion)
+VERBS = (up, caption, check, pull, export, publish, versions, rollback, follow, bench, doctor, probe, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Return 0 on success, 1 if some images failed, 2 if nothing could be done, 130 after Ctrl-C."""
+    """Run the command; return its exit code.
+
+    0: success. 1: some images failed, or a checked model cannot be served. 2: nothing could be done. 130: Ctrl-C.
+    """
     arguments = parser().parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from captioner.artifacts.prompts import lists_tags
 from captioner.cli.options import SIDECARS, TABLES
 from captioner.errors import OutputRefused
 
@@ -27,7 +28,8 @@ def add_format(group: argparse._ArgumentGroup) -> None:
         "add the new caption after or before it",
     )
     group.add_argument(
-        "--separator", help='text between an existing and an added caption, default " ", or ", " for --style tags'
+        "--separator",
+        help='text between an existing and an added caption, default " ", or ", " for styles that list tags',
     )
     group.add_argument("--prefix", default="", help="text before every caption")
     group.add_argument("--suffix", default="", help="text after every caption")
@@ -80,7 +82,7 @@ def caption_edit(arguments: argparse.Namespace) -> CaptionEdit:
         if len(texts) > MAX_EDITS or not all(0 < len(text) <= MAX_EDIT_CHARACTERS for text in texts):
             raise OutputRefused(f"{option} takes up to {MAX_EDITS} texts of 1 to {MAX_EDIT_CHARACTERS} characters")
     pairs = tuple(_pair(text, "--replace", "A=B") for text in arguments.replace)
-    is_tags = arguments.style == "tags"
+    is_tags = lists_tags(arguments.style)
     separator = (", " if is_tags else " ") if arguments.separator is None else arguments.separator
     return CaptionEdit(
         existing,

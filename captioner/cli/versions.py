@@ -21,7 +21,9 @@ def add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     versions = verbs.add_parser("versions", help="list published and quarantined versions, with state and reason")
     versions.set_defaults(run=run)
     add_repository(versions)
-    versions.add_argument("-v", "--verbose", action="store_true", help="also print each model's card and full commit")
+    versions.add_argument(
+        "-v", "--verbose", action="store_true", help="also print each model's card, full commit, styles and extras"
+    )
     versions.add_argument("--json", action="store_true", help="print one JSON object per line, with all fields")
 
 
@@ -54,12 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _card(row: Version) -> dict[str, str]:
-    card = row.manifest.card
+    card, prompts = row.manifest.card, row.manifest.prompts
     return {
         "commit": row.manifest.revision,
         "licence": card.license or "not stated",
         "base model": card.base_model or "not stated",
         "intended use": card.intended_use or "not stated",
+        "styles": "; ".join(f"{style} ({', '.join(lengths)})" for style, lengths in prompts.styles.items()),
+        "extras": ", ".join(prompts.extras) or "none",
     }
 
 
@@ -75,4 +79,6 @@ def _facts(row: Version) -> dict[str, object]:
         "when": datetime.fromtimestamp(row.when, timezone.utc).isoformat(timespec="seconds"),
         "reason": row.reason,
         "card": asdict(manifest.card),
+        "styles": {style: list(lengths) for style, lengths in manifest.prompts.styles.items()},
+        "extras": manifest.prompts.extras,
     }

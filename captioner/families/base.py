@@ -105,10 +105,27 @@ class Source:
         )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What the files beside a model's weights say about its captioner."""
+
+    image: ImageSpec
+    context_tokens: int
+    follows_instructions: bool = False
+
+
 class Family(ABC):
     """One kind of captioner; `model_type` is the Hugging Face name in its config.json."""
 
     model_type: ClassVar[str]
+
+    @classmethod
+    def check(cls, folder: Path) -> Outline | None:
+        """Return what the files beside the weights say; None for a family that reads them only in `load`.
+
+        Raises ModelUnsupported with the reason, as `load` does, which begins with it.
+        """
+        return None
 
     @classmethod
     @abstractmethod

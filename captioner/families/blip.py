@@ -17,7 +17,7 @@ from captioner.decoders.base import Decoder
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.errors import ModelUnsupported
-from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Source
+from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Outline, Source
 from captioner.families.generation_config import published_generation
 from captioner.families.preprocessor_config import CLIP_DEFAULTS, check_side, image_spec, read_processor
 from captioner.families.vision_encoder import VisionEncoder
@@ -31,17 +31,24 @@ class Blip(Family):
     model_type = "blip"
 
     @classmethod
-    def load(cls, folder: Path) -> Source:
-        """See Family.load."""
-        processor = read_processor(folder, PROCESSOR_DEFAULTS)
-        image = image_spec(processor)
+    def check(cls, folder: Path) -> Outline:
+        """See Family.check."""
+        image = image_spec(read_processor(folder, PROCESSOR_DEFAULTS))
         config = BlipConfig.from_pretrained(folder, local_files_only=True)
         text: Any = config.text_config
         check_side(image, config.vision_config)
         _check(text)
+        return Outline(image, min(text.max_position_embeddings, CAPTION_CONTEXT_TOKENS))
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        outline = cls.check(folder)
+        processor = read_processor(folder, PROCESSOR_DEFAULTS)
         model = BlipForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
+        text: Any = model.config.text_config
         encoder = VisionEncoder(processor, model.vision_model).eval()
 
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
@@ -55,11 +62,11 @@ class Blip(Family):
             decoder=model.text_decoder,
             generate=generate,
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            image=image,
+            image=outline.image,
             prompts=NO_INSTRUCTIONS,
             start_ids=(text.bos_token_id,),
             stop_ids=(text.sep_token_id,),
-            context_tokens=min(text.max_position_embeddings, CAPTION_CONTEXT_TOKENS),
+            context_tokens=outline.context_tokens,
             generation=published_generation(model.generation_config),
         )
 

@@ -1,4 +1,4 @@
-"""Common parts of chat models: the chat template around a prompt, stop ids that end a turn, one table of prompts.
+"""Common parts of chat models: the chat template around a prompt, stop ids that end a turn, the table of prompts.
 
 It knows templates and tokenizers. An image is only a token here.
 """
@@ -14,57 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, SYSTEM_FIELD, Generation
-from captioner.artifacts.prompts import PromptTable
 from captioner.errors import ModelUnsupported
-from captioner.families.generation_config import published_generation
+from captioner.families import prompt_styles
+from captioner.families.generation_config import published_generation, read_generation_config
 
 MAX_TOKENS = 512  # for models without a published limit: chat models write paragraphs
 END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>")  # some models' generation_config.json has only the end of text
+PROMPTS = prompt_styles.PROMPTS
 
-PROMPTS = PromptTable(
-    styles={
-        "descriptive": {
-            "short": "Describe this image in one sentence.",
-            "medium": "Describe this image in one paragraph of three or four sentences.",
-            "long": "Describe this image thoroughly: subject, surroundings, colours, textures and where things are.",
-        },
-        "casual": {
-            "short": "Tell a friend in one relaxed sentence what this image shows.",
-            "medium": "Tell a friend in a few relaxed sentences what this image shows.",
-            "long": "Tell a friend in a relaxed tone everything worth noticing in this image.",
-        },
-        "alt-text": {
-            "short": "Write alt text for this image in at most fifteen words.",
-            "medium": "Write alt text for this image in one or two sentences, the most important thing first.",
-            "long": "Write a long image description for a reader who cannot see it, the most important things first.",
-        },
-        "tags": {
-            "short": "List up to eight tags for this image, separated by commas.",
-            "medium": "List about twenty tags for this image, separated by commas: subjects, actions, place, colours.",
-            "long": "List about forty tags for this image, separated by commas, from main subject to small details.",
-        },
-        "training": {
-            "short": "Write a plain caption of under twenty words that states only what this image shows.",
-            "medium": "Write a plain caption of about fifty words that states only what this image shows.",
-            "long": "Write a plain caption of about 150 words that states only what this image shows.",
-        },
-    },
-    default_style="descriptive",
-    default_length="medium",
-    extras={
-        "name": "Call the main person or character {name}.",
-        "no-names": "Do not guess who anybody in the image is.",
-        "camera": "Say from what angle and how close the image was taken.",
-        "lighting": "Say where the light comes from and how it falls.",
-        "composition": "Say how the image is composed and what leads the eye.",
-        "text": "Quote any text that can be read in the image.",
-        "watermark": "Say whether the image carries a watermark.",
-        "no-mood": "Leave out moods and opinions.",
-    },
-)
+
+def check(folder: Path, config: PreTrainedConfig, image_token_id: int) -> None:
+    """Raise ModelUnsupported for a tokenizer, a chat template or stop ids that `load` refuses."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    prompt_template, _ = chat_prompt_templates(tokenizer, folder, image_token_id)
+    start_ids(tokenizer, prompt_template)
+    stop_ids(read_generation_config(folder, config), config.text_config, tokenizer)
 
 
 def chat_prompt_templates(

@@ -20,7 +20,7 @@ from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.embedded import weights
 from captioner.embedded.styles import DEFAULT_LENGTH, DEFAULT_STYLE, STYLES
-from captioner.families.base import Family, Source
+from captioner.families.base import Family, Outline, Source
 from captioner.image.spec import ImageSpec
 
 DECODER = "decoder."  # prefix of its weights in model.safetensors
@@ -33,11 +33,20 @@ class ConceptEncoderDecoder(Family):
     model_type = "concept-encoder-decoder"
 
     @classmethod
+    def check(cls, folder: Path) -> Outline:
+        """See Family.check."""
+        from captioner.families.concept_encoder import IMAGE_PX  # see `load`
+
+        config = json.loads((folder / "config.json").read_text())
+        return Outline(ImageSpec(IMAGE_PX, IMAGE_PX, "bicubic"), config["decoder"]["n_positions"])
+
+    @classmethod
     def load(cls, folder: Path) -> Source:
         """See Family.load."""
         # The server never encodes, so it must not need the backbone's packages.
-        from captioner.families.concept_encoder import IMAGE_PX, load_concept_encoder
+        from captioner.families.concept_encoder import load_concept_encoder
 
+        outline = cls.check(folder)
         config = json.loads((folder / "config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         encoder, decoder = load_concept_encoder(folder), _decoder(folder, config["decoder"])
@@ -54,11 +63,11 @@ class ConceptEncoderDecoder(Family):
             decoder=decoder,
             generate=generate,
             tokenizer=tokenizer,
-            image=ImageSpec(IMAGE_PX, IMAGE_PX, "bicubic"),
+            image=outline.image,
             prompts=PROMPTS,
             start_ids=(tokenizer.bos_token_id,),
             stop_ids=(tokenizer.eos_token_id,),
-            context_tokens=config["decoder"]["n_positions"],
+            context_tokens=outline.context_tokens,
             generation=Generation(**config["generation"]),
             calibration=Calibration(**config["calibration"]) if "calibration" in config else None,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from captioner.artifacts.manifest import Generation
 
@@ -16,6 +17,14 @@ UNSUPPORTED = (
     "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens",
     "num_beam_groups", "diversity_penalty", "exponential_decay_length_penalty", "typical_p", "penalty_alpha",
 )  # fmt: skip
+
+
+def read_generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """Return a model folder's generation config: the file, or what transformers derives from config.json without it."""
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def published_generation(config: GenerationConfig) -> Generation:

@@ -17,8 +17,8 @@ from captioner.decoders.kv_cache import CacheShape, causal_mask
 from captioner.decoders.load_weights import Precision, load_weights
 from captioner.decoders.rows import RowCopy, upload
 from captioner.errors import ModelUnsupported
-from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Source
-from captioner.families.generation_config import published_generation
+from captioner.families.base import CAPTION_CONTEXT_TOKENS, NO_INSTRUCTIONS, Family, Outline, Source
+from captioner.families.generation_config import published_generation, read_generation_config
 from captioner.families.preprocessor_config import CLIP_DEFAULTS, check_side, image_spec, read_processor
 from captioner.families.vision_encoder import VisionEncoder
 
@@ -84,24 +84,29 @@ class Git(Family):
     model_type = "git"
 
     @classmethod
-    def load(cls, folder: Path) -> Source:
-        """See Family.load."""
-        processor = read_processor(folder, PROCESSOR_DEFAULTS)
-        image = image_spec(processor)
+    def check(cls, folder: Path) -> Outline:
+        """See Family.check."""
+        image = image_spec(read_processor(folder, PROCESSOR_DEFAULTS))
         config = GitConfig.from_pretrained(folder, local_files_only=True)
         check_side(image, config.vision_config)
         if config.num_image_with_embedding not in (None, 1):
             raise ModelUnsupported(
                 f"num_image_with_embedding is {config.num_image_with_embedding}; only one image is supported, not video"
             )
+        _start_and_stop(read_generation_config(folder, config))
+        return Outline(image, min(config.max_position_embeddings, CAPTION_CONTEXT_TOKENS))
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        outline = cls.check(folder)
+        processor = read_processor(folder, PROCESSOR_DEFAULTS)
         model = GitForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = VisionEncoder(processor, model.git.image_encoder, model.git.visual_projection).eval()
         published = model.generation_config
-        start, stop = published.bos_token_id, published.eos_token_id
-        if start is None or stop is None:
-            raise ModelUnsupported(f"bos_token_id is {start} and eos_token_id {stop}; both must be token ids")
+        start, stop = _start_and_stop(published)
         # Otherwise generate() would add the published settings to the options of every call.
         model.generation_config = GenerationConfig(
             bos_token_id=start, eos_token_id=stop, pad_token_id=published.pad_token_id
@@ -118,11 +123,11 @@ class Git(Family):
             decoder=_without_vision(model),
             generate=generate,
             tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            image=image,
+            image=outline.image,
             prompts=NO_INSTRUCTIONS,
             start_ids=(start,),
             stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
-            context_tokens=min(config.max_position_embeddings, CAPTION_CONTEXT_TOKENS),
+            context_tokens=outline.context_tokens,
             generation=published_generation(published),
         )
 
@@ -131,6 +136,13 @@ class Git(Family):
         """See Family.decoder."""
         model = load_weights(GitForCausalLM, folder, precision, device)
         return GitDecoder(model, manifest.context_tokens, manifest.feature_tokens)
+
+
+def _start_and_stop(published: GenerationConfig) -> tuple[int, int | list[int]]:
+    start, stop = published.bos_token_id, published.eos_token_id
+    if start is None or stop is None:
+        raise ModelUnsupported(f"bos_token_id is {start} and eos_token_id {stop}; both must be token ids")
+    return start, stop
 
 
 def _without_vision(model: GitForCausalLM) -> GitForCausalLM:

@@ -18,10 +18,11 @@ from captioner.decoders.load_weights import Precision
 from captioner.decoders.prefix import language_model, load_decoder
 from captioner.errors import ModelUnsupported
 from captioner.families import chat_prompts
-from captioner.families.base import Family, Source
+from captioner.families.base import Family, Outline, Source
 from captioner.families.preprocessor_config import Normalise, image_spec, read_processor
 from captioner.image.spec import ImageSpec
 
+PROCESSOR_DEFAULTS = {"resample": 1}
 TEXT_TOKENS = 1024  # prompt and caption, beside the image's tokens
 FAKE_TOKEN, GLOBAL_TOKEN = "<fake_token_around_image>", "<global-img>"
 MAX_LONGEST_PX = 4096  # above this, transformers' processor shrinks the image a second time
@@ -65,17 +66,31 @@ class Idefics3(Family):
     model_type = "idefics3"
 
     @classmethod
-    def load(cls, folder: Path) -> Source:
-        """See Family.load."""
+    def check(cls, folder: Path) -> Outline:
+        """See Family.check."""
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         chat_prompts.refuse_quantised(config)
-        processor = read_processor(folder, {"resample": 1})
-        image = tiled_spec(processor)
+        image = tiled_spec(read_processor(folder, PROCESSOR_DEFAULTS))
+        chat_prompts.check(folder, config, config.image_token_id)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        language_model(model, model.model.text_model)  # raises ModelUnsupported for another kind of attention
+        tile_tokens = (image.height // config.vision_config.patch_size) ** 2 // config.scale_factor**2
+        max_image_tokens = (image.max_tiles**2 + 1) * (tile_tokens + 2)
+        context_tokens = min(config.text_config.max_position_embeddings, max_image_tokens + TEXT_TOKENS)
+        return Outline(image, context_tokens, follows_instructions=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """See Family.load."""
+        outline = cls.check(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        processor = read_processor(folder, PROCESSOR_DEFAULTS)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForImageTextToText.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        encoder = Encoder(model, processor, image.height).eval()
+        encoder = Encoder(model, processor, outline.image.height).eval()
         prompt_template, system_template = chat_prompts.chat_prompt_templates(tokenizer, folder, config.image_token_id)
         published = model.generation_config
         stop_ids = chat_prompts.stop_ids(published, config.text_config, tokenizer)
@@ -85,18 +100,16 @@ class Idefics3(Family):
         def generate(pixels_HWC: torch.Tensor, prompt_ids: list[int], **options: object) -> list[int]:
             return chat_prompts.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **options)
 
-        tile_tokens = len(encoder.position_ids) // config.scale_factor**2
-        max_image_tokens = (image.max_tiles**2 + 1) * (tile_tokens + 2)
         return Source(
             vision_encoder=encoder,
             decoder=language_model(model, model.model.text_model),
             generate=generate,
             tokenizer=tokenizer,
-            image=image,
+            image=outline.image,
             prompts=chat_prompts.PROMPTS,
             start_ids=chat_prompts.start_ids(tokenizer, prompt_template),
             stop_ids=stop_ids,
-            context_tokens=min(config.text_config.max_position_embeddings, max_image_tokens + TEXT_TOKENS),
+            context_tokens=outline.context_tokens,
             generation=chat_prompts.generation(published),
             prompt_template=prompt_template,
             system_template=system_template,

@@ -18,7 +18,7 @@ from captioner.decoders.load_weights import Precision
 from captioner.decoders.prefix import language_model, load_decoder
 from captioner.errors import ModelUnsupported
 from captioner.families import chat_prompts
-from captioner.families.base import Family, Source
+from captioner.families.base import Family, Outline, Source
 from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, image_spec, read_processor
 
 CONTEXT_TOKENS = 2048  # 729 for the image, a prompt and a long caption; in bf16, 256 MiB of cache for an 8B Llama
@@ -54,11 +54,23 @@ class Llava(Family):
     model_type = "llava"
 
     @classmethod
+    def check(cls, folder: Path) -> Outline:
+        """See Family.check."""
+        config = read_config(folder)
+        image = image_spec(preprocessing(folder))
+        chat_prompts.check(folder, config, config.image_token_index)
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+        language_model(model, model.model.language_model)  # raises ModelUnsupported for another kind of attention
+        context_tokens = min(config.text_config.max_position_embeddings, CONTEXT_TOKENS)
+        return Outline(image, context_tokens, follows_instructions=True)
+
+    @classmethod
     def load(cls, folder: Path) -> Source:
         """See Family.load."""
+        outline = cls.check(folder)
         config = read_config(folder)
         processor = preprocessing(folder)
-        image = image_spec(processor)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = LlavaForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
@@ -80,11 +92,11 @@ class Llava(Family):
             decoder=language_model(model, model.model.language_model),
             generate=generate,
             tokenizer=tokenizer,
-            image=image,
+            image=outline.image,
             prompts=chat_prompts.PROMPTS,
             start_ids=chat_prompts.start_ids(tokenizer, prompt_template),
             stop_ids=stop_ids,
-            context_tokens=min(config.text_config.max_position_embeddings, CONTEXT_TOKENS),
+            context_tokens=outline.context_tokens,
             generation=chat_prompts.generation(published),
             prompt_template=prompt_template,
             system_template=system_template,

@@ -18,13 +18,15 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not exported
 
 from captioner import __version__
-from captioner.errors import AccessDenied, CaptionerError, HubUnreachable, ModelMissing
+from captioner.errors import AccessDenied, ArtefactBroken, CaptionerError, HubUnreachable, ModelMissing
 from captioner.hub.cache import COMMIT, DIGEST, File
+from captioner.hub.weights import Tensor
 
 RETRY_WAITS_S = (1.0, 2.0, 4.0)
 MAX_RETRY_AFTER_S = 60.0  # a longer Retry-After of the Hub fails the request
@@ -78,10 +80,27 @@ def fetch(model: str, commit: str, name: str, size: int, part: Path) -> None:
         _with_retries(get)
 
 
+def tensors(model: str, commit: str, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, from the file's header; their data are not downloaded.
+
+    Raises ArtefactBroken for a header that cannot be read.
+    """
+    with _typed_errors(model, commit, f"the header of {name} of {model}"):
+        try:
+            header = _with_retries(lambda: _api().parse_safetensors_file_metadata(model, name, revision=commit))
+        except SafetensorsParsingError as error:
+            raise ArtefactBroken(f"the header of {name} of {model} cannot be read: {error}") from error
+    return {key: Tensor(each.dtype, tuple(each.shape)) for key, each in header.tensors.items()}
+
+
 def _model_info(model: str, revision: str, **options: Any) -> ModelInfo:
-    api, timeout_s = HfApi(library_name="captioner", library_version=__version__), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    api, timeout_s = _api(), constants.HF_HUB_DOWNLOAD_TIMEOUT
     with _typed_errors(model, revision):  # huggingface_hub retries its other requests, but not this one
         return _with_retries(lambda: api.model_info(model, revision=revision, timeout=timeout_s, **options))
+
+
+def _api() -> HfApi:
+    return HfApi(library_name="captioner", library_version=__version__)
 
 
 def _with_retries(request: Callable[[], Answer]) -> Answer:
@@ -118,6 +137,8 @@ def _typed_errors(model: str, revision: str, what: str = "", hint: str = "") -> 
     """Raise the client's errors as ours. Errors of the local disk pass through: the caller knows its path."""
     try:
         yield
+    except CaptionerError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -24,6 +24,7 @@ from captioner.hub.cache import COMMIT, File, Snapshot, cached_commit
 DEFAULT_BRANCH = "main"
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "README.md")  # beside the weights
+WEIGHTS = ("*.safetensors",)
 OTHER_INDEXES = "*.index.json"  # of weights in other formats and precisions
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
@@ -34,27 +35,30 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pull(model: str, revision: str | None = None, log: Log = _log) -> Snapshot:
+def pull(model: str, revision: str | None = None, log: Log = _log, *, weights: bool = True) -> Snapshot:
     """Return the verified files of a Hub id at a branch, tag or commit; download those that the cache lacks.
 
-    When the Hub cannot be reached, the cached files are returned. Raises ModelMissing, ModelUnsupported, AccessDenied,
-    HubUnreachable, ArtefactBroken or CacheUnwritable; other commits in the cache are then unchanged.
+    When the Hub cannot be reached, the cached files are returned. `weights`: False for the small files beside the
+    weights alone; the cache then does not count as holding the model. Raises ModelMissing, ModelUnsupported,
+    AccessDenied, HubUnreachable, ArtefactBroken or CacheUnwritable; other commits in the cache are then unchanged.
     """
     revision = revision or DEFAULT_BRANCH
     known = Snapshot.from_record(model, revision) if COMMIT.fullmatch(revision) else None
-    if known and not known.faults():
-        return known  # a commit does not change
+    wanted = _everything if weights else _without_weights
+    if known and not wanted(known).faults():
+        return wanted(known)  # a commit does not change
     try:
         commit, files = api.listing(model, revision)
     except HubUnreachable as error:
-        return _cached(model, revision, error, log)
+        return _cached(model, revision, error, log, wanted)
     snapshot = Snapshot(model, commit, files)
     _check_formats(snapshot)
     try:
         with snapshot.lock():
-            snapshot = _select(snapshot, log)
+            snapshot = wanted(_select(snapshot, log))
             _download_missing(snapshot, log)
-            snapshot.write_record(revision)
+            if weights:
+                snapshot.write_record(revision)
     except OSError as error:
         raise CacheUnwritable(
             f"{constants.HF_HUB_CACHE} cannot hold the {_size(snapshot.size)} of {snapshot}: {error.strerror}; "
@@ -63,12 +67,33 @@ def pull(model: str, revision: str | None = None, log: Log = _log) -> Snapshot:
     return snapshot
 
 
-def _cached(model: str, revision: str, error: HubUnreachable, log: Log) -> Snapshot:
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the weights' files that transformers loads from a model folder, whether it holds them or not.
+
+    Raises ArtefactBroken for an index that does not name them.
+    """
+    index = folder / INDEX
+    return [SINGLE] if (folder / SINGLE).exists() or not index.is_file() else _shards(folder, index)
+
+
+def _everything(snapshot: Snapshot) -> Snapshot:
+    return snapshot
+
+
+def _without_weights(snapshot: Snapshot) -> Snapshot:
+    small = {name: file for name, file in snapshot.files.items() if not _matches(name, WEIGHTS)}
+    return replace(snapshot, files=small)
+
+
+def _cached(
+    model: str, revision: str, error: HubUnreachable, log: Log, wanted: Callable[[Snapshot], Snapshot]
+) -> Snapshot:
     """Return the cached files after `error`. Raises it, with what is missing, unless the cache holds all of them."""
     commit = cached_commit(model, revision)
     snapshot = commit and (Snapshot.from_record(model, commit) or _downloaded_by_other_tools(model, commit))
     if not snapshot:
         raise HubUnreachable(f"{error}; {constants.HF_HUB_CACHE} does not hold {model} at {revision}") from error
+    snapshot = wanted(snapshot)
     faults = snapshot.faults()
     if missing := sorted(name for name, fault in faults.items() if fault == "missing"):
         raise HubUnreachable(f"{error}; {snapshot.folder} lacks {', '.join(missing)}") from error
@@ -141,18 +166,18 @@ def _needed(snapshot: Snapshot, fetch: Callable[[str], Path]) -> list[str]:
     return list(dict.fromkeys([CONFIG, *small, *weights]))
 
 
-def _shards(snapshot: Snapshot, index: Path) -> list[str]:
+def _shards(model: Snapshot | Path, index: Path) -> list[str]:
     try:
-        return sorted(set(_read(snapshot, INDEX, index)["weight_map"].values()))
+        return sorted(set(_read(model, INDEX, index)["weight_map"].values()))
     except (LookupError, AttributeError, TypeError) as error:
-        raise ArtefactBroken(f"{INDEX} of {snapshot} does not name the shards") from error
+        raise ArtefactBroken(f"{INDEX} of {model} does not name the shards") from error
 
 
-def _read(snapshot: Snapshot, name: str, path: Path) -> dict[str, Any]:
+def _read(model: Snapshot | Path, name: str, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise ArtefactBroken(f"{name} of {snapshot} is not a JSON object: {error}") from error
+        raise ArtefactBroken(f"{name} of {model} is not a JSON object: {error}") from error
 
 
 def _check_formats(listed: Snapshot) -> None:
@@ -167,7 +192,7 @@ def _check_formats(listed: Snapshot) -> None:
             f"{listed} has its weights only as {', '.join(pickles)}: pickles can run code when they are loaded, so "
             "they are not downloaded; its authors can add safetensors"
         )
-    others = [name for name in listed.files if _matches(name, ("*.safetensors",))]
+    others = [name for name in listed.files if _matches(name, WEIGHTS)]
     raise ModelUnsupported(f"{listed} has no {SINGLE} and no {INDEX}" + (f" but {', '.join(others)}" * bool(others)))
 
 

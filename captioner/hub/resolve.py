@@ -43,10 +43,7 @@ def parse(text: str) -> tuple[str, str | None]:
 def find(model: str, revision: str | None = None) -> ResolvedModel:
     """Return the model called `model`; a Hub id is pulled. Raises what `pull` raises."""
     if folder := local_folder(model):
-        if revision is not None:
-            raise ModelMissing(
-                f"{model!r} is {folder.resolve()} on this disk; a folder does not have a revision {revision!r}"
-            )
+        refuse_revision(model, folder, revision)
         return ResolvedModel(model if model == EMBEDDED else folder.resolve().name, _weights_hash(folder), folder)
     _check_id(model)
     if revision is not None:
@@ -70,6 +67,14 @@ def latest_commit(model: str, branch: str) -> str:
     from captioner.hub import api
 
     return api.latest_commit(model, branch)
+
+
+def refuse_revision(model: str, folder: Path, revision: str | None) -> None:
+    """Raise ModelMissing for a revision of a local folder."""
+    if revision is not None:
+        raise ModelMissing(
+            f"{model!r} is {folder.resolve()} on this disk; a folder does not have a revision {revision!r}"
+        )
 
 
 def local_folder(model: str) -> Path | None:
@@ -107,14 +112,14 @@ def _check_revision(model: str, revision: str) -> None:
 
 
 def _weights_hash(folder: Path) -> str:
-    _check_safetensors(folder)
+    check_safetensors(folder)
     digest = hashlib.sha1(usedforsecurity=False)
     for path in sorted(path for kind in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)):
         add_file(digest, path)
     return digest.hexdigest()
 
 
-def _check_safetensors(folder: Path) -> None:
+def check_safetensors(folder: Path) -> None:
     """Raise ModelUnsupported without safetensors: weights in other formats are pickles, which can run code."""
     if not any(folder.glob("*.safetensors")):
         raise ModelUnsupported(f"{folder} has no .safetensors file")

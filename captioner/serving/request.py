@@ -31,6 +31,7 @@ class InFlightRequest:
     image: bytes  # emptied once its features are known
     prompt: str
     system: str | None
+    language: str | None  # its name
     own_texts: tuple[str, ...]  # the texts of the client in the prompt
     streaming: bool
     num_beams: int

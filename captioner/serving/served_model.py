@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from captioner.artifacts.languages import language_name
 from captioner.artifacts.manifest import Manifest
 from captioner.engine.beam_search import BeamSearch
 from captioner.engine.consensus import TEMPERATURE, ConsensusSearch
@@ -48,6 +49,8 @@ class ServedModel:
         self._slots = slots
         self._family = family(manifest.family)
         self._control_tokens = ControlTokens(tokenizer, manifest.prompts)
+        if manifest.prompts.language:
+            language_name("en")  # load the names: no request waits for that
 
     def card(self) -> ModelCard:
         """Return what a client may ask for."""
@@ -70,6 +73,8 @@ class ServedModel:
             encoder_precision=self.manifest.precision,
             follows_instructions=not self.manifest.continues_prompt,
             takes_system=bool(self.manifest.system_template),
+            takes_language=bool(prompts.language),
+            language_prompt=prompts.language,
             prompts=prompts.styles,
         )
 
@@ -92,6 +97,10 @@ class ServedModel:
             if self.manifest.continues_prompt:
                 prompt = prompt.rstrip()  # most tokens begin with a blank: after another blank come parts of words
             own_texts = (prompt,)
+        language = self._language(parameters)
+        if language is not None:
+            prompt = self.manifest.prompts.in_language(prompt, language)
+            own_texts = (*own_texts, language)
         system = parameters.system if (parameters.system or "").strip() else None
         if system is not None and not self.manifest.system_template:
             raise ParameterUnsupported(
@@ -113,6 +122,7 @@ class ServedModel:
             image=request.image or b"",
             prompt=prompt,
             system=system,
+            language=language,
             own_texts=own_texts if system is None else (*own_texts, system),
             streaming=request.streaming if parameters.stream is None else parameters.stream,
             num_beams=self._num_beams(parameters),
@@ -145,6 +155,20 @@ class ServedModel:
         if parameters.stop or parameters.max_characters is not None:
             request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread
             sequence.is_stop = request.text_limits.is_stop
+
+    def _language(self, parameters: CaptionParameters) -> str | None:
+        """Return the name of the language asked for. Raises ParameterUnsupported if the model cannot be asked."""
+        language = parameters.language
+        if language is None:
+            return None
+        if self.manifest.continues_prompt:
+            raise ParameterUnsupported(
+                f"language is {language!r}; this model follows no instructions, so it only writes the language that it "
+                "was trained on"
+            )
+        if not self.manifest.prompts.language:
+            raise ParameterUnsupported(f"language is {language!r}; export this model again to ask it for a language")
+        return language_name(language)
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -267,4 +291,5 @@ class ServedModel:
             ),
             cache_hit=request.cache_hit,
             system=request.system,
+            language=request.language,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -80,6 +81,13 @@ PARAMETERS = {
         Parameter("extras", str, 'JSON list of the names of extra instructions, such as ["camera"]', max_length=4096),
         Parameter("system", str, "the text of the system turn, for models that have one", max_length=16_384),
         Parameter("name", str, "the name of the person or character in the image", max_length=200),
+        Parameter(
+            "language",
+            str,
+            "the language to write in, as a name or BCP 47 tag, such as German or pt-BR; for models that follow "
+            "instructions",
+            max_length=64,
+        ),
         Parameter("max_tokens", int, "maximum number of tokens to generate", None, 1, MAX_MAX_TOKENS, "tokens"),
         Parameter("fit_max_tokens", bool, "reduce max_tokens to what the model has room for, not refuse it", False),
         Parameter(
@@ -139,6 +147,7 @@ class CaptionParameters:
     extras: tuple[str, ...] = ()
     system: str | None = None
     name: str | None = None
+    language: str | None = None
     max_tokens: int | None = None
     fit_max_tokens: bool = False
     max_characters: int | None = None
@@ -243,7 +252,17 @@ def parse_parameters(values: Mapping[str, object]) -> CaptionParameters:
     if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
         rule = f"up to {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters"
         raise ParameterInvalid(f"stop is {reprlib.repr(stops)}; it must be {rule}")
+    if "language" in checked and not _is_language(checked["language"]):
+        rule = "a name or BCP 47 tag of letters, digits, hyphens and single spaces, such as German or pt-BR"
+        raise ParameterInvalid(f"language is {reprlib.repr(checked['language'])}; it must be {rule}")
     return CaptionParameters(**checked)
+
+
+def _is_language(text: str) -> bool:
+    """Return whether a text begins with a letter and holds what names and tags of languages consist of."""
+    kinds = {unicodedata.category(character) for character in text if character not in "- "}
+    letters = all(kind[0] in "LM" or kind == "Nd" for kind in kinds)  # M: the vowel signs of Hindi, Thai and others
+    return letters and text[:1].isalpha() and " ".join(text.split()) == text
 
 
 def _texts(name: str, text: str) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ class Details:
     cache_hit: bool  # the image's features came from the feature cache
     system: str | None = None  # the system turn, if the client gave one
     candidates: int = 1  # captions that were sampled, of which this one was chosen
+    language: str | None = None  # that the prompt asks for, if the client gave one: "German" for "de"
 
     @classmethod
     def from_json(cls, text: str) -> Details:
@@ -106,6 +107,8 @@ class ModelCard:
     encoder_precision: str
     follows_instructions: bool  # the model answers a prompt; otherwise the prompt is the beginning of the caption
     takes_system: bool = False  # the model has a system turn
+    takes_language: bool = False  # the model can be asked for a language
+    language_prompt: str = ""  # the sentence that asks for it
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 
     @classmethod

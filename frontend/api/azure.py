@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,6 +27,7 @@ from frontend.client_identity import client_parameters
 from frontend.http_errors import status_of
 
 CAPTION, TAGS = "caption", "tags"
+ENGLISH = "en"  # what every model writes unasked
 FEATURES = (CAPTION, "denseCaptions", "objects", "people", "read", "smartCrops", TAGS)
 QUERY = ("api-version", "features", "language", "gender-neutral-caption", "model-version", "smartcrops-aspect-ratios")
 VERSIONS = ("2023-10-01", "2024-02-01")
@@ -61,9 +63,10 @@ def add_azure(router: APIRouter, backend: Backend) -> None:
     )
     async def analyze(request: Request) -> JSONResponse:
         """Analyze an image: its caption and its tags."""
-        features = _features(request)
+        query = _query(request)
+        features, parameters = _features(query), await _language(query, backend)
         image = await read_file(request) if is_file(request) else await _fetch(request, backend)
-        captions = {feature: await _ask(backend, image, feature) for feature in features}
+        captions = {feature: await _ask(backend, image, feature, parameters) for feature in features}
         details = captions[features[0]].details
         answer: dict[str, Any] = {
             "modelVersion": details.revision,
@@ -81,9 +84,19 @@ def add_azure(router: APIRouter, backend: Backend) -> None:
         return JSONResponse(answer)
 
 
-async def _ask(backend: Backend, image: bytes, feature: str) -> Caption:
+async def _language(query: Mapping[str, str], backend: Backend) -> dict[str, str]:
+    """Return the wire's parameter for a language other than English. Raises ParameterUnsupported."""
+    language = query.get("language", "")
+    if language.lower() in ("", ENGLISH):
+        return {}
+    if not (await backend.cards.get()).takes_language:
+        raise ParameterUnsupported(f"language is {language[:80]!r}; the served model supports {ENGLISH}")
+    return {"language": language}
+
+
+async def _ask(backend: Backend, image: bytes, feature: str, parameters: dict[str, str]) -> Caption:
     style = {"style": TAGS} if feature == TAGS else {}
-    return await backend.client.caption(image, **style, **client_parameters())
+    return await backend.client.caption(image, **style, **parameters, **client_parameters())
 
 
 def _confidence(details: Details) -> float:
@@ -101,16 +114,21 @@ async def _fetch(request: Request, backend: Backend) -> bytes:
     return await backend.images.read(url)
 
 
-def _features(request: Request) -> list[str]:
-    """Return the features that the query string asks for. Raises a subclass of ParameterRefused."""
+def _query(request: Request) -> dict[str, str]:
+    """Return the query string's values by their names in lower case. Raises a subclass of ParameterRefused."""
     query = {name.lower(): value.strip() for name, value in request.query_params.multi_items()}
     for name in query:
         if name not in QUERY:
             raise ParameterUnknown(f"{name[:80]!r} is not a parameter; the parameters are {', '.join(QUERY)}")
-    for name, supported in (("gender-neutral-caption", ("false",)), ("language", ("en",)), ("api-version", VERSIONS)):
+    for name, supported in (("gender-neutral-caption", ("false",)), ("api-version", VERSIONS)):
         value = query.get(name, "")
         if value and value.lower() not in supported:
             raise ParameterUnsupported(f"{name} is {value[:80]!r}; this server supports {', '.join(supported)}")
+    return query
+
+
+def _features(query: Mapping[str, str]) -> list[str]:
+    """Return the features that a query asks for. Raises a subclass of ParameterRefused."""
     known = {feature.lower(): feature for feature in FEATURES}
     names = [name.strip().lower() for name in query.get("features", "").split(",") if name.strip()]
     if not names:

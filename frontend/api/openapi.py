@@ -45,7 +45,8 @@ Responses = dict[int | str, dict[str, Any]]
 
 def captions_body(names: tuple[str, ...]) -> Schema:
     """Return the schema of the body of POST /v1/captions; `names` are the wire's parameters."""
-    prompt = {"type": "string", "description": "sent to the model unchanged, instead of style, length, extras and name"}
+    meaning = "sent to the model instead of style, length, extras and name; a language adds its sentence"
+    prompt = {"type": "string", "description": meaning}
     file = {"type": "string", "format": "binary"}
     text = {"type": "string", "description": "base64, a data URL, or an image URL of a host that the server allows"}
     others = {"prompt": prompt} | {name: _parameter(PARAMETERS[name]) for name in names}

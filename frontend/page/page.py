@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from captioner.artifacts.prompts import NAME, PromptTable
+from captioner.artifacts.languages import language_name
+from captioner.artifacts.prompts import ALT_TEXT, ALT_TEXT_CHARACTERS, LONG_ALT_TEXT_CHARACTERS, NAME, PromptTable
 from captioner.errors import CaptionerError, traced
 from frontend.mcp import Tool
 from frontend.model_card_cache import ModelCardCache
@@ -22,9 +23,6 @@ from frontend.page.fields import make_fields
 from frontend.page.guard import Guard, functions_of
 
 log = logging.getLogger(__name__)
-
-ALT_TEXT = "alt-text"
-ALT_TEXT_CHARACTERS = "125"  # the limit of many screen readers and guidelines
 
 # The values that this browser remembers, as the inputs of the first event. The module may be loaded before main.js.
 RECALL = """async (...values) => {
@@ -101,6 +99,14 @@ class Page:
                 self.name = gr.Textbox(
                     label="Name", info="of the person or character", visible=False, max_lines=1, elem_id="name"
                 )
+                self.language = gr.Textbox(
+                    label="Language",
+                    info="such as German or pt-BR",
+                    placeholder="English",
+                    visible=False,
+                    max_lines=1,
+                    elem_id="language",
+                )
                 self.prompt = gr.Textbox(
                     label="Prompt",
                     info="sent to the model as it is; you can edit it",
@@ -123,7 +129,7 @@ class Page:
         common: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         # Without Gradio's check against the offered choices: only the replica that offered them remembers them.
         common["preprocess"] = False
-        selection = [self.style, self.length, self.extras, self.name]
+        selection = [self.style, self.length, self.extras, self.name, self.language]
         prompts = [self.prompt, self.rendered]
         dependents = [self.limit, *selection, *prompts]
         inputs: list[Any] = [self.rendered, self.prompt, *selection, self.limit, *self.fields]
@@ -131,7 +137,8 @@ class Page:
         self.blocks.load(self.restore, inputs, [*outputs, *self.fields], js=RECALL, **common)
         self.refresh.click(self.refresh_model, [*selection, *prompts], outputs, **common)
         self.style.input(self.select_style, selection, dependents, **common)
-        for event in (self.length.input, self.extras.input, self.name.input):
+        self.length.input(self.select_length, selection, [self.limit, self.name, *prompts], **common)
+        for event in (self.extras.input, self.name.input, self.language.input):
             event(self.render_prompt, selection, [self.name, *prompts], **common)
         # These run in the browser; see browser/main.js.
         for button, name in (
@@ -154,17 +161,19 @@ class Page:
         length: str | None,
         extras: list[str] | None,
         name: str | None,
+        language: str | None,
         limit: str | None,
         *fields: str | None,
     ) -> Updates:
         """Return the updates for a page that opens, with the values that its browser remembers where they are valid."""
-        updates = await self.refresh_model(style, length, extras, name, prompt, rendered)
+        updates = await self.refresh_model(style, length, extras, name, language, prompt, rendered)
         if self.prompt not in updates:  # edited
             updates[self.prompt] = prompt
         if self.limit not in updates:  # the style is valid, so its limit is too
             updates[self.limit] = limit
-        if self.name in updates:
-            updates[self.name] |= {"value": name}
+        for field, value in ((self.name, name), (self.language, language)):
+            if field in updates and updates[field]["visible"]:
+                updates[field] |= {"value": value}
         return updates | dict(zip(self.fields, fields, strict=True))
 
     async def refresh_model(
@@ -173,6 +182,7 @@ class Page:
         length: str | None,
         extras: list[str] | None,
         name: str | None,
+        language: str | None,
         prompt: str | None,
         rendered: str | None,
     ) -> Updates:
@@ -184,7 +194,7 @@ class Page:
         known = [extra for extra in extras or [] if extra in card.extras]
         kept = style in card.styles
         style = style if kept else card.default_style
-        updates = await self.select_style(style, length, known, name)
+        updates = await self.select_style(style, length, known, name, language)
         if kept:
             del updates[self.limit]
         if (prompt or "") != (rendered or ""):  # the visitor has edited the prompt
@@ -193,31 +203,59 @@ class Page:
             self.server: messages.server_up(card),
             self.style: gr.Dropdown(list(card.styles), value=style, visible=len(card.styles) > 1),
             self.extras: gr.CheckboxGroup(list(card.extras), value=known, visible=bool(card.extras)),
+            self.language: _shown(card.takes_language),
         }
 
-    async def select_style(self, style: str | None, length: str | None, extras: list[str], name: str | None) -> Updates:
+    async def select_style(
+        self, style: str | None, length: str | None, extras: list[str], name: str | None, language: str | None = None
+    ) -> Updates:
         """Return the lengths of a style, with the selected one if the style has it, and the rendered prompt."""
         card = await self.cards.last()
         lengths = card.styles.get(style or "", []) if card else []
         wanted = [length, card.default_length if card else None, *lengths]
         length = next((each for each in wanted if each in lengths), None)
-        return await self.render_prompt(style, length, extras, name) | {
+        return await self.render_prompt(style, length, extras, name, language) | {
             self.length: gr.Radio(lengths, value=length, visible=len(lengths) > 1),
-            self.limit: ALT_TEXT_CHARACTERS if style == ALT_TEXT else "",
+            self.limit: _limit(style, length),
         }
 
+    async def select_length(
+        self, style: str | None, length: str | None, extras: list[str], name: str | None, language: str | None = None
+    ) -> Updates:
+        """Return the prompt of a length, and the style's limit of characters if it has one."""
+        limit = _limit(style, length)
+        prompt = await self.render_prompt(style, length, extras, name, language)
+        return prompt | ({self.limit: limit} if limit else {})
+
     async def render_prompt(
-        self, style: str | None, length: str | None, extras: list[str], name: str | None
+        self, style: str | None, length: str | None, extras: list[str], name: str | None, language: str | None = None
     ) -> Updates:
         """Return the exact prompt for a selection; empty if the model's card has none."""
         card = await self.cards.last()
         prompt, takes_name = "", False
         if card is not None and style in card.prompts and length in card.prompts[style]:
-            table = PromptTable(card.prompts, card.default_style, card.default_length, card.extras)
+            table = PromptTable(
+                card.prompts, card.default_style, card.default_length, card.extras, card.language_prompt
+            )
             prompt = table.template(style, length, tuple(extras or ()))
             takes_name = NAME in prompt
             prompt = prompt.replace(NAME, name or NAME)
-        return {self.prompt: prompt, self.rendered: prompt, self.name: gr.update(visible=takes_name)}
+            if card.takes_language and language and language.strip():
+                prompt = table.in_language(prompt, language_name(language.strip()))
+        return {self.prompt: prompt, self.rendered: prompt, self.name: _shown(takes_name)}
+
+
+def _shown(visible: bool) -> dict[str, Any]:
+    """Return the update that shows a field, or hides and empties it: what it holds is sent."""
+    update: dict[str, Any] = gr.update(visible=True) if visible else gr.update(visible=False, value="")
+    return update
+
+
+def _limit(style: str | None, length: str | None) -> str:
+    """Return the limit of characters that a style's prompts state; empty if they state none."""
+    if style != ALT_TEXT:
+        return ""
+    return str(LONG_ALT_TEXT_CHARACTERS if length == "long" else ALT_TEXT_CHARACTERS)
 
 
 def mount(app: Any, cards: ModelCardCache, root_path: str, *, image_urls: bool, tool: Tool | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,12 @@ def test_a_prompt_with_a_field_for_a_name_is_refused_without_a_name() -> None:
     with pytest.raises(ParameterInvalid, match="name is not given"):
         TABLE.render("character", None)
     assert TABLE.template("character", None) == "Describe {name}."
+
+
+def test_a_language_adds_its_sentence_to_any_prompt() -> None:
+    table = replace(TABLE, language="Write {language}.")
+    assert table.in_language(table.render(None, "short"), "German") == "Briefly. Write German."
+    assert table.in_language("Who is {language}?\n", "German") == "Who is {language}? Write German."
 
 
 def test_the_error_of_a_model_without_extras_says_so() -> None:

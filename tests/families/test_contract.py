@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captioner.artifacts.manifest import Generation
+from captioner.artifacts.manifest import PROMPT_FIELD, Generation
 from captioner.decoders.rows import RowCopy
 from captioner.errors import ModelUnsupported, ParameterInvalid
 from captioner.families import FAMILIES, family
@@ -170,6 +170,33 @@ def test_an_unsupported_setting_is_refused_by_name(
     with pytest.raises(ModelUnsupported) as refused:
         model.kind.load(model.changed(tmp_path, file_name, **changes))
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "file_name", "changes", "reason"),
+    [(name, *refused) for name, case in CASES.items() for refused in case.refused],
+    indirect=["model"],
+    ids=str,
+)
+def test_a_check_refuses_what_a_load_refuses_without_reading_the_weights(
+    model: TinyModel, tmp_path: Path, file_name: str, changes: dict[str, Any], reason: str
+) -> None:
+    if model.kind.check(model.folder) is None:
+        pytest.skip("this family reads its config only in load")
+    folder = model.changed(tmp_path, file_name, **changes)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelUnsupported) as refused:
+        model.kind.check(folder)
+    assert reason in str(refused.value)
+
+
+@all_families
+def test_a_check_tells_what_the_source_will_be(model: TinyModel) -> None:
+    outline, source = model.kind.check(model.folder), model.source
+    if outline is None:
+        pytest.skip("this family reads its config only in load")
+    assert (outline.image, outline.context_tokens) == (source.image, source.context_tokens)
+    assert outline.follows_instructions == (source.prompt_template != PROMPT_FIELD)
 
 
 @seeded_families

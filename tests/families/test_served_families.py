@@ -67,6 +67,13 @@ def test_a_served_model_writes_the_caption_of_the_original(
             )
             for system in systems
         ]
+        if client.describe().takes_language:
+            details = client.caption(photo, prompt="What is this?", language="de", max_tokens=TOKENS).details
+            assert details.prompt.startswith("What is this? ") and " German" in details.prompt
+            assert details.language == "German"
+        else:
+            with pytest.raises(ParameterUnsupported, match="follows no instructions"):
+                client.caption(photo, language="de")
         if systems == (None,):
             with pytest.raises(ParameterUnsupported, match="no system turn"):
                 client.caption(photo, system="Be brief.")

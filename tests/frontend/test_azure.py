@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from captioner.client import Client
 from frontend.options import Options
 from tests.support.api_client import PHOTO
 from tests.support.api_server import api_server
+from tests.support.cards import CARD
 from tests.support.scripted_server import ScriptedServer
 from tests.support.served import Served
 
@@ -87,6 +89,16 @@ def test_a_refusal_has_azures_form(scripted_url: str, features: str, more: str, 
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["innererror"]["code"]) == (400, "InvalidRequest", inner)
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(("language", "sent"), [("en", ""), ("de", "de")])
+def test_a_language_reaches_a_model_that_takes_one(
+    scripted_url: str, scripted_server: ScriptedServer, language: str, sent: str
+) -> None:
+    scripted_server.card = replace(CARD, takes_language=True)
+    with ImageAnalysisClient(scripted_url, KEY) as client:
+        client.analyze(PHOTO.read_bytes(), CAPTION, language=language)
+    assert scripted_server.languages[-1] == sent
 
 
 def test_an_address_is_fetched_only_from_hosts_that_are_allowed(scripted_url: str) -> None:

@@ -62,6 +62,11 @@ def test_system_texts_are_the_system_turn_of_a_model_that_has_one() -> None:
     assert chat.parameters == {"style": "tags"}, "a style fits a system turn: only a text of the user sets the prompt"
 
 
+def test_a_language_fits_a_text_of_the_user() -> None:
+    chat = parse(messages=[user(text("What is this?"), IMAGE)], language="pt-BR")
+    assert (chat.question.prompt, chat.parameters) == ("What is this?", {"language": "pt-BR"})
+
+
 def test_a_model_that_does_not_follow_instructions_returns_all_texts_as_unused() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, user(text("What is this?"), IMAGE)]
     chat = parse(BASE_MODEL, messages=messages, length="short")

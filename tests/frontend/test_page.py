@@ -125,27 +125,48 @@ def test_the_name_field_is_visible_only_if_the_prompt_has_a_name(page: Page) -> 
     assert not asyncio.run(page.render_prompt("plain", "short", [], "Ada"))[page.name]["visible"]
 
 
+def test_a_language_is_offered_and_shown_in_the_prompt_if_the_model_takes_one() -> None:
+    card = replace(CARD, takes_language=True, language_prompt="Write {language}.")
+    page = asyncio.run(make_page(CardClient(card)))
+    fields = ("",) * len(page.fields)
+    shown = asyncio.run(page.restore("", "", "plain", "long", [], "", " de ", "", *fields))
+    assert shown[page.language]["visible"] and shown[page.language]["value"] == " de "
+    assert shown[page.prompt] == shown[page.rendered] == "Say much. Write German."
+    assert choose(page, "plain", "long")[page.prompt] == "Say much."
+
+
+def test_a_field_that_is_hidden_holds_nothing_that_would_be_sent(page: Page) -> None:
+    fields = ("",) * len(page.fields)
+    shown = asyncio.run(page.restore("", "", "plain", "long", [], "Ada", "German", "", *fields))
+    for field in (page.language, page.name):
+        assert (shown[field]["visible"], shown[field]["value"]) == (False, "")
+    assert shown[page.prompt] == "Say much."
+
+
 def test_only_the_alt_text_style_sets_a_limit_of_characters(page: Page) -> None:
     assert choose(page, "alt-text", None)[page.limit] == "125"
     assert choose(page, "plain", None)[page.limit] == ""
+    longer = asyncio.run(page.select_length("alt-text", "long", [], ""))
+    assert longer[page.limit] == "500"
+    assert page.limit not in asyncio.run(page.select_length("plain", "long", [], "")), "a typed limit stays"
 
 
 def test_the_page_says_that_no_server_answers() -> None:
     page = asyncio.run(make_page(AsyncClient(DEAD)))
-    shown = asyncio.run(page.refresh_model(None, None, [], None, "", ""))
+    shown = asyncio.run(page.refresh_model(None, None, [], None, None, "", ""))
     assert f"No captioner server answers at {DEAD}." in shown[page.server]
 
 
 def test_a_valid_selection_and_an_edited_prompt_survive_a_new_version() -> None:
     client = CardClient(CARD)
     page = asyncio.run(make_page(client))
-    first = asyncio.run(page.refresh_model(None, None, None, None, None, None))
+    first = asyncio.run(page.refresh_model(None, None, None, None, None, None, None))
     assert (first[page.style].value, first[page.prompt], first[page.limit]) == ("plain", "Say much.", "")
     client.card = replace(CARD, version="2", styles={"plain": ["long"]}, prompts={"plain": {"long": "Say all."}})
-    other = asyncio.run(page.refresh_model("plain", "short", [], "", "Say much.", "Say much."))
+    other = asyncio.run(page.refresh_model("plain", "short", [], "", "", "Say much.", "Say much."))
     assert (other[page.style].value, other[page.length].value, other[page.prompt]) == ("plain", "long", "Say all.")
     assert page.limit not in other
-    own = asyncio.run(page.refresh_model("tags", "short", [], "", "Write a rhyme.", "Tags."))
+    own = asyncio.run(page.refresh_model("tags", "short", [], "", "", "Write a rhyme.", "Tags."))
     assert (own[page.style].value, own[page.rendered]) == ("plain", "Say all."), "the new version has no style tags"
     assert page.prompt not in own
 

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "publish": "export artifacts client hub embedded wire errors",
     "launcher": "publish artifacts client machine parent wire errors",
     "bulk": "client artifacts image.formats image.limits serving.in_process wire errors",
-    "frontend": "client artifacts.prompts image.formats image.limits examples wire errors",
+    "frontend": "client artifacts.prompts artifacts.languages image.formats image.limits examples wire errors",
     "doctor": "*",
     "cli": "*",
     "training": "*",

@@ -136,7 +136,7 @@ def test_the_verbose_list_shows_the_card_and_the_full_commit(
     publish(exported, store, (), quiet)
     assert cli.main(["versions", "-v", "--repository", str(store.path)]) == 0
     shown = capsys.readouterr().out
-    for fact in ("a" * 40, "mit", "org/base", "Photos of cats."):
+    for fact in ("a" * 40, "mit", "org/base", "Photos of cats.", "styles:", "extras:"):
         assert fact in shown
     assert cli.main(["versions", "--json", "--repository", str(store.path)]) == 0
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -270,6 +270,43 @@ def test_the_longest_prompt_leaves_room_for_one_token(service: CaptionService) -
     assert ask(service, LONG, prompt + b"~").code == "PROMPT_TOO_LONG"
 
 
+def instructed(encoder: Encoder, metrics: dict[str, float], language: str) -> CaptionService:
+    """Return the service of a model that answers its prompt, with the sentence `language` in its table."""
+    published = Manifest.load(tiny.published())
+    prompts = replace(published.prompts, language=language)
+    manifest = replace(published, prompt_template="{prompt}:", prompts=prompts)
+    engine = Engine(tiny.runner(2), manifest.stop_ids, max_waiting=4)
+    return CaptionService(served(manifest, engine), engine, encoder, named(metrics), Settings())
+
+
+def test_a_language_adds_a_sentence_to_the_models_prompt_and_to_a_clients(
+    encoder: Encoder, metrics: dict[str, float]
+) -> None:
+    service = instructed(encoder, metrics, "In {language}!")
+    answer = ask(service, None, describe=True)
+    assert answer.code == ""
+    card = ModelCard.from_json(answer.details[0])
+    assert (card.takes_language, card.language_prompt) == (True, "In {language}!")
+    for prompt, whole in ((b"", f"{tiny.SHORT} In German!"), (b"a dog?", "a dog? In German!")):
+        made = details(ask(service, b"1", prompt, language="de"))
+        assert (made.prompt, made.language) == (whole, "German")
+        assert made.prompt_tokens == 1 + len(TOKENS.encode(f"{whole}:").ids)
+    assert details(ask(service, b"1")).language is None
+    service.close()
+
+
+def test_a_language_is_refused_by_a_model_that_cannot_be_asked(
+    service: CaptionService, encoder: Encoder, metrics: dict[str, float]
+) -> None:
+    older = instructed(encoder, metrics, "")
+    for each, reason in ((service, "this model follows no instructions"), (older, "export this model again")):
+        answer = ask(each, language="German")
+        assert answer.code == "PARAMETER_UNSUPPORTED"
+        assert reason in str(answer.errors[0]) and "'German'" in str(answer.errors[0])
+    older.close()
+    assert encoder.calls == []
+
+
 def test_an_image_is_not_encoded_for_a_refused_parameter(service: CaptionService, encoder: Encoder) -> None:
     assert ask(service, style="poem").code == "PARAMETER_UNSUPPORTED"
     assert encoder.calls == []

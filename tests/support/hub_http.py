@@ -75,11 +75,12 @@ class Reply:
             wait = {} if planned.retry_after_s is None else {"Retry-After": str(planned.retry_after_s)}
             self.error(fault, "", "planned", wait)
             return
-        status, start, ranged = 200, 0, {"Accept-Ranges": "bytes"}
+        status, rest, ranged = 200, data, {"Accept-Ranges": "bytes"}
         if self.asked.range:
-            status, start = 206, int(self.asked.range.removeprefix("bytes=").split("-")[0])
-            ranged["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        rest = data[start:]
+            first, _, last = self.asked.range.removeprefix("bytes=").partition("-")
+            status, start, end = 206, int(first), min(int(last or len(data)), len(data) - 1)
+            rest = data[start : end + 1]
+            ranged["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         self.head(status, {**headers, **ranged}, len(rest))
         at = len(rest) // 2 if planned is None or planned.at is None else planned.at
         if fault == "wrong":

@@ -49,6 +49,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.delays_s: dict[bytes, float] = {}  # before the caption of an image
         self.requests: list[float] = []  # times, in monotonic seconds
         self.seeds: list[int] = []
+        self.languages: list[str] = []
+        self.card = CARD
         self.ids: list[str] = []  # of requests
         self.cancelled = threading.Event()  # by a client, before the end of its caption
         self._closed = threading.Event()
@@ -73,6 +75,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.requests.append(time.monotonic())
         self.ids.append(request.id)
         self.seeds.append(request.parameters["seed"].int64_param)
+        self.languages.append(request.parameters["language"].string_param)
         images = [deserialize_bytes_tensor(content)[0] for content in request.raw_input_contents]
         fault = "broken" if self.poison in images else self.faults.pop(0) if self.faults else self.fault
         ended = threading.Event()
@@ -95,7 +98,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             code = grpc.StatusCode.UNAVAILABLE if fault == "unavailable" else grpc.StatusCode.CANCELLED
             context.abort(code, "of the script")
         if describe:
-            yield _response("", wire.to_json(CARD))
+            yield _response("", wire.to_json(self.card))
             return
         for number, piece in enumerate(self.pieces):
             if fault == "broken" and number == BREAK_AFTER:

@@ -2,14 +2,15 @@
 
 import { FIELDS } from "./messages.js";
 
-export const NAMES = ["rendered", "prompt", "style", "length", "extras", "name", "limit", ...FIELDS];
+export const NAMES = ["rendered", "prompt", "style", "length", "extras", "name", "language", "limit", ...FIELDS];
 const WARMTH = { temperature: "0.7", top_p: "0.9" };
 
 let give = () => {};
 
-export function parametersOf([rendered, prompt, style, length, extras, name, limit, ...fields]) {
+export function parametersOf([rendered, prompt, style, length, extras, name, language, limit, ...fields]) {
   const edited = prompt && prompt !== rendered;
-  const values = edited ? { prompt } : { style, length, name, extras: extras?.length ? JSON.stringify(extras) : "" };
+  const choice = { style, length, name, language, extras: extras?.length ? JSON.stringify(extras) : "" };
+  const values = edited ? { prompt } : choice; // the sentence about the language is in the prompt
   values.max_characters = limit;
   FIELDS.forEach((field, index) => (values[field] = fields[index]));
   return Object.fromEntries(
