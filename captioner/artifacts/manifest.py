@@ -76,7 +76,7 @@ class Manifest:
     prompt_template: str
     system_template: str  # empty if the model has no system turn
     image_token_id: int | None
-    start_ids: tuple[int, ...]  # before every prompt
+    start_ids: tuple[int, ...]  # the first that the decoder reads: before every prompt, or after one that is encoded
     stop_ids: tuple[int, ...]  # each ends a caption
     context_tokens: int  # limit for prompt and caption together
     generation: Generation

@@ -109,6 +109,7 @@ class Family(ABC):
     """One kind of captioner; `model_type` is the Hugging Face name in its config.json."""
 
     model_type: ClassVar[str]
+    encodes_prompt: ClassVar[bool] = False  # an encoder reads the prompt, and the decoder only `start_ids`
 
     @classmethod
     @abstractmethod
@@ -135,7 +136,7 @@ class Family(ABC):
         tile_columns: int = 0,
         system: str | None = None,
     ) -> list[int]:
-        """Return all ids that the model reads before the caption.
+        """Return all ids that the model reads before the caption; the decoder's own come last.
 
         `system`: the text of the system turn, for a manifest with a `system_template`. Raises ParameterInvalid for a
         text that contains the image token.
@@ -149,4 +150,5 @@ class Family(ABC):
             values[IMAGE_FIELD] = cls.image_text(manifest, token, tile_rows, tile_columns)
         fields = re.compile("|".join(map(re.escape, values)))  # in one pass: a text may look like a field
         text = fields.sub(lambda field: values[field[0]], template)
-        return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]
+        text_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return [*text_ids, *manifest.start_ids] if cls.encodes_prompt else [*manifest.start_ids, *text_ids]

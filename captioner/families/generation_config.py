@@ -18,8 +18,11 @@ UNSUPPORTED = (
 )  # fmt: skip
 
 
-def published_generation(config: GenerationConfig) -> Generation:
-    """Return the defaults in `config`; log a warning for each unsupported setting."""
+def published_generation(config: GenerationConfig, max_tokens: int = MAX_TOKENS) -> Generation:
+    """Return the defaults in `config`; log a warning for each unsupported setting.
+
+    `max_tokens`: for a model without a published limit.
+    """
     published = config.to_diff_dict()
     if published.get("max_length"):  # it also counts the start id
         published.setdefault("max_new_tokens", published["max_length"] - 1)
@@ -27,7 +30,7 @@ def published_generation(config: GenerationConfig) -> Generation:
         if published.get(name):
             log.warning("generation_config.json has %s %r, which is not supported", name, published[name])
     return Generation(
-        max_tokens=int(published.get("max_new_tokens") or MAX_TOKENS),
+        max_tokens=int(published.get("max_new_tokens") or max_tokens),
         repetition_penalty=float(published.get("repetition_penalty") or 1.0),
         num_beams=int(published.get("num_beams") or 1),
         length_penalty=float(1.0 if published.get("length_penalty") is None else published["length_penalty"]),
