@@ -30,6 +30,7 @@ from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
 from captioner.errors import ParameterInvalid
+from captioner.families.regions import Locations
 from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
@@ -110,6 +111,7 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     encodes_prompt: ClassVar[bool] = False  # an encoder reads the prompt, and the decoder only `start_ids`
+    region_styles: ClassVar[dict[str, int]] = {}  # styles that name places → location tokens of one, see regions.py
 
     @classmethod
     @abstractmethod
@@ -120,6 +122,11 @@ class Family(ABC):
     @abstractmethod
     def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
         """Load the published decoder in `folder/decoder`, without slots."""
+
+    @classmethod
+    def locations(cls, tokenizer: Tokenizer) -> Locations | None:
+        """Return the location tokens of a model that names places. Raises ArtefactBroken if some are missing."""
+        return None
 
     @classmethod
     def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:

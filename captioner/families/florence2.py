@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -31,6 +31,7 @@ from captioner.errors import ModelUnsupported, PromptTooLong
 from captioner.families.base import Family, Source
 from captioner.families.generation_config import published_generation
 from captioner.families.preprocessor_config import CLIP_DEFAULTS, Normalise, image_spec, read_processor
+from captioner.families.regions import BOX, QUADRILATERAL, Locations
 
 PROCESSOR_DEFAULTS = CLIP_DEFAULTS | {"do_center_crop": True}
 PROMPT_TOKENS = 128  # that the encoder reads; the tasks' sentences have about a dozen
@@ -63,6 +64,7 @@ class Florence2(Family):
 
     model_type = "florence2"
     encodes_prompt = True
+    region_styles: ClassVar[dict[str, int]] = {"regions": BOX, "objects": BOX, "ocr": QUADRILATERAL}
 
     @classmethod
     def load(cls, folder: Path) -> Source:
@@ -126,6 +128,11 @@ class Florence2(Family):
         return EncoderDecoder(
             model, manifest.context_tokens, manifest.feature_tokens, PROMPT_TOKENS, len(manifest.start_ids)
         )
+
+    @classmethod
+    def locations(cls, tokenizer: Tokenizer) -> Locations:
+        """See Family.locations."""
+        return Locations(tokenizer, "<loc_{}>", 1000)
 
     @classmethod
     def prompt_ids(

@@ -18,6 +18,7 @@ from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
 from captioner.families import family
+from captioner.families.regions import BOX
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.prompt_text import ControlTokens
@@ -27,7 +28,9 @@ from captioner.wire import (
     CaptionParameters,
     Details,
     FinishReason,
+    ImageInfo,
     ModelCard,
+    Region,
     Timings,
     decode_prompt,
 )
@@ -46,6 +49,7 @@ class ServedModel:
         self._tokenizer = tokenizer
         self._slots = slots
         self._family = family(manifest.family)
+        self._locations = self._family.locations(tokenizer)
         self._control_tokens = ControlTokens(tokenizer, manifest.prompts)
 
     def card(self) -> ModelCard:
@@ -135,14 +139,27 @@ class ServedModel:
         sequence.prompt_ids = prompt_ids
         sequence.max_tokens = min(max_tokens or manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
+        # A list of labels may name two things with the same words.
+        guards_text = parameters.repetition_guard and self._style(request) not in self._family.region_styles
         text_rules = (
-            self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens,
-            parameters.repetition_guard,
+            self._locations or self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters,
+            sequence.max_tokens, guards_text,
         )  # fmt: skip
         request.queue.open(Detokenizer(*text_rules), request.streaming)
         if parameters.stop or parameters.max_characters is not None:
             request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread
             sequence.is_stop = request.text_limits.is_stop
+
+    def _style(self, request: InFlightRequest) -> str:
+        """Return the style that the request's prompt belongs to; "" for a prompt of the client's own."""
+        return self.manifest.prompts.style_of(request.prompt) or ""
+
+    def _regions(self, request: InFlightRequest, info: ImageInfo) -> tuple[Region, ...] | None:
+        """Return the places that a finished caption names; None if the model cannot name places."""
+        if self._locations is None:
+            return None
+        per_region = self._family.region_styles.get(self._style(request), BOX)
+        return self._locations.regions(request.sequence.token_ids, info.width, info.height, per_region)
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty = parameters.repetition_penalty
@@ -236,4 +253,5 @@ class ServedModel:
             ),
             cache_hit=request.cache_hit,
             system=request.system,
+            regions=self._regions(request, request.info),
         )
