@@ -35,6 +35,7 @@ class Generation:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
+    no_repeat_ngram_size: int = 0
 
 
 @dataclass(frozen=True)

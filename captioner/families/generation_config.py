@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from transformers import GenerationConfig
 
 from captioner.artifacts.manifest import Generation
+from captioner.wire import PARAMETERS
 
+NO_REPEAT = PARAMETERS["no_repeat_ngram_size"]
 log = logging.getLogger(__name__)
 MAX_TOKENS = 64  # for models without a published limit; transformers' own default is 20
 # Settings that some models publish and that would change the caption; the export warns of each.
 UNSUPPORTED = (
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
-    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens",
-    "num_beam_groups", "diversity_penalty", "exponential_decay_length_penalty", "typical_p", "penalty_alpha",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "min_length", "min_new_tokens", "num_beam_groups", "diversity_penalty",
+    "exponential_decay_length_penalty", "typical_p", "penalty_alpha",
 )  # fmt: skip
 
 
@@ -35,4 +38,13 @@ def published_generation(config: GenerationConfig, max_tokens: int = MAX_TOKENS)
         num_beams=int(published.get("num_beams") or 1),
         length_penalty=float(1.0 if published.get("length_penalty") is None else published["length_penalty"]),
         early_stopping=published.get("early_stopping") is True,
+        no_repeat_ngram_size=_ngram_size(published),
     )
+
+
+def _ngram_size(published: dict[str, Any]) -> int:
+    size, limit = int(published.get("no_repeat_ngram_size") or 0), NO_REPEAT.maximum
+    if limit is not None and size > limit:
+        log.warning("generation_config.json has no_repeat_ngram_size %d; up to %d is supported", size, limit)
+        return 0
+    return size

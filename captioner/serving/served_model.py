@@ -137,6 +137,8 @@ class ServedModel:
         if max_tokens is not None and max_tokens > room and not parameters.fit_max_tokens:
             raise ParameterInvalid(f"max_tokens is {max_tokens}; this model has room for {room} after the prompt")
         sequence.prompt_ids = prompt_ids
+        if self._family.encodes_prompt:
+            sequence.encoded_ids = len(prompt_ids) - len(manifest.start_ids)
         sequence.max_tokens = min(max_tokens or manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
         # A list of labels may name two things with the same words.
@@ -162,12 +164,14 @@ class ServedModel:
         return self._locations.regions(request.sequence.token_ids, info.width, info.height, per_region)
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
-        penalty = parameters.repetition_penalty
+        penalty, ngram = parameters.repetition_penalty, parameters.no_repeat_ngram_size
+        published = self.manifest.generation
         return Sampling(
             temperature=parameters.temperature,
             top_p=parameters.top_p,
             top_k=parameters.top_k,
-            repetition_penalty=self.manifest.generation.repetition_penalty if penalty is None else penalty,
+            repetition_penalty=published.repetition_penalty if penalty is None else penalty,
+            no_repeat_ngram_size=published.no_repeat_ngram_size if ngram is None else ngram,
             seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
         )
 
@@ -206,13 +210,14 @@ class ServedModel:
         if request.num_beams > 1:
             generation = manifest.generation
             sequence.beams = BeamSearch(
-                sequence.prompt_ids,
+                sequence.text_ids,
                 width=request.num_beams,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
                 length_penalty=generation.length_penalty,
                 early_stopping=generation.early_stopping,
                 repetition_penalty=sequence.sampling.repetition_penalty,
+                no_repeat_ngram_size=sequence.sampling.no_repeat_ngram_size,
             )
 
     def details(self, request: InFlightRequest, reason: FinishReason) -> Details:
@@ -253,5 +258,6 @@ class ServedModel:
             ),
             cache_hit=request.cache_hit,
             system=request.system,
+            no_repeat_ngram_size=sequence.sampling.no_repeat_ngram_size,
             regions=self._regions(request, request.info),
         )

@@ -81,6 +81,7 @@ class Details:
     timings_ms: Timings
     cache_hit: bool  # the image's features came from the feature cache
     system: str | None = None  # the system turn, if the client gave one
+    no_repeat_ngram_size: int = 0
     regions: tuple[Region, ...] | None = None  # in the order of the caption; None if the model cannot name places
 
     @classmethod

@@ -13,6 +13,11 @@ from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Flore
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from benchmarks.seeded import florence2
+from captioner.engine.beam_search import BeamSearch
+from captioner.engine.engine import Engine
+from captioner.engine.runner import Runner
+from captioner.engine.sampling import Sampling
+from captioner.engine.sequence import Sequence
 from captioner.errors import ModelUnsupported, PromptTooLong
 from captioner.families.florence2 import MAX_TOKENS, PROMPT_TOKENS, TASKS
 from captioner.image.spec import ImageSpec
@@ -62,6 +67,30 @@ def test_the_forced_first_token_is_honoured(model: TinyModel) -> None:
             max_new_tokens=model.case.limit + 1,  # it counts the forced token
         )
         assert written[0].tolist() == [florence2.START, florence2.FORCED, *expected]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_repeated_ngrams_are_left_out_as_in_generate(model: TinyModel, width: int) -> None:
+    """Only the decoder's own ids count, not the prompt that the encoder reads."""
+    rule: dict[str, Any] = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3}
+    sequences = []
+    for features, prompt_ids, limit in model.requests:
+        sequence = Sequence(prompt_ids, Sampling(**rule), limit, features=features, encoded_ids=len(prompt_ids) - 2)
+        if width > 1:
+            stops = {"stop_ids": model.source.stop_ids, "early_stopping": True}
+            sequence.beams = BeamSearch(sequence.text_ids, width=width, max_tokens=limit, **stops, **rule)
+        sequences.append(sequence)
+    engine = Engine(Runner(model.decoder(), len(ASKED)), model.source.stop_ids, max_waiting=len(sequences))
+    for sequence in sequences:
+        engine.admit(sequence)
+        engine.submit(sequence)
+    while (load := engine.load()).running + load.waiting:
+        engine.step()
+    for sequence, (pixels, prompt_ids), plain in zip(sequences, model.inputs, model.expected, strict=True):
+        options = {"num_beams": width, "early_stopping": width > 1, "max_new_tokens": model.case.limit}
+        theirs = model.source.generate(pixels, prompt_ids, do_sample=False, **options, **rule)
+        assert sequence.token_ids == [token for token in theirs if token not in model.source.stop_ids]
+        assert theirs != plain
 
 
 def test_without_a_forced_token_captions_start_with_the_start_id(model: TinyModel, tmp_path: Path) -> None:
