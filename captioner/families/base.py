@@ -111,6 +111,7 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     encodes_prompt: ClassVar[bool] = False  # an encoder reads the prompt, and the decoder only `start_ids`
+    follows_instructions: ClassVar[bool] = True  # answers any prompt, if a caption does not continue its prompt
     region_styles: ClassVar[dict[str, int]] = {}  # styles that name places → location tokens of one, see regions.py
 
     @classmethod

@@ -6,6 +6,7 @@ tasks are the styles of its captioners; some name places in the image by locatio
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,6 +65,7 @@ class Florence2(Family):
 
     model_type = "florence2"
     encodes_prompt = True
+    follows_instructions = False  # it knows the sentences of its tasks
     region_styles: ClassVar[dict[str, int]] = {"regions": BOX, "objects": BOX, "ocr": QUADRILATERAL}
 
     @classmethod
@@ -71,10 +73,9 @@ class Florence2(Family):
         """See Family.load."""
         settings = read_processor(folder, PROCESSOR_DEFAULTS)
         image = image_spec(settings)
+        _check_text(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         text: Any = config.text_config
-        if text.model_type != "bart":
-            raise ModelUnsupported(f"text_config's model_type is {text.model_type!r}; only 'bart' is supported")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         image_tokens, prompts = _processor(folder, tokenizer)
         if text.max_position_embeddings < image_tokens + PROMPT_TOKENS:
@@ -149,6 +150,16 @@ class Florence2(Family):
         if (count := len(ids) - len(manifest.start_ids)) > PROMPT_TOKENS:
             raise PromptTooLong(f"the prompt has {count} tokens; the limit is {PROMPT_TOKENS}")
         return ids
+
+
+def _check_text(folder: Path) -> None:
+    """Raise ModelUnsupported for a checkpoint with code of its own, whose parts have other names and sizes."""
+    written = json.loads((folder / "config.json").read_text("utf-8")).get("text_config") or {}
+    if (model_type := written.get("model_type", "bart")) != "bart":
+        raise ModelUnsupported(
+            f"text_config's model_type is {model_type!r}; only 'bart' is supported, as in "
+            "florence-community/Florence-2-base"
+        )
 
 
 def _processor(folder: Path, tokenizer: Any) -> tuple[int, PromptTable]:

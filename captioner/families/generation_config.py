@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 from captioner.artifacts.manifest import Generation
 from captioner.wire import PARAMETERS
 
-NO_REPEAT = PARAMETERS["no_repeat_ngram_size"]
 log = logging.getLogger(__name__)
 MAX_TOKENS = 64  # for models without a published limit; transformers' own default is 20
 # Settings that some models publish and that would change the caption; the export warns of each.
@@ -43,8 +42,8 @@ def published_generation(config: GenerationConfig, max_tokens: int = MAX_TOKENS)
 
 
 def _ngram_size(published: dict[str, Any]) -> int:
-    size, limit = int(published.get("no_repeat_ngram_size") or 0), NO_REPEAT.maximum
+    size, limit = int(published.get("no_repeat_ngram_size") or 0), PARAMETERS["no_repeat_ngram_size"].maximum
     if limit is not None and size > limit:
-        log.warning("generation_config.json has no_repeat_ngram_size %d; up to %d is supported", size, limit)
+        log.warning("generation_config.json has no_repeat_ngram_size %d; up to %g is supported", size, limit)
         return 0
     return size

@@ -71,7 +71,7 @@ class ServedModel:
             device=self._device,
             precision=self._precision,
             encoder_precision=self.manifest.precision,
-            follows_instructions=not self.manifest.continues_prompt,
+            follows_instructions=self._family.follows_instructions and not self.manifest.continues_prompt,
             takes_system=bool(self.manifest.system_template),
             prompts=prompts.styles,
         )

@@ -125,7 +125,7 @@ class ModelCard:
     device: str
     precision: str  # of the decoder
     encoder_precision: str
-    follows_instructions: bool  # the model answers a prompt; otherwise the prompt is the beginning of the caption
+    follows_instructions: bool  # the model answers any prompt; otherwise its caption continues one, or it knows a few
     takes_system: bool = False  # the model has a system turn
     prompts: dict[str, dict[str, str]] = field(default_factory=dict)  # style → length → the exact prompt
 

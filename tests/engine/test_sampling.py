@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from captioner.decoders.rows import RowCopy
-from captioner.engine.sampling import Sampling, SamplingBatch, draw, next_tokens, penalise, processed, warp
+from captioner.engine.sampling import MAX_NGRAM, Sampling, SamplingBatch, draw, next_tokens, penalise, processed, warp
+from captioner.wire import PARAMETERS
 from tests.support import tiny
 
 VOCABULARY = 40
@@ -135,6 +136,10 @@ def test_skipping_unneeded_stages_and_rows_changes_nothing(rows: Rows, seed: int
         rows=sampled,
     )
     assert (tokens.tolist(), logprobs.tolist()) == pick(logits_NV, made, uniform)
+
+
+def test_the_longest_ngram_of_a_request_is_the_longest_of_a_step() -> None:
+    assert PARAMETERS["no_repeat_ngram_size"].maximum == MAX_NGRAM
 
 
 def test_a_penalty_of_one_leaves_a_row_bit_identical() -> None:

@@ -124,7 +124,7 @@ CASES = {
         refused=(
             NO_RESAMPLE,
             NO_RESIZE,
-            ("config.json", {"text_config": {"model_type": "mbart"}}, "'mbart'"),
+            ("config.json", {"text_config": {"model_type": "florence2_language"}}, "'florence2_language'"),
             ("config.json", {"text_config": {"max_position_embeddings": 144}}, "max_position_embeddings is 144"),
             ("preprocessor_config.json", {"do_center_crop": True}, "do_center_crop True"),
             ("preprocessor_config.json", {"image_seq_length": None}, "image_seq_length is None"),

@@ -77,7 +77,7 @@ def test_repeated_ngrams_are_left_out_as_in_generate(model: TinyModel, width: in
     for features, prompt_ids, limit in model.requests:
         sequence = Sequence(prompt_ids, Sampling(**rule), limit, features=features, encoded_ids=len(prompt_ids) - 2)
         if width > 1:
-            stops = {"stop_ids": model.source.stop_ids, "early_stopping": True}
+            stops: dict[str, Any] = {"stop_ids": model.source.stop_ids, "early_stopping": True}
             sequence.beams = BeamSearch(sequence.text_ids, width=width, max_tokens=limit, **stops, **rule)
         sequences.append(sequence)
     engine = Engine(Runner(model.decoder(), len(ASKED)), model.source.stop_ids, max_waiting=len(sequences))
@@ -91,6 +91,12 @@ def test_repeated_ngrams_are_left_out_as_in_generate(model: TinyModel, width: in
         theirs = model.source.generate(pixels, prompt_ids, do_sample=False, **options, **rule)
         assert sequence.token_ids == [token for token in theirs if token not in model.source.stop_ids]
         assert theirs != plain
+
+
+def test_published_settings_against_repetition_are_defaults_up_to_a_limit(model: TinyModel, tmp_path: Path) -> None:
+    for published, expected in ((3, 3), (9, 0)):
+        folder = model.changed(tmp_path, "generation_config.json", no_repeat_ngram_size=published)
+        assert model.kind.load(folder).generation.no_repeat_ngram_size == expected
 
 
 def test_without_a_forced_token_captions_start_with_the_start_id(model: TinyModel, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from captioner.serving.request import CaptionRequest
 from captioner.serving.service import CaptionService
 from captioner.serving.settings import Settings
 from captioner.serving.startup import load_service
-from captioner.wire import Details, ImageInfo
+from captioner.wire import Details, ImageInfo, ModelCard
 from tests.families.tiny_model import TinyModel, noise
 from tests.support import tiny
 from tests.support.tiny import Recorder
@@ -99,6 +99,12 @@ def test_labels_of_two_things_may_be_the_same_words(
     monkeypatch.setattr(served_model, "Detokenizer", detokenizer)
     ask(service, 0, style=style, max_tokens=4)
     assert made == [guards], "the guard of clauses"
+
+
+def test_texts_of_a_chat_are_not_its_prompts(service: CaptionService) -> None:
+    recorder = Recorder()
+    service.handle(CaptionRequest(None, None, {"describe": True}, streaming=False), recorder)
+    assert recorder.code == "" and not ModelCard.from_json(recorder.details[-1]).follows_instructions
 
 
 def test_a_client_may_not_write_location_tokens(service: CaptionService) -> None:
