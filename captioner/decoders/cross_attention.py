@@ -22,10 +22,11 @@ class CrossAttentionDecoder(Decoder):
 
     def __init__(self, model: PreTrainedModel, context_tokens: int, image_tokens: int) -> None:
         config = model.config
-        self.projections = self.cross_projections(model)  # one a layer
+        projections = self.cross_projections(model)  # one a layer
         heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
         size = config.hidden_size // heads
-        super().__init__(model, CacheShape(len(self.projections), heads, size, context_tokens, image_tokens))
+        super().__init__(model, CacheShape(len(projections), heads, size, context_tokens, image_tokens))
+        self.projections = projections
 
     def cross_projections(self, model: PreTrainedModel) -> list[Projection]:
         """See image_projections."""

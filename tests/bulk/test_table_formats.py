@@ -81,7 +81,7 @@ def test_columns_are_named_and_ordered_as_asked() -> None:
         ([("text", "caption")], "lacks the value `file`"),
         (
             [("file", "file"), ("x", "nonsense")],
-            "has the value 'nonsense'; the values are file, caption, details, model",
+            "has the value 'nonsense'; the values are file, caption, details, regions, model",
         ),
         ([("file", "file"), ("x", "timings_ms")], "has the value 'timings_ms'"),
         ([("x", "file"), ("x", "caption")], "different names"),
