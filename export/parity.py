@@ -83,7 +83,8 @@ def golden_sample(features: NDArray[np.float32], info: ImageInfo, folder: Path, 
     max_tokens = min(GOLDEN_TOKENS, manifest.context_tokens - len(ids))
     (tokens,) = _greedy(folder, manifest, [(ids, torch.from_numpy(features), max_tokens)])
     text_ids = [*ids, *tokens] if manifest.continues_prompt else tokens
-    return GoldenSample(tuple(ids), tuple(tokens), tokenizer.decode(text_ids).strip())
+    text = (family(manifest.family).locations(tokenizer) or tokenizer).decode(text_ids)
+    return GoldenSample(tuple(ids), tuple(tokens), text.strip())
 
 
 def _greedy(folder: Path, manifest: Manifest, requests: list[Request]) -> list[list[int]]:

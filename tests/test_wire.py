@@ -20,6 +20,7 @@ from captioner.wire import (
     ImageInfo,
     ModelCard,
     Parameter,
+    Region,
     Timings,
     forward_parameters,
     load_parameters,
@@ -218,19 +219,21 @@ def test_any_json_object_is_accepted_unchanged_or_raises_parameter_refused(value
 
 
 INFO = ImageInfo("JPEG", 640, 480, 1, True, False)
+REGIONS = (Region("a car", box=(1, 2, 30, 40)), Region("EXIT", polygon=((1, 2), (30, 2), (30, 9), (1, 9))))
 
 
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     number=st.integers(0, 2**53),
     sure=st.none() | st.floats(0, 1),
+    regions=st.sampled_from([None, (), REGIONS]),
 )
-def test_details_round_trip(text: str, number: int, sure: float | None) -> None:
+def test_details_round_trip(text: str, number: int, sure: float | None, regions: tuple[Region, ...] | None) -> None:
     details = Details(
         model=text, revision="0" * 40, version="3", prompt=text, seed=number, max_tokens=7, max_characters=99,
         temperature=0.5, top_p=1.0, top_k=0, repetition_penalty=1.1, num_beams=1, finish_reason="length", tokens=7,
         prompt_tokens=2, confidence=sure, unsure=None if sure is None else sure < 0.5, mean_logprob=-1.25,
-        image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True,
+        image=INFO, timings_ms=Timings(0.1, 2.0, 3.25, 4.5), cache_hit=True, regions=regions,
     )  # fmt: skip
     assert Details.from_json(to_json(details)) == details
     assert "\n" not in to_json(details), "a newline ends a server-sent event"

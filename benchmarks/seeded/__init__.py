@@ -14,6 +14,7 @@ SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-gpt2": ("vision_encoder_decoder", {}),
     "blip": ("blip", {}),
     "git": ("git", {}),
+    "florence2": ("florence2", {}),
     "llava": ("llava", {}),
     "idefics3": ("idefics3", {"model_type": "idefics3"}),
     "smolvlm": ("idefics3", {"model_type": "smolvlm"}),

@@ -36,6 +36,7 @@ class Generation:
     length_penalty: float = 1.0
     early_stopping: bool = False
     candidates: dict[str, int] = field(default_factory=dict)  # by length; 1 for the others
+    no_repeat_ngram_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Manifest:
     prompt_template: str
     system_template: str  # empty if the model has no system turn
     image_token_id: int | None
-    start_ids: tuple[int, ...]  # before every prompt
+    start_ids: tuple[int, ...]  # the first that the decoder reads: before every prompt, or after one that is encoded
     stop_ids: tuple[int, ...]  # each ends a caption
     context_tokens: int  # limit for prompt and caption together
     generation: Generation

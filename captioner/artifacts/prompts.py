@@ -48,6 +48,10 @@ class PromptTable:
         sentences += [_known("extra", extra, self.extras) for extra in extras]
         return " ".join(sentences)
 
+    def style_of(self, prompt: str) -> str | None:
+        """Return the style whose prompt is exactly this text; None if there is no such style."""
+        return next((style for style, lengths in self.styles.items() if prompt in lengths.values()), None)
+
     def render(
         self, style: str | None, length: str | None, extras: tuple[str, ...] = (), name: str | None = None
     ) -> str:

@@ -51,8 +51,8 @@ def add_format(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--columns",
         metavar="NAME=VALUE,...",
-        help="columns of jsonl and csv, as file_name=file,text=caption; values: file, caption, details (jsonl only), "
-        "and each field of the details; file is needed",
+        help="columns of jsonl and csv, as file_name=file,text=caption; values: file, caption, details and regions "
+        "(jsonl only), and each field of the details; file is needed",
     )
     group.add_argument("--bom", action="store_true", help="begin csv with a byte order mark, for Excel")
     group.add_argument(

@@ -22,9 +22,15 @@ class CrossAttentionDecoder(Decoder):
 
     def __init__(self, model: PreTrainedModel, context_tokens: int, image_tokens: int) -> None:
         config = model.config
-        heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        super().__init__(model, CacheShape(config.num_hidden_layers, heads, size, context_tokens, image_tokens))
-        self.projections = image_projections(model)
+        projections = self.cross_projections(model)  # one a layer
+        heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
+        size = config.hidden_size // heads
+        super().__init__(model, CacheShape(len(projections), heads, size, context_tokens, image_tokens))
+        self.projections = projections
+
+    def cross_projections(self, model: PreTrainedModel) -> list[Projection]:
+        """See image_projections."""
+        return image_projections(model)
 
     def allocate(self, slots: int) -> None:
         """See Decoder.allocate."""
@@ -85,7 +91,7 @@ def image_projections(model: PreTrainedModel) -> list[Projection]:
     if blocks and all(hasattr(block, "c_attn") for block in blocks):
         return [_gpt2(block.c_attn) for block in blocks]
     if blocks and all(hasattr(getattr(block, "self", None), "key") for block in blocks):
-        return [_bert(block.self.key, block.self.value) for block in blocks]
+        return [separate(block.self.key, block.self.value) for block in blocks]
     raise ModelUnsupported(
         f"{type(model).__name__} has no cross-attention with the layout of GPT-2 or BERT; no other layout is supported"
     )
@@ -99,5 +105,6 @@ def _gpt2(both: Callable[[torch.Tensor], torch.Tensor]) -> Projection:
     return project
 
 
-def _bert(key: Callable[[torch.Tensor], torch.Tensor], value: Callable[[torch.Tensor], torch.Tensor]) -> Projection:
+def separate(key: Callable[[torch.Tensor], torch.Tensor], value: Callable[[torch.Tensor], torch.Tensor]) -> Projection:
+    """Return the projection of two separate layers."""
     return lambda features: (key(features), value(features))

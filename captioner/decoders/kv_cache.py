@@ -138,10 +138,11 @@ class CrossLayer(CacheLayerMixin):
         raise NotImplementedError("an image's keys and values are written once, by `write`")
 
     def write(self, row: int, keys_TD: torch.Tensor, values_TD: torch.Tensor) -> None:
-        """Write an image's keys and values, (image tokens, width) each, into a row."""
-        tokens, heads, size = self._keys.shape[2], self._keys.shape[1], self._keys.shape[3]
-        self._keys[row] = keys_TD.view(tokens, heads, size).transpose(0, 1)
-        self._values[row] = values_TD.view(tokens, heads, size).transpose(0, 1)
+        """Write keys and values, (up to image tokens, width) each, into a row; zero the rest, see SlotLayer.clear."""
+        for cached, written in ((self._keys, keys_TD), (self._values, values_TD)):
+            heads, size = cached.shape[1], cached.shape[3]
+            cached[row, :, : len(written)] = written.view(-1, heads, size).transpose(0, 1)
+            cached[row, :, len(written) :].zero_()
 
     def get_seq_length(self) -> int:
         """Return the number of image tokens."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from captioner.engine.sampling import penalise
+from captioner.engine.sampling import penalise, repeated
 
 _MASKED_SCORE = -1e9  # as in generate(): added to a float32 score, it makes that score irrelevant
 
@@ -40,6 +40,7 @@ class BeamSearch:
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         repetition_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         """Raise ValueError if `width` or `max_tokens` is below 1. `max_tokens` includes the stop id."""
         if width < 1 or max_tokens < 1:
@@ -53,6 +54,7 @@ class BeamSearch:
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping or width == 1
         self._repetition_penalty = repetition_penalty
+        self._ngram = no_repeat_ngram_size
         self._beams: list[list[int]] = [[] for _ in range(width)]
         self._logprob_sums = [0.0] * width
         self._scores = [0.0] + [_MASKED_SCORE] * (width - 1)  # the beams start equal: only the first is expanded
@@ -127,12 +129,16 @@ class BeamSearch:
         vocabulary = logits_KV.shape[-1]
         logprobs_KV = logits_KV.log_softmax(-1)
         scores_KV = logits_KV if self.width == 1 else logprobs_KV  # greedy search penalises and compares logits
-        if self._repetition_penalty != 1:
+        if self._repetition_penalty != 1 or self._ngram:
             written_KL = torch.tensor([self._prompt_ids + beam for beam in self._beams], device=logits_KV.device)
+            last_K, ngram_K = (
+                torch.full_like(written_KL[:, 0], each) for each in (written_KL.shape[1] - 1, self._ngram)
+            )
             seen_KV = torch.zeros(self.width, vocabulary + 1, dtype=torch.bool, device=logits_KV.device)
             seen_KV = seen_KV.scatter_(1, written_KL.clamp(max=vocabulary), True)[:, :vocabulary]
             penalty_K = torch.full((self.width,), self._repetition_penalty, device=logits_KV.device)
             scores_KV = penalise(scores_KV, seen_KV, penalty_K)
+            scores_KV = scores_KV.masked_fill(repeated(written_KL, last_K, ngram_K, vocabulary), -float("inf"))
         if self.width == 1:
             index_C = scores_KV.argmax().view(1)
             scores_C = logprobs_KV.flatten()[index_C]

@@ -63,7 +63,7 @@ class Runner:
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)  # what each row reads next
         self._positions = torch.zeros(slots, dtype=torch.long, device=device)  # and at which position
         self._uniform = torch.zeros(slots, dtype=torch.float64, device=device)
-        self._sampling = SamplingBatch.allocate(slots, decoder.vocabulary, device)
+        self._sampling = SamplingBatch.allocate(slots, decoder.vocabulary, decoder.context_tokens, device)
         self._lengths = [0] * slots  # the host's copy of the positions, so that nothing is read back
         self._graphs = CudaGraphs(self._forward, slots, decoder.context_tokens) if device.type == "cuda" else None
 
@@ -90,7 +90,7 @@ class Runner:
             self._ids[row].fill_(sequence.prompt_ids[-1])
             self._positions[row].fill_(length)
             self._lengths[row] = length
-            self._sampling.set(row, sequence.sampling, sequence.prompt_ids)
+            self._sampling.set(row, sequence.sampling, sequence.text_ids, sequence.encoded_ids)
         if others:
             self.decoder.copy(RowCopy([first] * len(others), others, self.decoder.device), length)
 
@@ -101,7 +101,7 @@ class Runner:
         by_row = dict(sorted(((row, sequence) for sequence, rows in rows_of for row in rows), key=itemgetter(0)))
         count = len(by_row)
         sampled_rows = [row for row, sequence in by_row.items() if sequence.sampling.temperature]
-        penalised = any(sequence.sampling.repetition_penalty != 1.0 for sequence in running)
+        penalised = any(sequence.sampling.penalises for sequence in running)
         if sampled_rows:
             uniform = torch.tensor([sequence.uniform() for sequence in by_row.values()], dtype=torch.float64)
             self._uniform[:count].copy_(uniform, non_blocking=True)
@@ -120,16 +120,18 @@ class Runner:
         """
         ids, positions = self._ids[:count], self._positions[:count]
         logits_NV = self.decoder.decode(ids, positions, span)
+        sampling = self._sampling.rows(count)
         tokens, logprobs = next_tokens(
             logits_NV,
-            self._sampling.rows(count),
+            sampling,
             self._uniform[:count],
+            positions,
             penalised=penalised,
             sampled=sampled_rows is None or bool(sampled_rows),
             rows=sampled_rows,
         )
         if penalised:
-            self._sampling.seen[:count].scatter_(1, tokens[:, None], True)
+            sampling.append(tokens, positions)
         ids.copy_(tokens)
         # Async scheduling may run a row one step past its end: its position stays inside the cache.
         positions.add_(1).clamp_(max=self.decoder.context_tokens - 1)

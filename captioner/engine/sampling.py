@@ -15,6 +15,8 @@ from captioner.decoders.rows import RowCopy, upload
 # Below this temperature, logits overflow and no token can be drawn; the likeliest already has all the probability.
 _MIN_TEMPERATURE = 1e-30
 _MASKED = -float("inf")
+MAX_NGRAM = 8  # tokens
+_NO_TOKEN = -1  # in the history of a row: equal to no token of a vocabulary
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,13 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0  # up to MAX_NGRAM; 0 is off
     seed: int = 0
+
+    @property
+    def penalises(self) -> bool:
+        """Return whether tokens of the text so far change the scores of the next."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram_size > 0
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,11 @@ class SamplingBatch:
     top_p: torch.Tensor  # (N,)
     penalty: torch.Tensor  # (N,)
     seen: torch.Tensor  # (N, V) bool: the tokens to penalise
+    ngram: torch.Tensor  # (N,) long: no sequence of this many tokens may come twice; 0 is off
+    history: torch.Tensor  # (N, positions) long: the text of rows with an n-gram size
 
     @classmethod
-    def allocate(cls, slots: int, vocabulary: int, device: torch.device) -> SamplingBatch:
+    def allocate(cls, slots: int, vocabulary: int, positions: int, device: torch.device) -> SamplingBatch:
         """Return greedy rows without any seen tokens."""
 
         def numbers(value: float) -> torch.Tensor:
@@ -51,10 +61,15 @@ class SamplingBatch:
             top_p=numbers(1.0),
             penalty=numbers(1.0),
             seen=torch.zeros(slots, vocabulary, dtype=torch.bool, device=device),
+            ngram=torch.zeros(slots, dtype=torch.long, device=device),
+            history=torch.full((slots, positions), _NO_TOKEN, dtype=torch.long, device=device),
         )
 
-    def set(self, row: int, sampling: Sampling, seen_ids: list[int]) -> None:
-        """Start a row. Ids beyond the vocabulary (such as image placeholders) are never generated, so not penalised."""
+    def set(self, row: int, sampling: Sampling, seen_ids: list[int], start: int = 0) -> None:
+        """Start a row, whose text begins with `seen_ids` at position `start`.
+
+        Ids beyond the vocabulary (such as image placeholders) are never generated, so not penalised.
+        """
         self.temperature[row].fill_(sampling.temperature)
         self.top_k[row].fill_(sampling.top_k)
         self.top_p[row].fill_(sampling.top_p)
@@ -62,6 +77,16 @@ class SamplingBatch:
         self.seen[row].fill_(False)
         known = [token for token in seen_ids if token < self.seen.shape[1]]
         self.seen[row].index_fill_(0, upload(known, self.seen.device), True)
+        self.ngram[row].fill_(sampling.no_repeat_ngram_size)
+        if sampling.no_repeat_ngram_size:
+            self.history[row].fill_(_NO_TOKEN)
+            self.history[row, start : start + len(seen_ids)] = upload(seen_ids, self.history.device)
+
+    def append(self, tokens_N: torch.Tensor, positions_N: torch.Tensor) -> None:
+        """Add each row's token, which the row will read at its next position."""
+        self.seen.scatter_(1, tokens_N[:, None], True)
+        after_N = (positions_N + 1).clamp_(max=self.history.shape[1] - 1)
+        self.history.scatter_(1, after_N[:, None], tokens_N[:, None])
 
     def rows(self, n: int) -> SamplingBatch:
         """Return views of the first n rows."""
@@ -78,6 +103,30 @@ def penalise(logits_NV: torch.Tensor, seen_NV: torch.Tensor, penalty_N: torch.Te
     penalty_N1 = penalty_N.to(logits_NV.dtype)[:, None]
     penalised_NV = torch.where(logits_NV < 0, logits_NV * penalty_N1, logits_NV / penalty_N1)
     return torch.where(seen_NV, penalised_NV, logits_NV)
+
+
+def repeated(
+    history_NL: torch.Tensor, positions_N: torch.Tensor, ngram_N: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
+    """Return which tokens (N, V) would repeat an n-gram of the text, which ends at each row's position."""
+    index_L = torch.arange(history_NL.shape[1], device=history_NL.device)
+    # An n-gram ends at index i of the text if the tokens before i are the last of the text.
+    ends_NL = (index_L <= positions_N[:, None]) & (ngram_N > 0)[:, None]
+    for back in range(1, MAX_NGRAM):
+        last_N1 = history_NL.gather(1, (positions_N + 1 - back).clamp(min=0)[:, None])
+        same_NL = (history_NL.roll(back, 1) == last_N1) & (index_L >= back) & (positions_N[:, None] + 1 >= back)
+        ends_NL &= same_NL | (ngram_N <= back)[:, None]
+    ends_NL &= history_NL >= 0
+    tokens_NL = torch.where(ends_NL, history_NL, vocabulary).clamp_(max=vocabulary)
+    found_NV = torch.zeros(len(tokens_NL), vocabulary + 1, dtype=torch.bool, device=tokens_NL.device)
+    return found_NV.scatter_(1, tokens_NL, True)[:, :vocabulary]
+
+
+def processed(logits_NV: torch.Tensor, batch: SamplingBatch, positions_N: torch.Tensor) -> torch.Tensor:
+    """Return the scores (N, V) of next tokens after both rules about the text so far."""
+    penalised_NV = penalise(logits_NV, batch.seen, batch.penalty)
+    repeated_NV = repeated(batch.history, positions_N, batch.ngram, logits_NV.shape[-1])
+    return penalised_NV.masked_fill(repeated_NV, _MASKED)
 
 
 def warp(
@@ -120,6 +169,7 @@ def next_tokens(
     logits_NV: torch.Tensor,
     batch: SamplingBatch,
     uniform_N: torch.Tensor,
+    positions_N: torch.Tensor,
     *,
     penalised: bool,
     sampled: bool,
@@ -127,12 +177,13 @@ def next_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each row's token (N,) and the model's own log-probability of it (N,), float32, before any processor.
 
-    `penalised` and `sampled` tell whether any row needs that stage. `rows` are the rows to sample, None for all: on a
+    `positions_N` are those of the tokens that gave the logits. `penalised` (or with an n-gram size) and `sampled` tell
+    whether any row needs that stage. `rows` are the rows to sample, None for all: on a
     CPU, sorting the vocabulary costs milliseconds per row, too much for greedy rows. In a CUDA graph it must be None,
     because the length of the list is a shape; sorting all rows costs little there.
     """
     logits_NV = logits_NV.float()
-    scores_NV = penalise(logits_NV, batch.seen, batch.penalty) if penalised else logits_NV
+    scores_NV = processed(logits_NV, batch, positions_N) if penalised else logits_NV
     tokens_N = scores_NV.argmax(-1)
     if sampled:
         index = slice(None) if rows is None else torch.tensor(rows, dtype=torch.long, device=logits_NV.device)

@@ -44,6 +44,7 @@ class Sequence:
     deadline: float = float("inf")
     priority_level: int = 2
     client_id: str = ""  # requests of one client share its turns
+    encoded_ids: int = 0  # of prompt_ids, at the beginning: only an encoder reads them, they are not part of the text
     features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over num_sampled_tokens
@@ -56,6 +57,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.sampling.seed)
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids that the caption continues: what penalties of repetition count."""
+        return self.prompt_ids[self.encoded_ids :]
 
     @property
     def width(self) -> int:

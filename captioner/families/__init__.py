@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FAMILIES = {  # model_type: "module:Class"
     "blip": "blip:Blip",
     "concept-encoder-decoder": "concept_encoder_decoder:ConceptEncoderDecoder",
+    "florence2": "florence2:Florence2",
     "git": "git:Git",
     "idefics3": "idefics3:Idefics3",
     "llava": "llava:Llava",

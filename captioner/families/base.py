@@ -30,6 +30,7 @@ from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
 from captioner.errors import ParameterInvalid
+from captioner.families.regions import Locations
 from captioner.image.spec import ImageSpec
 from captioner.wire import EncoderPrecision
 
@@ -118,6 +119,9 @@ class Family(ABC):
     """One kind of captioner; `model_type` is the Hugging Face name in its config.json."""
 
     model_type: ClassVar[str]
+    encodes_prompt: ClassVar[bool] = False  # an encoder reads the prompt, and the decoder only `start_ids`
+    follows_instructions: ClassVar[bool] = True  # answers any prompt, if a caption does not continue its prompt
+    region_styles: ClassVar[dict[str, int]] = {}  # styles that name places → location tokens of one, see regions.py
 
     @classmethod
     def check(cls, folder: Path) -> Outline | None:
@@ -138,6 +142,11 @@ class Family(ABC):
         """Load the published decoder in `folder/decoder`, without slots."""
 
     @classmethod
+    def locations(cls, tokenizer: Tokenizer) -> Locations | None:
+        """Return the location tokens of a model that names places. Raises ArtefactBroken if some are missing."""
+        return None
+
+    @classmethod
     def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
         """Return the text of the image in the prompt template: one `image_token` per feature."""
         return image_token * manifest.feature_tokens
@@ -152,7 +161,7 @@ class Family(ABC):
         tile_columns: int = 0,
         system: str | None = None,
     ) -> list[int]:
-        """Return all ids that the model reads before the caption.
+        """Return all ids that the model reads before the caption; the decoder's own come last.
 
         `system`: the text of the system turn, for a manifest with a `system_template`. Raises ParameterInvalid for a
         text that contains the image token.
@@ -166,4 +175,5 @@ class Family(ABC):
             values[IMAGE_FIELD] = cls.image_text(manifest, token, tile_rows, tile_columns)
         fields = re.compile("|".join(map(re.escape, values)))  # in one pass: a text may look like a field
         text = fields.sub(lambda field: values[field[0]], template)
-        return [*manifest.start_ids, *tokenizer.encode(text, add_special_tokens=False).ids]
+        text_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return [*text_ids, *manifest.start_ids] if cls.encodes_prompt else [*manifest.start_ids, *text_ids]

@@ -161,6 +161,7 @@ def _check_endpoint(control: ModelControl, golden: GoldenSample, folder: Path, v
             max_tokens=max(len(golden.token_ids), 1),
             num_beams=1,
             repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             repetition_guard=False,
         )
     if caption.details.version != str(version):

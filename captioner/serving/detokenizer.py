@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
-
-from tokenizers import Tokenizer
+from typing import Literal, Protocol
 
 from captioner.serving import repeated_clause
 
@@ -23,6 +21,16 @@ _HELD_TOKENS = 8  # before max_tokens: the end of the caption among them may sti
 _BYTE_TOKEN = "<0x"  # byte fallback spells its byte tokens <0x00> to <0xFF>
 
 
+class TextDecoder(Protocol):
+    """A tokenizers.Tokenizer, or what decodes ids in its place."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of ids."""
+
+    def id_to_token(self, token: int, /) -> str | None:
+        """Return the token of an id."""
+
+
 class Detokenizer:
     """The text of one caption while its ids arrive. It never ends inside a character, and text once returned stays.
 
@@ -37,7 +45,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TextDecoder,
         ids: list[int],
         stop: tuple[str, ...] = (),
         max_characters: int | None = None,

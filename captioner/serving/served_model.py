@@ -20,6 +20,7 @@ from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
 from captioner.families import family
+from captioner.families.regions import BOX
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
 from captioner.serving.prompt_text import ControlTokens
@@ -29,7 +30,9 @@ from captioner.wire import (
     CaptionParameters,
     Details,
     FinishReason,
+    ImageInfo,
     ModelCard,
+    Region,
     Timings,
     decode_prompt,
 )
@@ -48,6 +51,7 @@ class ServedModel:
         self._tokenizer = tokenizer
         self._slots = slots
         self._family = family(manifest.family)
+        self._locations = self._family.locations(tokenizer)
         self._control_tokens = ControlTokens(tokenizer, manifest.prompts)
         if manifest.prompts.language:
             language_name("en")  # load the names: no request waits for that
@@ -71,7 +75,7 @@ class ServedModel:
             device=self._device,
             precision=self._precision,
             encoder_precision=self.manifest.precision,
-            follows_instructions=not self.manifest.continues_prompt,
+            follows_instructions=self._family.follows_instructions and not self.manifest.continues_prompt,
             takes_system=bool(self.manifest.system_template),
             takes_language=bool(prompts.language),
             language_prompt=prompts.language,
@@ -145,11 +149,15 @@ class ServedModel:
         if max_tokens is not None and max_tokens > room and not parameters.fit_max_tokens:
             raise ParameterInvalid(f"max_tokens is {max_tokens}; this model has room for {room} after the prompt")
         sequence.prompt_ids = prompt_ids
+        if self._family.encodes_prompt:
+            sequence.encoded_ids = len(prompt_ids) - len(manifest.start_ids)
         sequence.max_tokens = min(max_tokens or manifest.generation.max_tokens, room)
         echoed_prompt_ids = prompt_ids if manifest.continues_prompt else []
+        # A list of labels may name two things with the same words.
+        guards_text = parameters.repetition_guard and self._style(request) not in self._family.region_styles
         text_rules = (
-            self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters, sequence.max_tokens,
-            parameters.repetition_guard,
+            self._locations or self._tokenizer, echoed_prompt_ids, parameters.stop, parameters.max_characters,
+            sequence.max_tokens, guards_text,
         )  # fmt: skip
         request.queue.open(Detokenizer(*text_rules), request.streaming)
         if parameters.stop or parameters.max_characters is not None:
@@ -170,13 +178,26 @@ class ServedModel:
             raise ParameterUnsupported(f"language is {language!r}; export this model again to ask it for a language")
         return language_name(language)
 
+    def _style(self, request: InFlightRequest) -> str:
+        """Return the style that the request's prompt belongs to; "" for a prompt of the client's own."""
+        return self.manifest.prompts.style_of(request.prompt) or ""
+
+    def _regions(self, request: InFlightRequest, info: ImageInfo) -> tuple[Region, ...] | None:
+        """Return the places that a finished caption names; None if the model cannot name places."""
+        if self._locations is None:
+            return None
+        per_region = self._family.region_styles.get(self._style(request), BOX)
+        return self._locations.regions(request.sequence.token_ids, info.width, info.height, per_region)
+
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
-        penalty = parameters.repetition_penalty
+        penalty, ngram = parameters.repetition_penalty, parameters.no_repeat_ngram_size
+        published = self.manifest.generation
         return Sampling(
             temperature=parameters.temperature,
             top_p=parameters.top_p,
             top_k=parameters.top_k,
-            repetition_penalty=self.manifest.generation.repetition_penalty if penalty is None else penalty,
+            repetition_penalty=published.repetition_penalty if penalty is None else penalty,
+            no_repeat_ngram_size=published.no_repeat_ngram_size if ngram is None else ngram,
             seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
         )
 
@@ -232,7 +253,7 @@ class ServedModel:
         generation, sampling = manifest.generation, sequence.sampling
         if request.candidates > 1:
             sequence.search = ConsensusSearch(
-                sequence.prompt_ids,
+                sequence.text_ids,
                 width=request.candidates,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
@@ -243,13 +264,14 @@ class ServedModel:
             )
         elif request.num_beams > 1:
             sequence.search = BeamSearch(
-                sequence.prompt_ids,
+                sequence.text_ids,
                 width=request.num_beams,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
                 length_penalty=generation.length_penalty,
                 early_stopping=generation.early_stopping,
                 repetition_penalty=sampling.repetition_penalty,
+                no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             )
 
     def details(self, request: InFlightRequest, reason: FinishReason) -> Details:
@@ -292,4 +314,6 @@ class ServedModel:
             cache_hit=request.cache_hit,
             system=request.system,
             language=request.language,
+            no_repeat_ngram_size=sequence.sampling.no_repeat_ngram_size,
+            regions=self._regions(request, request.info),
         )

@@ -21,7 +21,7 @@ from captioner.wire.parameters import (
     load_parameters,
     parse_parameters,
 )
-from captioner.wire.responses import Caption, Details, FinishReason, ImageInfo, ModelCard, Timings, to_json
+from captioner.wire.responses import Caption, Details, FinishReason, ImageInfo, ModelCard, Region, Timings, to_json
 from captioner.wire.tensors import (
     ADMIN_HEADER,
     CAPTION,
@@ -82,6 +82,7 @@ __all__ = [
     "ImageInfo",
     "ModelCard",
     "Parameter",
+    "Region",
     "Tensor",
     "Timings",
     "as_int64",

@@ -103,6 +103,9 @@ PARAMETERS = {
         Parameter("top_p", float, "sample from the most likely tokens that hold this much probability", 1.0, 0.01, 1),
         Parameter("top_k", int, "sample from this many most likely tokens; 0 uses all", 0, 0, 1000, "tokens"),
         Parameter("repetition_penalty", float, "above 1 discourages tokens that are already in the text", None, 0.5, 2),
+        Parameter(
+            "no_repeat_ngram_size", int, "no sequence of this many tokens comes twice; 0: any may", None, 0, 8, "tokens"
+        ),
         Parameter("num_beams", int, "above 1, use beam search with this many beams", None, 1, 5, "beams"),
         Parameter(
             "candidates",
@@ -155,6 +158,7 @@ class CaptionParameters:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     num_beams: int | None = None
     candidates: int | None = None
     stop: tuple[str, ...] = ()

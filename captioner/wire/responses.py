@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # "stop": the model ended the caption, or a stop text did. "length": max_tokens or max_characters. "repetition": the
 # repetition guard. "deadline": deadline_ms.
@@ -25,6 +25,24 @@ class ImageInfo:
     tile_columns: int = 0
     frame: int = 0  # the frame of an animation that was captioned: the first that is not one flat color
     shrunk_from: str = ""  # the size of the file that the client shrank before it was sent, "20000x1000 px, 0.7 MiB"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in the upright image that the caption names, in px: a box, or a polygon for a line of text."""
+
+    label: str
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom
+    polygon: tuple[tuple[int, int], ...] | None = None  # the corners, x and y each
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Region:
+        """Return the region of a JSON object, whose lists become tuples."""
+        box, polygon = values["box"], values["polygon"]
+        if box is not None:
+            left, top, right, bottom = box
+            return cls(values["label"], box=(left, top, right, bottom))
+        return cls(values["label"], polygon=None if polygon is None else tuple((x, y) for x, y in polygon))
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,8 @@ class Details:
     system: str | None = None  # the system turn, if the client gave one
     candidates: int = 1  # captions that were sampled, of which this one was chosen
     language: str | None = None  # that the prompt asks for, if the client gave one: "German" for "de"
+    no_repeat_ngram_size: int = 0
+    regions: tuple[Region, ...] | None = None  # in the order of the caption; None if the model cannot name places
 
     @classmethod
     def from_json(cls, text: str) -> Details:
@@ -72,6 +92,8 @@ class Details:
         values = json.loads(text)
         values["image"] = ImageInfo(**values["image"])
         values["timings_ms"] = Timings(**values["timings_ms"])
+        if values.get("regions") is not None:
+            values["regions"] = tuple(Region.from_json(each) for each in values["regions"])
         return cls(**values)
 
 
@@ -105,7 +127,7 @@ class ModelCard:
     device: str
     precision: str  # of the decoder
     encoder_precision: str
-    follows_instructions: bool  # the model answers a prompt; otherwise the prompt is the beginning of the caption
+    follows_instructions: bool  # the model answers any prompt; otherwise its caption continues one, or it knows a few
     takes_system: bool = False  # the model has a system turn
     takes_language: bool = False  # the model can be asked for a language
     language_prompt: str = ""  # the sentence that asks for it

@@ -30,7 +30,7 @@ IMAGE = f"""
 <div class="drop" id="image" role="group" aria-label="Image">
   <input type="file" id="image-file" accept="{IMAGE_TYPES}" aria-label="Choose an image">
   <label for="image-file"><b>Choose a photo</b><span>or drop or paste it here</span></label>
-  <img alt="" hidden>
+  <div class="picture"><img alt="" hidden><svg preserveAspectRatio="none" aria-hidden="true"></svg></div>
   <p class="no-preview" hidden>This browser cannot display this file. The server may still read it.</p>
 </div>
 <div class="tools">

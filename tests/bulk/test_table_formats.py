@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from captioner.bulk.outputs import tables
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.table_formats import Columns, Csv, Jsonl
 from captioner.errors import OutputRefused
+from captioner.wire import Region
 from tests.bulk.test_outputs import DETAILS, captioned, found
 
 NAMES = ["a\rb.jpg", "c\nd.jpg", "e\r\nf.jpg", 'g"h.jpg', "i,j.jpg", " k ", "ü.jpg", "l'm;n\t.jpg", ".jpg"]
@@ -79,7 +81,7 @@ def test_columns_are_named_and_ordered_as_asked() -> None:
         ([("text", "caption")], "lacks the value `file`"),
         (
             [("file", "file"), ("x", "nonsense")],
-            "has the value 'nonsense'; the values are file, caption, details, model",
+            "has the value 'nonsense'; the values are file, caption, details, regions, model",
         ),
         ([("file", "file"), ("x", "timings_ms")], "has the value 'timings_ms'"),
         ([("x", "file"), ("x", "caption")], "different names"),
@@ -96,6 +98,15 @@ def test_details_are_a_value_of_json_lines_only() -> None:
     assert "details" in json.loads(Jsonl([("f", "file"), ("details", "details")]).line("a", "b", DETAILS))
     with pytest.raises(OutputRefused, match="has the value 'details'"):
         Csv([("f", "file"), ("details", "details")])
+
+
+def test_regions_are_in_json_lines_only() -> None:
+    details = replace(DETAILS, regions=(Region("a car", box=(1, 2, 30, 40)),))
+    row = json.loads(Jsonl([("f", "file"), ("regions", "regions")]).line("a.jpg", "a car", details))
+    assert row["regions"] == [{"label": "a car", "box": [1, 2, 30, 40], "polygon": None}]
+    assert json.loads(Jsonl().line("a.jpg", "a car", details))["details"]["regions"] == row["regions"]
+    with pytest.raises(OutputRefused, match="has the value 'regions'"):
+        Csv([("f", "file"), ("regions", "regions")])
 
 
 def test_a_caption_of_which_an_edit_leaves_nothing_fails_alone(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ CHOICES: dict[str, Any] = {
     "length_penalty": st.sampled_from([-0.5, 0.0, 1.0, 2.0]),
     "early_stopping": st.booleans(),
     "repetition_penalty": st.sampled_from([0.8, 1.0, 1.3, 2.0]),
+    "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2, 3]),
 }
 
 
@@ -120,7 +121,7 @@ def test_it_finds_what_generate_finds_with_cross_attention(width: int, early_sto
 @given(st.sampled_from(MODELS), st.fixed_dictionaries({**CHOICES, "width": st.just(1)}))
 @settings(max_examples=30, deadline=None)
 def test_one_beam_is_greedy_search(made: GPT2LMHeadModel, choices: dict[str, Any]) -> None:
-    choices["repetition_penalty"] = 1.0
+    choices |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     ids = list(choices["prompt"])
     while len(ids) < len(choices["prompt"]) + choices["max_tokens"]:
         with torch.no_grad():

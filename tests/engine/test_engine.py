@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -55,9 +56,10 @@ def test_beam_searches_among_other_captions_equal_each_caption_alone(async_sched
     assert [sequence.received for sequence in sequences] == [sequence.alone() for sequence in sequences]
 
 
-def test_a_repetition_penalty_follows_its_caption_when_rows_move() -> None:
+@pytest.mark.parametrize("rule", [{"repetition_penalty": 1.6}, {"no_repeat_ngram_size": 2}])
+def test_penalties_of_repetition_follow_their_caption_when_rows_move(rule: dict[str, Any]) -> None:
     def penalised(image: int) -> RecordedSequence:
-        return RecordedSequence(image, max_tokens=20, sampling=Sampling(repetition_penalty=1.6))
+        return RecordedSequence(image, max_tokens=20, sampling=Sampling(**rule))
 
     alone = []
     for image in range(6):
@@ -71,6 +73,7 @@ def test_a_repetition_penalty_follows_its_caption_when_rows_move() -> None:
         engine.step()
     run(engine)
     assert [sequence.received for sequence in together] == alone
+    assert alone == [tiny.generate(image, [0, 2], max_new_tokens=20, **rule) for image in range(6)]
     assert alone != [RecordedSequence(image, max_tokens=20).alone() for image in range(6)], "the penalty must matter"
 
 

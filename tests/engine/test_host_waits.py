@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from captioner.decoders.base import Decoder
 from captioner.decoders.cross_attention import CrossAttentionDecoder
+from captioner.decoders.encoder_decoder import EncoderDecoder
 from captioner.decoders.load_weights import load_weights
 from captioner.decoders.prefix import PrefixDecoder
 from captioner.engine.runner import Runner
@@ -45,7 +46,18 @@ def prefix() -> tuple[Decoder, torch.Tensor, list[int]]:
     return PrefixDecoder(model, 64, IMAGE), torch.zeros(2, 16), [0, IMAGE, IMAGE, 1]
 
 
-@pytest.fixture(params=[cross, prefix], ids=["cross-attention", "prefix"])
+def encoder_decoder() -> tuple[Decoder, torch.Tensor, list[int]]:
+    parts: dict[str, Any] = {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    config = BartConfig(d_model=16, vocab_size=50, max_position_embeddings=64, **parts)
+    model = BartForConditionalGeneration(config).eval()
+    return EncoderDecoder(model, 64, 3, 8, 2), torch.zeros(3, 16), [0, 7, 8, 2, 2, 0]
+
+
+@pytest.fixture(params=[cross, prefix, encoder_decoder], ids=["cross-attention", "prefix", "encoder-decoder"])
 def running(request: pytest.FixtureRequest) -> tuple[Runner, list[Sequence]]:
     """A runner whose rows all hold a caption."""
     make: Callable[[], tuple[Decoder, torch.Tensor, list[int]]] = request.param

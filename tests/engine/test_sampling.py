@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from captioner.decoders.rows import RowCopy
-from captioner.engine.sampling import Sampling, SamplingBatch, draw, next_tokens, penalise, warp
+from captioner.engine.sampling import MAX_NGRAM, Sampling, SamplingBatch, draw, next_tokens, penalise, processed, warp
+from captioner.wire import PARAMETERS
 from tests.support import tiny
 
 VOCABULARY = 40
@@ -26,15 +27,21 @@ def logits(seed: int, rows: int = 1) -> torch.Tensor:
 
 
 def batch(samplings: list[Sampling], seen: list[list[int]] | None = None) -> SamplingBatch:
-    made = SamplingBatch.allocate(len(samplings), VOCABULARY, CPU)
+    made = SamplingBatch.allocate(len(samplings), VOCABULARY, 24, CPU)
     for row, sampling in enumerate(samplings):
         made.set(row, sampling, seen[row] if seen else [])
     return made
 
 
+def ends(made: SamplingBatch) -> torch.Tensor:
+    """Return the last position of each row's text; 0 for rows that need none."""
+    last: torch.Tensor = (made.history >= 0).sum(-1) - 1
+    return last.clamp(min=0)
+
+
 def pick(logits_NV: torch.Tensor, made: SamplingBatch, uniform: list[float]) -> tuple[list[int], list[float]]:
     tokens, logprobs = next_tokens(
-        logits_NV, made, torch.tensor(uniform, dtype=torch.float64), penalised=True, sampled=True
+        logits_NV, made, torch.tensor(uniform, dtype=torch.float64), ends(made), penalised=True, sampled=True
     )
     return tokens.tolist(), logprobs.tolist()
 
@@ -51,9 +58,10 @@ SAMPLINGS = st.builds(
     top_p=st.sampled_from([0.01, 0.5, 0.9, 1.0]),
     top_k=st.sampled_from([0, 1, 5, 1000]),
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 2.0]),
+    no_repeat_ngram_size=st.sampled_from([0, 0, 1, 2, 3, 8]),
     seed=st.integers(0, 2**53),
 )
-WRITTEN = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=8)
+WRITTEN = st.lists(st.integers(0, VOCABULARY - 1) | st.integers(0, 1), min_size=1, max_size=24)
 ROWS = st.lists(st.tuples(SAMPLINGS, WRITTEN, st.integers(0, 99), st.booleans()), min_size=1, max_size=6)
 Rows = list[tuple[Sampling, list[int], int, bool]]
 
@@ -68,13 +76,14 @@ def of(rows: Rows) -> tuple[torch.Tensor, SamplingBatch]:
 @settings(max_examples=150, deadline=None)
 def test_each_row_of_a_mixed_batch_has_the_scores_of_transformers(rows: Rows) -> None:
     logits_NV, made = of(rows)
-    penalised_NV = penalise(logits_NV, made.seen, made.penalty)
-    warped_NV = warp(penalised_NV, made.temperature, made.top_k, made.top_p)
+    processed_NV = processed(logits_NV, made, ends(made))
+    warped_NV = warp(processed_NV, made.temperature, made.top_k, made.top_p)
     for row, (sampling, written, _, _) in enumerate(rows):
         sample = sampling.temperature > 0
         config = GenerationConfig(
             do_sample=sample,
             repetition_penalty=sampling.repetition_penalty,
+            no_repeat_ngram_size=sampling.no_repeat_ngram_size,
             **(
                 {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
                 if sample
@@ -83,7 +92,7 @@ def test_each_row_of_a_mixed_batch_has_the_scores_of_transformers(rows: Rows) ->
         )
         chain = MODEL._get_logits_processor(config, input_ids_seq_length=len(written))
         theirs = chain(torch.tensor([written]), logits_NV[row : row + 1])[0]
-        assert torch.equal((warped_NV if sample else penalised_NV)[row], theirs)
+        assert torch.equal((warped_NV if sample else processed_NV)[row], theirs)
         assert not warped_NV[row].isnan().any()
 
 
@@ -121,11 +130,16 @@ def test_skipping_unneeded_stages_and_rows_changes_nothing(rows: Rows, seed: int
         logits_NV,
         made,
         torch.tensor(uniform, dtype=torch.float64),
-        penalised=any(sampling.repetition_penalty != 1 for sampling, *_ in rows),
+        ends(made),
+        penalised=any(sampling.penalises for sampling, *_ in rows),
         sampled=bool(sampled),
         rows=sampled,
     )
     assert (tokens.tolist(), logprobs.tolist()) == pick(logits_NV, made, uniform)
+
+
+def test_the_longest_ngram_of_a_request_is_the_longest_of_a_step() -> None:
+    assert PARAMETERS["no_repeat_ngram_size"].maximum == MAX_NGRAM
 
 
 def test_a_penalty_of_one_leaves_a_row_bit_identical() -> None:
@@ -234,8 +248,11 @@ def test_half_precision_logits_are_sampled_in_full_precision(dtype: torch.dtype)
 def test_shapes_depend_on_no_value_so_a_cuda_graph_can_hold_the_step() -> None:
     """On the meta device, reading a value back to the host raises."""
     meta = torch.device("meta")
-    made = SamplingBatch.allocate(3, VOCABULARY, meta)
+    made = SamplingBatch.allocate(3, VOCABULARY, 9, meta)
     uniform = torch.empty(3, dtype=torch.float64, device=meta)
-    tokens, logprobs = next_tokens(torch.empty(3, VOCABULARY, device=meta), made, uniform, penalised=True, sampled=True)
+    positions = torch.empty(3, dtype=torch.long, device=meta)
+    values = torch.empty(3, VOCABULARY, device=meta)
+    tokens, logprobs = next_tokens(values, made, uniform, positions, penalised=True, sampled=True)
+    made.append(tokens, positions)
     assert (tokens.shape, tokens.dtype) == ((3,), torch.int64)
     assert (logprobs.shape, logprobs.dtype) == ((3,), torch.float32)

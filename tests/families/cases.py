@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeded import blip, idefics3, llava, vision_encoder_decoder
+from benchmarks.seeded import blip, florence2, idefics3, llava, vision_encoder_decoder
 from captioner.families import chat_prompts
 from captioner.families.concept_encoder_decoder import PROMPTS as EMBEDDED_PROMPTS
 from captioner.image.spec import ImageSpec
@@ -16,6 +16,8 @@ from tests.families.originals import (
     PromptIds,
     blip_features,
     blip_prompt_ids,
+    florence2_features,
+    florence2_prompt_ids,
     git_features,
     idefics3_features,
     idefics3_prompt_ids,
@@ -107,6 +109,27 @@ CASES = {
         architecture="GPT2LMHeadModel",
         original_prompt_ids=plain_prompt_ids(1),
         limit=8,
+    ),
+    "florence2": Case(
+        seeded="florence2",
+        source={
+            "image": ImageSpec(32, 32, "bicubic"),
+            "start_ids": (florence2.START, florence2.FORCED),
+            "stop_ids": (florence2.STOP,),
+            "context_tokens": 256,
+        },
+        architecture="BartForConditionalGeneration",
+        original_prompt_ids=florence2_prompt_ids,
+        original_features=florence2_features,
+        refused=(
+            NO_RESAMPLE,
+            NO_RESIZE,
+            ("config.json", {"text_config": {"model_type": "florence2_language"}}, "'florence2_language'"),
+            ("config.json", {"text_config": {"max_position_embeddings": 144}}, "max_position_embeddings is 144"),
+            ("preprocessor_config.json", {"do_center_crop": True}, "do_center_crop True"),
+            ("preprocessor_config.json", {"image_seq_length": None}, "image_seq_length is None"),
+            ("tokenizer_config.json", {"image_token": None}, "image_token is None"),
+        ),
     ),
     "git": Case(
         seeded="git",

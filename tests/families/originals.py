@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     BlipForConditionalGeneration,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
     GitForCausalLM,
     LlavaForConditionalGeneration,
     VisionEncoderDecoderModel,
@@ -23,7 +25,7 @@ from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from benchmarks.seeded import blip, idefics3, llava
+from benchmarks.seeded import blip, florence2, idefics3, llava
 from captioner.families.llava import SYSTEM
 
 Features = Callable[[Image.Image], torch.Tensor]  # → (image tokens, width)
@@ -86,6 +88,25 @@ def blip_features(folder: Path) -> Features:
     model: Any = BlipForConditionalGeneration.from_pretrained(folder).eval()
     processor = BlipImageProcessorPil.from_pretrained(folder)
     return lambda image: model.vision_model(**processor(image, return_tensors="pt")).last_hidden_state[0]
+
+
+def florence2_prompt_ids(folder: Path) -> PromptIds:
+    """Return the ids that Florence2Processor gives the encoder after the image's, and the first two of the decoder."""
+    processor = Florence2Processor(CLIPImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+
+    def prompt_ids(image: Image.Image, text: str) -> list[int]:
+        ids = list(processor(text=[text], images=[image])["input_ids"][0])
+        read = ids[processor.num_image_tokens :]
+        assert ids == [processor.image_token_id] * processor.num_image_tokens + read
+        return [*read, florence2.START, florence2.FORCED]
+
+    return prompt_ids
+
+
+def florence2_features(folder: Path) -> Features:
+    model: Any = Florence2ForConditionalGeneration.from_pretrained(folder).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    return lambda image: model.get_image_features(**processor(image, return_tensors="pt")).pooler_output[0]
 
 
 def git_features(folder: Path) -> Features:

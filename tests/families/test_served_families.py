@@ -47,7 +47,11 @@ def published(name: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("smolvlm", "tiny"), *(published(name) for name in ("vit-gpt2", "blip", "git", "smolvlm"))],
+    [
+        ("smolvlm", "tiny"),
+        pytest.param("florence2", "tiny", marks=pytest.mark.exhaustive),
+        *(published(name) for name in ("vit-gpt2", "blip", "git", "florence2", "smolvlm")),
+    ],
 )
 def test_a_served_model_writes_the_caption_of_the_original(
     name: str, size: seeded.Size, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -63,7 +67,13 @@ def test_a_served_model_writes_the_caption_of_the_original(
         systems = (None, "Answer like a pirate.") if client.describe().takes_system else (None,)
         captions = [
             client.caption(
-                photo, max_tokens=TOKENS, repetition_guard=False, num_beams=1, repetition_penalty=1.0, system=system
+                photo,
+                max_tokens=TOKENS,
+                repetition_guard=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                system=system,
             )
             for system in systems
         ]
@@ -92,7 +102,8 @@ def test_a_served_model_writes_the_caption_of_the_original(
                 torch.from_numpy(pixels.copy()), prompt_ids, max_new_tokens=TOKENS, do_sample=False, num_beams=1
             )
         shown = [token for token in written if token not in manifest.stop_ids]
-        text = tokenizer.decode([*(prompt_ids if manifest.continues_prompt else []), *shown], skip_special_tokens=True)
+        decoder = kind.locations(tokenizer) or tokenizer
+        text = decoder.decode([*(prompt_ids if manifest.continues_prompt else []), *shown], skip_special_tokens=True)
         assert caption.text == text.lstrip()
         assert (details.model, details.tokens, details.system) == (name, len(shown), system)
         assert details.prompt_tokens == len(prompt_ids)

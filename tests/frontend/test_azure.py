@@ -15,6 +15,7 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
 from captioner.client import Client
+from captioner.wire import Region
 from frontend.options import Options
 from tests.support.api_client import PHOTO
 from tests.support.api_server import api_server
@@ -99,6 +100,20 @@ def test_a_language_reaches_a_model_that_takes_one(
     with ImageAnalysisClient(scripted_url, KEY) as client:
         client.analyze(PHOTO.read_bytes(), CAPTION, language=language)
     assert scripted_server.languages[-1] == sent
+
+
+def test_regions_become_dense_captions_and_objects(scripted_url: str, scripted_server: ScriptedServer) -> None:
+    places = (Region("a car", box=(1, 2, 11, 22)), Region("EXIT", polygon=((1, 1), (2, 1), (2, 2), (1, 2))))
+    scripted_server.details = replace(scripted_server.details, regions=places)
+    styles = {"regions": ["any"], "objects": ["any"]}
+    scripted_server.card = replace(scripted_server.card, styles=scripted_server.card.styles | styles)
+    with ImageAnalysisClient(scripted_url, KEY) as client:
+        answer = client.analyze(PHOTO.read_bytes(), [VisualFeatures.DENSE_CAPTIONS, VisualFeatures.OBJECTS])
+    assert answer.dense_captions is not None and answer.objects is not None and answer.caption is None
+    (dense,), (found,) = answer.dense_captions.list, answer.objects.list
+    assert (dense.text, found.tags[0].name) == ("a car", "a car")
+    for box in (dense.bounding_box, found.bounding_box):
+        assert (box.x, box.y, box.width, box.height) == (1, 2, 10, 20)
 
 
 def test_an_address_is_fetched_only_from_hosts_that_are_allowed(scripted_url: str) -> None:

@@ -44,6 +44,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.faults, self.fault = list(faults), fault
         self.pieces: tuple[str, ...] = PIECES
         self.piece_s = 0.0  # time before each piece
+        self.details, self.card = DETAILS, CARD
         self.poison = b""  # an image that always meets "broken"
         self.finish_reasons: dict[bytes, FinishReason] = {}  # of images; "stop" for all others
         self.delays_s: dict[bytes, float] = {}  # before the caption of an image
@@ -82,7 +83,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
         image = next(iter(images), b"")
         self._closed.wait(self.delays_s.get(image, 0))
-        details = replace(DETAILS, finish_reason=self.finish_reasons.get(image, "stop"))
+        details = replace(self.details, finish_reason=self.finish_reasons.get(image, "stop"))
         yield from self._respond(fault, request.parameters["describe"].bool_param, details, context)
         ended.set()
 

@@ -17,7 +17,7 @@ Columns = Sequence[tuple[str, str]]  # of name and value
 JSON_COLUMNS = (("file", "file"), ("caption", "caption"), ("details", "details"))
 TABLE_COLUMNS = tuple((name, name) for name in CSV_COLUMNS)
 MAX_COLUMNS = 50
-_NESTED = ("image", "timings_ms")  # fields of Details that are no single value
+_NESTED = ("image", "timings_ms", "regions")  # fields of Details that are no single value
 
 
 class TableFormat(Protocol):
@@ -54,7 +54,7 @@ class Jsonl:
 
     def __init__(self, columns: Columns = JSON_COLUMNS) -> None:
         """See `check_columns`."""
-        self._columns = check_columns(columns, ("details",))
+        self._columns = check_columns(columns, ("details", "regions"))
         self._key = next(name for name, value in columns if value == "file")
         self._start = f"{{{json.dumps(columns[0][0])}: ".encode()
 

@@ -8,6 +8,7 @@ import { image, imageName, watchImage } from "./image.js";
 import { remember, watchChoices } from "./memory.js";
 import { details, note, problem } from "./messages.js";
 import { watchModel } from "./model.js";
+import { drawRegions } from "./regions.js";
 import { addTake, clearTakes, keepText, watchTakes } from "./takes.js";
 
 const of = (selector) => document.querySelector(selector);
@@ -20,10 +21,12 @@ function setCaption(text) {
 }
 
 // `said` is for screen readers: a caption once it has ended, not at each token.
-function show({ errors = [], results = [], said = "" }) {
+// `result` has the details of the caption that is shown.
+function show({ errors = [], results = [], said = "", result = null }) {
   of("#problem").replaceChildren(...errors);
   if (errors.length) of("#problem").scrollIntoView({ block: "nearest" });
   of("#details").replaceChildren(...results);
+  drawRegions(result);
   of("#said").textContent = said;
 }
 
@@ -48,9 +51,9 @@ async function captionImage(parameters) {
     });
     if (!isMine()) return;
     const shown = details(result, text);
-    addTake(text, shown);
+    addTake(text, shown, result);
     const unsure = result.unsure ? " The model is unsure: please check." : "";
-    show({ results: shown, said: `Caption: ${text}${unsure}` });
+    show({ results: shown, said: `Caption: ${text}${unsure}`, result });
   } catch (error) {
     if (!isMine()) return;
     const stopped = error.name === "AbortError";
@@ -75,9 +78,9 @@ function onImageChange() {
 
 function startImageTab() {
   watchImage(onImageChange);
-  watchTakes(({ text, shown }) => {
+  watchTakes(({ text, shown, result }) => {
     setCaption(text);
-    show({ results: shown });
+    show({ results: shown, result });
   });
   setBusy(false);
   of("#caption textarea").ariaLabel = "Caption";

@@ -3,7 +3,7 @@
 import { element } from "./messages.js";
 
 const of = (selector) => document.querySelector(selector);
-let takes = []; // of { text, shown }: `shown` are the elements with its details
+let takes = []; // of { text, shown, result }: `shown` are the elements with the details in `result`
 let chosen = null;
 let onChoose = () => {};
 
@@ -23,16 +23,16 @@ export function clearTakes() {
 // Keeps what the text field has now, before another caption is written into it.
 export function keepText(text) {
   if (chosen && text) chosen.text = text;
-  else if (text) takes.push({ text, shown: [] });
+  else if (text) takes.push({ text, shown: [], result: null });
   chosen = null;
   draw();
 }
 
 // Adds a caption that has ended. A caption that is there already is not listed twice.
-export function addTake(text, shown) {
+export function addTake(text, shown, result = null) {
   if (!text) return;
   takes = takes.filter((take) => take.text !== text);
-  chosen = { text, shown };
+  chosen = { text, shown, result };
   takes.push(chosen);
   draw();
 }
