@@ -45,11 +45,14 @@ class Gemma3(Family):
         image = image_spec(processor)
         check_side(image, config.vision_config)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = (config.boi_token_id, config.image_token_id, config.eoi_token_id)
+        start, soft, end = map(tokenizer.convert_ids_to_tokens, ids)
+        if not (start and soft and end):
+            raise ModelUnsupported(f"the tokens of an image are {ids}; the tokenizer does not have all three")
         model = Gemma3ForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
         encoder = VisionEncoder(processor, model.model.vision_tower, model.model.multi_modal_projector).eval()
-        start, end = map(tokenizer.convert_ids_to_tokens, (config.boi_token_id, config.eoi_token_id))
         # The chat template writes only the token before an image; the processor writes the image around it.
         prompt_template, system_template = (
             template.replace(IMAGE_FIELD, f"\n\n{start}{IMAGE_FIELD}{end}\n\n")

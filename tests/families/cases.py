@@ -132,6 +132,7 @@ CASES = {
             ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
             ("config.json", {"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping is 30.0"),
             ("config.json", {"vision_config": {"image_size": 48}}, "image_size is 48"),
+            ("config.json", {"eoi_token_index": 400}, "400"),
             ("preprocessor_config.json", {"do_pan_and_scan": True}, "do_pan_and_scan True"),
             ("config.json", {"text_config": {"rope_parameters": {"full_attention": DYNAMIC_ROPE}}}, "'dynamic'"),
         ),

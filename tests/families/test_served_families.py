@@ -39,15 +39,19 @@ def strip() -> bytes:
     return file.getvalue()
 
 
-def published(name: str) -> Any:
-    return pytest.param(name, "published", marks=[pytest.mark.exhaustive, pytest.mark.timeout(900)])
+def exhaustive(name: str, size: seeded.Size) -> Any:
+    return pytest.param(name, size, marks=[pytest.mark.exhaustive, pytest.mark.timeout(900)])
 
 
 @pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("smolvlm", "tiny"), *(published(name) for name in ("vit-gpt2", "blip", "git", "smolvlm"))],
+    [
+        ("smolvlm", "tiny"),
+        *(exhaustive(name, "tiny") for name in ("gemma3", "paligemma2")),
+        *(exhaustive(name, "published") for name in ("vit-gpt2", "blip", "git", "smolvlm")),
+    ],
 )
 def test_a_served_model_writes_the_caption_of_the_original(
     name: str, size: seeded.Size, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
