@@ -18,6 +18,9 @@ SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
     "llava": ("llava", {}),
     "idefics3": ("idefics3", {"model_type": "idefics3"}),
     "smolvlm": ("idefics3", {"model_type": "smolvlm"}),
+    "gemma3": ("gemma3", {}),
+    "paligemma": ("paligemma", {"text_model": "gemma"}),
+    "paligemma2": ("paligemma", {"text_model": "gemma2"}),
 }
 
 

@@ -17,9 +17,11 @@ FAMILIES = {  # model_type: "module:Class"
     "blip": "blip:Blip",
     "concept-encoder-decoder": "concept_encoder_decoder:ConceptEncoderDecoder",
     "florence2": "florence2:Florence2",
+    "gemma3": "gemma3:Gemma3",
     "git": "git:Git",
     "idefics3": "idefics3:Idefics3",
     "llava": "llava:Llava",
+    "paligemma": "paligemma:PaliGemma",
     "smolvlm": "idefics3:SmolVLM",
     "vision-encoder-decoder": "vision_encoder_decoder:VisionEncoderDecoder",
 }

@@ -22,7 +22,8 @@ from captioner.families import prompt_styles
 from captioner.families.generation_config import published_generation, read_generation_config
 
 MAX_TOKENS = 512  # for models without a published limit: chat models write paragraphs
-END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>")  # some models' generation_config.json has only the end of text
+# Some models' generation_config.json has only the end of text.
+END_OF_TURN = ("<end_of_utterance>", "<|eot_id|>", "<end_of_turn>")
 PROMPTS = prompt_styles.PROMPTS
 
 

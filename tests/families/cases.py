@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeded import blip, florence2, idefics3, llava, vision_encoder_decoder
+from benchmarks.seeded import blip, florence2, gemma3, idefics3, llava, paligemma, vision_encoder_decoder
 from captioner.families import chat_prompts
 from captioner.families.concept_encoder_decoder import PROMPTS as EMBEDDED_PROMPTS
+from captioner.families.paligemma import PROMPTS as TASKS
 from captioner.image.spec import ImageSpec
 from tests.families.originals import (
     Features,
@@ -18,12 +19,15 @@ from tests.families.originals import (
     blip_prompt_ids,
     florence2_features,
     florence2_prompt_ids,
+    gemma3_features,
+    gemma3_prompt_ids,
     git_features,
     idefics3_features,
     idefics3_prompt_ids,
-    llava_features,
     llava_prompt_ids,
+    paligemma_prompt_ids,
     plain_prompt_ids,
+    siglip_features,
     vision_encoder_decoder_features,
 )
 
@@ -45,6 +49,7 @@ class Case:
 
 
 NO_RESAMPLE: Refusal = ("preprocessor_config.json", {"resample": 4}, "resample is 4")
+DYNAMIC_ROPE = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 NO_RESIZE: Refusal = ("preprocessor_config.json", {"do_resize": False}, "do_resize False")
 
 
@@ -131,6 +136,30 @@ CASES = {
             ("tokenizer_config.json", {"image_token": None}, "image_token is None"),
         ),
     ),
+    "gemma3": Case(
+        seeded="gemma3",
+        source={
+            "image": ImageSpec(32, 32, "bilinear"),
+            "image_token_id": gemma3.TINY[gemma3.IMAGE],
+            "start_ids": (),
+            "stop_ids": (1, gemma3.TINY[gemma3.END]),
+            "context_tokens": 256,  # the sliding window, with 512 positions
+            "prompts": chat_prompts.PROMPTS,
+        },
+        architecture="Gemma3ForCausalLM",
+        original_prompt_ids=gemma3_prompt_ids,
+        original_features=gemma3_features,
+        max_tokens=512,
+        refused=(
+            NO_RESAMPLE,
+            ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+            ("config.json", {"text_config": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping is 30.0"),
+            ("config.json", {"vision_config": {"image_size": 48}}, "image_size is 48"),
+            ("config.json", {"eoi_token_index": 400}, "400"),
+            ("preprocessor_config.json", {"do_pan_and_scan": True}, "do_pan_and_scan True"),
+            ("config.json", {"text_config": {"rope_parameters": {"full_attention": DYNAMIC_ROPE}}}, "'dynamic'"),
+        ),
+    ),
     "git": Case(
         seeded="git",
         source={
@@ -162,7 +191,7 @@ CASES = {
         },
         architecture="LlamaForCausalLM",
         original_prompt_ids=llava_prompt_ids,
-        original_features=llava_features,
+        original_features=siglip_features,
         max_tokens=512,
         refused=(
             NO_RESAMPLE,
@@ -173,12 +202,33 @@ CASES = {
             ("config.json", {"vision_feature_select_strategy": "cls"}, "'cls'"),
             ("config.json", {"vision_config": {"model_type": "pixtral"}}, "'pixtral'"),
             ("preprocessor_config.json", {"do_pad": True}, "do_pad True"),
-            (
-                "config.json",
-                {"text_config": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}},
-                "'dynamic'",
-            ),
+            ("config.json", {"text_config": {"rope_parameters": DYNAMIC_ROPE}}, "'dynamic'"),
             ("config.json", {"text_config": {"model_type": "mistral", "sliding_window": 64}}, "sliding_window is 64"),
+        ),
+    ),
+    "paligemma": Case(
+        seeded="paligemma2",
+        source={
+            "image": ImageSpec(32, 32, "bicubic"),
+            "image_token_id": paligemma.TINY[paligemma.IMAGE],
+            "start_ids": (),
+            "stop_ids": (1, paligemma.TINY[paligemma.END]),
+            "context_tokens": 16 + 256,
+            "prompts": TASKS,
+            "prompt_template": "{image}<bos>{prompt}\n",
+        },
+        architecture="Gemma2ForCausalLM",
+        original_prompt_ids=paligemma_prompt_ids,
+        original_features=siglip_features,
+        max_tokens=512,
+        refused=(
+            NO_RESAMPLE,
+            NO_RESIZE,
+            ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+            ("config.json", {"text_config": {"model_type": "gemma3_text"}}, "'gemma3_text'"),
+            ("config.json", {"text_config": {"sliding_window": 271}}, "sliding_window is 271, but image, prompt and"),
+            ("config.json", {"image_token_index": 400}, "image_token_index is 400"),
+            ("config.json", {"vision_config": {"image_size": 48}}, "image_size is 48"),
         ),
     ),
     "smolvlm": idefics3_case("smolvlm"),

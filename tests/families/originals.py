@@ -15,17 +15,19 @@ from transformers import (
     Florence2ForConditionalGeneration,
     Florence2Processor,
     GitForCausalLM,
-    LlavaForConditionalGeneration,
     VisionEncoderDecoderModel,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava.processing_llava import LlavaProcessor
+from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from benchmarks.seeded import blip, florence2, idefics3, llava
+from benchmarks.seeded import blip, florence2, idefics3, llava, paligemma
 from captioner.families.llava import SYSTEM
 
 Features = Callable[[Image.Image], torch.Tensor]  # → (image tokens, width)
@@ -84,6 +86,29 @@ def idefics3_prompt_ids(model_type: idefics3.ModelType) -> Callable[[Path], Prom
     return open_folder
 
 
+def gemma3_prompt_ids(folder: Path) -> PromptIds:
+    processor: Any = Gemma3Processor(
+        Gemma3ImageProcessorPil.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        chat_template=(folder / "chat_template.jinja").read_text(),
+        image_seq_length=16,
+    )
+
+    def prompt_ids(image: Image.Image, text: str) -> list[int]:
+        chat: Any = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+        made = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(made["input_ids"][0])
+
+    return prompt_ids
+
+
+def paligemma_prompt_ids(folder: Path) -> PromptIds:
+    image_processor: Any = SiglipImageProcessorPil.from_pretrained(folder)
+    image_processor.image_seq_length = 16
+    processor = PaliGemmaProcessor(image_processor, AutoTokenizer.from_pretrained(folder))
+    return lambda image, text: list(processor(images=image, text=f"{paligemma.IMAGE}{text}")["input_ids"][0])
+
+
 def blip_features(folder: Path) -> Features:
     model: Any = BlipForConditionalGeneration.from_pretrained(folder).eval()
     processor = BlipImageProcessorPil.from_pretrained(folder)
@@ -130,10 +155,25 @@ def projected_features(processor: Any, encoder: Any, projection: Any) -> Feature
     return features
 
 
-def llava_features(folder: Path) -> Features:
-    model: Any = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    processor = SiglipImageProcessorPil.from_pretrained(folder)
-    return lambda image: model.get_image_features(**processor(image, return_tensors="pt")).pooler_output[0]
+def projected_tower_features(processor_kind: Any) -> Callable[[Path], Features]:
+    """Return the features that a model with a vision tower and a projector gives to its language model."""
+
+    def open_folder(folder: Path) -> Features:
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        processor = processor_kind.from_pretrained(folder)
+
+        def features(image: Image.Image) -> torch.Tensor:
+            pixels = processor(image, return_tensors="pt")["pixel_values"]
+            found: torch.Tensor = model.get_image_features(pixels).pooler_output[0]
+            return found
+
+        return features
+
+    return open_folder
+
+
+gemma3_features = projected_tower_features(Gemma3ImageProcessorPil)
+siglip_features = projected_tower_features(SiglipImageProcessorPil)
 
 
 def idefics3_features(model_type: idefics3.ModelType) -> Callable[[Path], Features]:

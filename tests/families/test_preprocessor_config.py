@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from benchmarks.images import png
 from captioner.errors import ModelUnsupported
@@ -36,6 +38,15 @@ def test_a_center_crop_equals_clips_processor_to_the_pixel(size: tuple[int, int]
     ours, info = load_pixels(png(noise(*size)), ImageSpec(side_px, side_px, "bicubic", crop=True))
     assert np.array_equal(ours, theirs)
     assert (info.height, info.width) == size, "the reported size is that of the whole image"
+
+
+@pytest.mark.parametrize("size", [(31, 33), (41, 97), (9, 8), (301, 255)])
+@pytest.mark.parametrize("kind", [Gemma3ImageProcessorPil, SiglipImageProcessorPil])
+def test_a_plain_resize_equals_the_original_processor_to_the_pixel(size: tuple[int, int], kind: Any) -> None:
+    processor = kind(size={"height": 32, "width": 45}, do_rescale=False, do_normalize=False)
+    theirs = processor(noise(*size), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    ours, _ = load_pixels(png(noise(*size)), image_spec(processor.to_dict()))
+    assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("size", [(8, 9000), (9000, 8)])

@@ -39,8 +39,8 @@ def strip() -> bytes:
     return file.getvalue()
 
 
-def published(name: str) -> Any:
-    return pytest.param(name, "published", marks=[pytest.mark.exhaustive, pytest.mark.timeout(900)])
+def exhaustive(name: str, size: seeded.Size) -> Any:
+    return pytest.param(name, size, marks=[pytest.mark.exhaustive, pytest.mark.timeout(900)])
 
 
 @pytest.mark.triton
@@ -49,8 +49,8 @@ def published(name: str) -> Any:
     ("name", "size"),
     [
         ("smolvlm", "tiny"),
-        pytest.param("florence2", "tiny", marks=pytest.mark.exhaustive),
-        *(published(name) for name in ("vit-gpt2", "blip", "git", "florence2", "smolvlm")),
+        *(exhaustive(name, "tiny") for name in ("florence2", "gemma3", "paligemma2")),
+        *(exhaustive(name, "published") for name in ("vit-gpt2", "blip", "git", "florence2", "smolvlm")),
     ],
 )
 def test_a_served_model_writes_the_caption_of_the_original(
