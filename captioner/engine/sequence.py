@@ -43,7 +43,7 @@ class Sequence:
     deadline: float = float("inf")
     priority_level: int = 2
     client_id: str = ""  # requests of one client share its turns
-    features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
+    features: torch.Tensor | None = None  # as `Decoder.prefill` takes them; dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over num_sampled_tokens
     num_sampled_tokens: int = 0  # includes the stop id

@@ -109,12 +109,12 @@ class Idefics3(Family):
         return load_decoder(folder, manifest, precision, device)
 
     @classmethod
-    def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
+    def image_text(cls, manifest: Manifest, image_token: str, grid_rows: int, grid_columns: int) -> str:
         """See Family.image_text: the tiles row by row, each after its own mark, then the whole image."""
         tokens = image_token * manifest.feature_tokens
         rows = [
-            "".join(f"{FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tile_columns + 1)) + "\n"
-            for row in range(1, tile_rows + 1)
+            "".join(f"{FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, grid_columns + 1)) + "\n"
+            for row in range(1, grid_rows + 1)
         ]
         return "".join(rows) + ("\n" if rows else "") + f"{FAKE_TOKEN}{GLOBAL_TOKEN}{tokens}{FAKE_TOKEN}"
 
