@@ -17,6 +17,8 @@ SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
     "llava": ("llava", {}),
     "idefics3": ("idefics3", {"model_type": "idefics3"}),
     "smolvlm": ("idefics3", {"model_type": "smolvlm"}),
+    "qwen3-vl": ("qwen_vl", {"model_type": "qwen3_vl"}),
+    "qwen2.5-vl": ("qwen_vl", {"model_type": "qwen2_5_vl"}),
 }
 
 

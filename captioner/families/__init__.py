@@ -19,6 +19,8 @@ FAMILIES = {  # model_type: "module:Class"
     "git": "git:Git",
     "idefics3": "idefics3:Idefics3",
     "llava": "llava:Llava",
+    "qwen2_5_vl": "qwen2_5_vl:Qwen2_5VL",
+    "qwen3_vl": "qwen3_vl:Qwen3VL",
     "smolvlm": "idefics3:SmolVLM",
     "vision-encoder-decoder": "vision_encoder_decoder:VisionEncoderDecoder",
 }
