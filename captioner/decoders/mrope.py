@@ -56,17 +56,18 @@ class MRopeDecoder(PrefixDecoder):
         rows, columns, _ = features.shape
         end, after = first + rows * columns, first + max(rows, columns)
         self.offsets[row].fill_(after - end)
+        positions_N = torch.arange(count, device=self.device)
+        prompt_3N = positions_N.repeat(3, 1)
+        prompt_3N[0, first:end] = first
+        prompt_3N[1, first:end] = first + (positions_N[: end - first] // columns)
+        prompt_3N[2, first:end] = first + (positions_N[: end - first] % columns)
+        prompt_3N[:, end:] += after - end
         # On the device as a whole: the parts of pinned memory would be copied through other memory.
         embeddings_TD, *levels = self.upload_features(features).split(self.embedding_width, -1)
-        positions_N = torch.arange(count, device=self.device)
-        self.prompt_3N = positions_N.repeat(3, 1)
-        self.prompt_3N[0, first:end] = first
-        self.prompt_3N[1, first:end] = first + (positions_N[: end - first] // columns)
-        self.prompt_3N[2, first:end] = first + (positions_N[: end - first] % columns)
-        self.prompt_3N[:, end:] += after - end
+        levels_LND = embeddings_TD.new_zeros(len(levels), count, self.embedding_width)
         if levels:
-            self.levels_LND = embeddings_TD.new_zeros(len(levels), count, self.embedding_width)
-            self.levels_LND[:, first:end] = torch.stack(levels)
+            levels_LND[:, first:end] = torch.stack(levels)
+        self.prompt_3N, self.levels_LND = prompt_3N, levels_LND
         try:
             super().prefill(row, embeddings_TD, prompt_ids)
         finally:

@@ -86,7 +86,7 @@ class Idefics3(Family):
             return chat_prompts.continuation(model, prompt_ids, encoder.tiles(pixels_HWC[None])[None], **options)
 
         tile_tokens = len(encoder.position_ids) // config.scale_factor**2
-        max_image_tokens = (image.max_tiles**2 + 1) * (tile_tokens + 2)
+        max_image_tokens = image.parts(*image.max_grid) * (tile_tokens + 2)
         return Source(
             vision_encoder=encoder,
             decoder=language_model(model, model.model.text_model),

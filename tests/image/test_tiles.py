@@ -97,8 +97,8 @@ def test_an_image_that_fits_in_one_tile_is_not_split() -> None:
     assert (info.grid_rows, info.grid_columns) == (0, 0)
 
 
-def test_max_tiles_limits_the_tiles_along_a_side_and_is_reached() -> None:
+def test_the_largest_grid_limits_the_tiles_along_a_side_and_is_reached() -> None:
     spec = ImageSpec(16, 16, "bilinear", longest_px=60)
     for width, height in [(60, 60), (60, 59), (8, 400), (400, 8), (63, 64)]:
         _, info = load_pixels(file(noise(width, height), "PNG"), spec)
-        assert max(info.grid_rows, info.grid_columns) == spec.max_tiles == 4
+        assert max(info.grid_rows, info.grid_columns) == max(spec.max_grid) == 4
