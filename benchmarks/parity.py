@@ -66,7 +66,7 @@ def check(model: str, size: Size, requests: int = 64, seed: int = 0) -> Report:
     decoder = kind.decoder(made.version, manifest, "fp32", torch.device("cpu"))
     report = Report(model, "as shipped" if model == EMBEDDED_NAME else size, requests)
     images = request_mix.images(source.image, seed)
-    report.feature_difference = set_features(images, source, made)
+    report.feature_difference = set_features(images, source, manifest, made)
     mix = request_mix.request_mix(images, kind, tokenizer, manifest, requests, seed)
     runner = Runner(decoder, SLOTS)
     request_mix.run(Engine(runner, manifest.stop_ids, max_waiting=requests), mix)
@@ -83,7 +83,7 @@ def check(model: str, size: Size, requests: int = 64, seed: int = 0) -> Report:
 
 
 @torch.inference_mode()
-def set_features(images: list[InputImage], source: Source, made: Published) -> float:
+def set_features(images: list[InputImage], source: Source, manifest: Manifest, made: Published) -> float:
     """Set each image's features from the ONNX encoder; return the largest relative difference from torch's."""
     session = open_session(made.onnx_path)
     largest = 0.0
@@ -91,7 +91,7 @@ def set_features(images: list[InputImage], source: Source, made: Published) -> f
         (found,) = session.run(None, {session.get_inputs()[0].name: image.pixels_HWC[None]})
         expected = source.vision_encoder(torch.from_numpy(image.pixels_HWC)[None]).numpy()
         largest = max(largest, float(np.abs(found - expected).max() / np.abs(expected).max()))
-        image.features = torch.from_numpy(found[0])
+        image.features = torch.from_numpy(found[0]).reshape(manifest.feature_shape(image.grid_rows, image.grid_columns))
     return largest
 
 

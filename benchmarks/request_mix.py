@@ -37,8 +37,8 @@ class InputImage:
     """An image as the preprocessor returns it; the caller encodes it and sets `features`."""
 
     pixels_HWC: NDArray[np.uint8]
-    tile_rows: int
-    tile_columns: int
+    grid_rows: int
+    grid_columns: int
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -61,7 +61,7 @@ def images(spec: ImageSpec, seed: int) -> list[InputImage]:
         patches = rng.integers(0, 256, (4 * height, 4 * width, 3), dtype=np.uint8)
         image = Image.fromarray(patches).resize((96 * width, 96 * height), Image.Resampling.NEAREST)
         pixels, info = load_pixels(png(image), spec)
-        made.append(InputImage(np.array(pixels), info.tile_rows, info.tile_columns))
+        made.append(InputImage(np.array(pixels), info.grid_rows, info.grid_columns))
     return made
 
 
@@ -75,7 +75,7 @@ def request_mix(
     for number in range(count):
         image = rng.choice(inputs)
         prompt = rng.choice(own_prompts if rng.random() < 0.5 else PROMPTS)
-        ids = kind.prompt_ids(tokenizer, manifest, prompt, image.tile_rows, image.tile_columns)
+        ids = kind.prompt_ids(tokenizer, manifest, prompt, image.grid_rows, image.grid_columns)
         limit = rng.randint(1, min(MAX_NEW_TOKENS, manifest.context_tokens - len(ids)))
         cancelled_after = rng.randint(1, 12) if rng.random() < CANCELLED_SHARE else None
         sequence = Sequence(ids, Sampling(), limit, priority_level=rng.randint(1, 3), features=image.features)

@@ -21,6 +21,7 @@ from captioner.image.spec import ImageSpec
 
 COUNT = 48
 HELD_OUT = 8  # the last of them, for the comparison; they must not set the quantization ranges
+CELLS = 16
 MAX_SIDE_PX = 1024  # of the photos that crops are cut from
 
 
@@ -28,11 +29,12 @@ def calibration_pixels(spec: ImageSpec, folder: Path | None = None, count: int =
     """Return the pixels of `count` images, (count, height, width, 3): whole photos first, then crops of them.
 
     The photos are those of `folder`, or the shipped ones. The result is deterministic. For a model that cuts images
-    into tiles, each image is one tile. Raises ImageMissing for a missing folder, ParameterInvalid for a folder without
-    a readable photo.
+    into tiles, each image is one tile; for one of dynamic size, it has CELLS rows and columns. Raises ImageMissing for
+    a missing folder, ParameterInvalid for a folder without a readable photo.
     """
-    tile = replace(spec, longest_px=None)
-    return np.stack([load_pixels(file, tile)[0] for file in islice(_files(folder or FOLDER), count)])
+    height, width = (spec.height, spec.width) if spec.max_pixels is None else spec.pixel_size(CELLS, CELLS)
+    fixed = replace(spec, height=height, width=width, longest_px=None, max_pixels=None)
+    return np.stack([load_pixels(file, fixed)[0] for file in islice(_files(folder or FOLDER), count)])
 
 
 def _files(folder: Path) -> Iterator[bytes]:

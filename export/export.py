@@ -126,10 +126,10 @@ def _write(
     log("writing the decoder and the tokenizer")
     export_decoder(source, captioner)
     log("comparing the export with the original")
-    _write_golden_image(captioner / GOLDEN_IMAGE, tiled=source.image.max_tiles > 0)
+    _write_golden_image(captioner / GOLDEN_IMAGE, whole=not any(source.image.max_grid))
     pixels, info = load_pixels((captioner / GOLDEN_IMAGE).read_bytes(), source.image)
     (features,) = onnx_features(onnx_path, pixels[np.newaxis])
-    tokens = features.shape[0] // (info.tile_rows * info.tile_columns + 1)
+    tokens = features.shape[0] // source.image.parts(info.grid_rows, info.grid_columns)
     manifest = source.manifest(
         family=model_type,
         model=found.name,
@@ -139,6 +139,7 @@ def _write(
         card=read_card(found.folder),
         precision=precision,
     )
+    features = features.reshape(manifest.feature_shape(info.grid_rows, info.grid_columns))
     log(str(check_parity(source, onnx_path, captioner, manifest, photos)))
     save_file({"features": torch.from_numpy(features).contiguous()}, captioner / GOLDEN_FEATURES)
     (captioner / GOLDEN_FEATURES).chmod(0o644)  # as in export_decoder
@@ -149,9 +150,9 @@ def _write(
     return manifest
 
 
-def _write_golden_image(path: Path, tiled: bool) -> None:
-    """Write the golden image: a photo; for a tiled model a flat strip of it, which takes 4 tiles instead of 12."""
-    if not tiled:
+def _write_golden_image(path: Path, whole: bool) -> None:
+    """Write the golden image: a photo, or a flat strip of it for models whose features grow with the image."""
+    if whole:
         shutil.copyfile(GOLDEN_PHOTO, path)
         return
     with Image.open(GOLDEN_PHOTO) as photo:

@@ -1,6 +1,6 @@
 """Export the vision encoder to ONNX: uint8 pixels in, features out, normalization inside, any batch size.
 
-For a tiled model, the number of tiles is dynamic too.
+For a tiled model, the number of tiles is dynamic too; for one of dynamic size, the rows and columns of tokens are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from captioner.families.base import Source
 
 OPSET = 18  # supported by ONNX Runtime 1.19 and newer
 MAX_IR_VERSION = 10  # the newest that ONNX Runtime 1.19 supports
-EXPORT_BATCH, EXPORT_TILES = 2, 3
+EXPORT_BATCH, EXPORT_TILES, EXPORT_GRID = 2, 3, (3, 5)
 SINGLE_FILE_LIMIT_BYTES = 3 * 2**29  # protobuf is limited to 2 GiB; larger weights go to a second file
 
 
@@ -32,11 +32,16 @@ def export_vision_encoder(source: Source, folder: Path, metadata: dict[str, str]
     Raises ModelUnsupported when the exported batch size is fixed.
     """
     path = folder / "model.onnx"
-    height, dynamic_axes = source.image.height, {0: torch.export.Dim("batch", min=1, max=1024)}
-    if source.image.longest_px is not None:
+    image, dynamic_axes = source.image, {0: torch.export.Dim("batch", min=1, max=1024)}
+    height, width = image.height, image.width
+    if image.longest_px is not None:
         dynamic_axes[1] = height * torch.export.Dim("tiles", min=1, max=1024)
         height *= EXPORT_TILES
-    pixels = torch.zeros(EXPORT_BATCH, height, source.image.width, 3, dtype=torch.uint8)
+    elif image.max_pixels is not None:
+        dynamic_axes[1] = height * torch.export.Dim("rows", min=1, max=image.max_grid[1])
+        dynamic_axes[2] = width * torch.export.Dim("columns", min=1, max=image.max_grid[1])
+        height, width = image.pixel_size(*EXPORT_GRID)
+    pixels = torch.zeros(EXPORT_BATCH, height, width, 3, dtype=torch.uint8)
     weights = sum(tensor.nbytes for tensor in source.vision_encoder.state_dict().values())
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints and warns a lot
         warnings.simplefilter("ignore")

@@ -21,6 +21,8 @@ SEEDED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {}),
     "paligemma": ("paligemma", {"text_model": "gemma"}),
     "paligemma2": ("paligemma", {"text_model": "gemma2"}),
+    "qwen3-vl": ("qwen_vl", {"model_type": "qwen3_vl"}),
+    "qwen2.5-vl": ("qwen_vl", {"model_type": "qwen2_5_vl"}),
 }
 
 

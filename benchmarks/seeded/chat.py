@@ -12,7 +12,7 @@ LETTERS = "etaoinshrdlucmfwygpbvkxqjz"
 
 
 def save_tokenizer(
-    folder: Path, size: int, special: dict[str, int], template: str, *, bos: str, eos: str, adds_bos: bool
+    folder: Path, size: int, special: dict[str, int], template: str, *, bos: str | None, eos: str, adds_bos: bool
 ) -> None:
     """Write a tokenizer of `size` tokens to `folder`; `special` has the ids of its special tokens.
 
@@ -33,7 +33,9 @@ def save_tokenizer(
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if adds_bos:
-        made.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, special[bos])])
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, special[bos or ""])]
+        )
     PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token=bos, eos_token=eos, pad_token=eos, chat_template=template
     ).save_pretrained(folder)

@@ -20,7 +20,7 @@ MIN_OVERLAP = 0.5  # of words or tokens: rounding may flip a close choice
 
 
 def load_features(folder: Path) -> NDArray[np.float32]:
-    """Return the exporter's features of the golden image, (image tokens, width). Raises ArtefactBroken."""
+    """Return the exporter's features of the golden image, as the decoder reads them. Raises ArtefactBroken."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

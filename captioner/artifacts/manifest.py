@@ -72,7 +72,7 @@ class Manifest:
     card: Card
     precision: EncoderPrecision
     image: ImageSpec
-    feature_tokens: int  # image tokens per image, or per tile
+    feature_tokens: int  # image tokens per image, or per cell of its grid
     feature_width: int
     prompts: PromptTable
     prompt_template: str
@@ -90,6 +90,15 @@ class Manifest:
     def continues_prompt(self) -> bool:
         """Return whether a caption continues the prompt's text and includes it; otherwise it answers the prompt."""
         return self.prompt_template == PROMPT_FIELD
+
+    def feature_shape(self, grid_rows: int, grid_columns: int) -> tuple[int, ...]:
+        """Return the shape in which the decoder reads an image's features: (image tokens, width).
+
+        It is (rows, columns, width) for an image of dynamic size, whose tokens have their positions from that grid.
+        """
+        if self.image.max_pixels is not None:
+            return grid_rows, grid_columns, self.feature_width
+        return self.image.parts(grid_rows, grid_columns) * self.feature_tokens, self.feature_width
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

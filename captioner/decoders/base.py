@@ -38,7 +38,8 @@ class Decoder(ABC):
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
         """Start a caption in cache row `row`: cache the image and all prompt ids but the last.
 
-        features: (image tokens, feature width). `decode` reads the last prompt id, so a new caption shares its first
+        features: (image tokens, feature width), or (rows, columns, feature width) for decoders that place the tokens on
+        a grid. `decode` reads the last prompt id, so a new caption shares its first
         step with the running ones.
         """
 

@@ -7,11 +7,12 @@ knows the text around the image.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from captioner.artifacts.manifest import Manifest
 from captioner.decoders.base import Decoder
@@ -49,9 +50,7 @@ class PrefixDecoder(Decoder):
     @torch.inference_mode()
     def prefill(self, row: int, features: torch.Tensor, prompt_ids: list[int]) -> None:
         """See Decoder.prefill. Raises ValueError unless prompt_ids[:-1] has one image token per feature."""
-        image_positions = [i for i, token in enumerate(prompt_ids[:-1]) if token == self.image_token_id]
-        if len(image_positions) != len(features):
-            raise ValueError(f"the prompt has {len(image_positions)} image tokens, the image {len(features)} features")
+        image_positions = self.image_positions(features, prompt_ids)
         for layer in self.text_layers:
             layer.clear(row)
         # The last id is read again by `decode`, but a prompt that attends both ways must see it now.
@@ -60,8 +59,7 @@ class PrefixDecoder(Decoder):
             return
         ids_1N = upload(prompt_ids[:count], self.device)[None]
         embeddings_1ND = self.model.get_input_embeddings()(ids_1N).to(self.dtype)
-        staged = features.to(self.device, self.dtype, non_blocking=True)
-        embeddings_1ND[0, upload(image_positions, self.device)] = staged
+        embeddings_1ND[0, upload(image_positions, self.device)] = self.upload_features(features)
         last_keys_1N = upload(self._last_keys(prompt_ids, image_positions)[:count], self.device)[None]
         # A fused kernel of CUDA does not keep the scores: one pass costs half of two. Tokens that attend to later ones
         # need the keys of those in the same pass.
@@ -90,6 +88,22 @@ class PrefixDecoder(Decoder):
         positions_B1 = positions_B[:, None]
         return self._forward(slice(0, ids_B.shape[0]), embeddings_B1D, positions_B1, span, positions_B1)
 
+    def image_positions(self, features: torch.Tensor, prompt_ids: list[int]) -> list[int]:
+        """Return the positions of the image tokens. Raises ValueError unless there is one per feature."""
+        found = [i for i, token in enumerate(prompt_ids[:-1]) if token == self.image_token_id]
+        count = features.shape[:-1].numel()
+        if len(found) != count:
+            raise ValueError(f"the prompt has {len(found)} image tokens, the image {count} features")
+        return found
+
+    def upload_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Return features (image tokens, width) on the device, in the decoder's type."""
+        return features.to(self.device, self.dtype, non_blocking=True).flatten(end_dim=-2)
+
+    def rotary_positions(self, rows: slice, positions_BQ: torch.Tensor) -> torch.Tensor:
+        """Return what the model's rotary embedding takes for these cache positions."""
+        return positions_BQ
+
     def _forward(
         self,
         rows: slice,
@@ -102,7 +116,7 @@ class PrefixDecoder(Decoder):
         self.window.set(rows, positions_BQ, span)
         output = self.model(
             inputs_embeds=embeddings_BQD,
-            position_ids=positions_BQ,
+            position_ids=self.rotary_positions(rows, positions_BQ),
             attention_mask=causal_mask(last_keys_BQ, span, self.dtype),
             past_key_values=self.cache,
             use_cache=True,
@@ -117,25 +131,29 @@ def load_decoder(
     manifest: Manifest,
     precision: Precision,
     device: torch.device,
-    bidirectional: Bidirectional | None = None,
+    kind: Callable[[PreTrainedModel, int, int], PrefixDecoder] = PrefixDecoder,
 ) -> PrefixDecoder:
     """Return the published decoder, see Family.decoder. Raises ArtefactBroken without an image_token_id."""
     if manifest.image_token_id is None:
         raise ArtefactBroken("the manifest has no image_token_id, so the image has no position; export again")
     model = load_weights(AutoModelForCausalLM, folder, precision, device)
-    return PrefixDecoder(model, manifest.context_tokens, manifest.image_token_id, bidirectional)
+    return kind(model, manifest.context_tokens, manifest.image_token_id)
 
 
 def language_model(
-    model: PreTrainedModel, text_model: PreTrainedModel, context_tokens: int | None = None
+    model: PreTrainedModel,
+    text_model: PreTrainedModel,
+    context_tokens: int | None = None,
+    *,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """Return `text_model` and the head of `model` as a separate causal language model that shares their weights.
 
     `context_tokens`: the most tokens of a caption with its prompt, if a sliding window covers them all: attention to
-    the window is then full attention. Raises ModelUnsupported for attention that PrefixDecoder's mask or slots would
-    compute wrongly.
+    the window is then full attention. `config`: of the causal language model, if `text_model` has a type without one.
+    Raises ModelUnsupported for attention that PrefixDecoder's mask or slots would compute wrongly.
     """
-    config = copy.deepcopy(text_model.config)
+    config = copy.deepcopy(text_model.config) if config is None else config
     rope = getattr(config, "rope_parameters", None) or {}
     for part in (rope, *rope.values()):  # some models have one rope for each type of layer
         kind = part.get("rope_type") if isinstance(part, dict) else None

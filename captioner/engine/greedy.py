@@ -11,7 +11,7 @@ from captioner.engine.runner import Runner
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 
-Request = tuple[list[int], torch.Tensor, int]  # prompt ids, features (image tokens, width), max tokens
+Request = tuple[list[int], torch.Tensor, int]  # prompt ids, features, max tokens
 
 
 def greedy(runner: Runner, stop_ids: tuple[int, ...], requests: Iterable[Request]) -> list[list[int]]:

@@ -45,7 +45,7 @@ class Sequence:
     priority_level: int = 2
     client_id: str = ""  # requests of one client share its turns
     encoded_ids: int = 0  # of prompt_ids, at the beginning: only an encoder reads them, they are not part of the text
-    features: torch.Tensor | None = None  # (image tokens, width); dropped once the cache holds them
+    features: torch.Tensor | None = None  # as `Decoder.prefill` takes them; dropped once the cache holds them
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0  # nats, over num_sampled_tokens
     num_sampled_tokens: int = 0  # includes the stop id

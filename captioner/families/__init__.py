@@ -22,6 +22,8 @@ FAMILIES = {  # model_type: "module:Class"
     "idefics3": "idefics3:Idefics3",
     "llava": "llava:Llava",
     "paligemma": "paligemma:PaliGemma",
+    "qwen2_5_vl": "qwen2_5_vl:Qwen2_5VL",
+    "qwen3_vl": "qwen3_vl:Qwen3VL",
     "smolvlm": "idefics3:SmolVLM",
     "vision-encoder-decoder": "vision_encoder_decoder:VisionEncoderDecoder",
 }

@@ -6,6 +6,7 @@ captioner/decoders/base.py. It knows neither Triton nor the engine.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Source:
         precision: EncoderPrecision = "fp32",
         golden_sample: GoldenSample | None = None,
     ) -> Manifest:
-        """Return the manifest that the server reads; `feature_shape` is (image tokens, width) of one image or tile."""
+        """Return the manifest that the server reads; `feature_shape` is (image tokens, width) of one image or cell."""
         return Manifest(
             family=family,
             model=model,
@@ -147,9 +148,9 @@ class Family(ABC):
         return None
 
     @classmethod
-    def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
+    def image_text(cls, manifest: Manifest, image_token: str, grid_rows: int, grid_columns: int) -> str:
         """Return the text of the image in the prompt template: one `image_token` per feature."""
-        return image_token * manifest.feature_tokens
+        return image_token * math.prod(manifest.feature_shape(grid_rows, grid_columns)[:-1])
 
     @classmethod
     def prompt_ids(
@@ -157,8 +158,8 @@ class Family(ABC):
         tokenizer: Tokenizer,
         manifest: Manifest,
         prompt: str,
-        tile_rows: int = 0,
-        tile_columns: int = 0,
+        grid_rows: int = 0,
+        grid_columns: int = 0,
         system: str | None = None,
     ) -> list[int]:
         """Return all ids that the model reads before the caption; the decoder's own come last.
@@ -172,7 +173,7 @@ class Family(ABC):
             token = tokenizer.id_to_token(manifest.image_token_id) or ""
             if any(token in text for text in values.values()):
                 raise ParameterInvalid(f"the prompt contains {token!r}, which is reserved for the image")
-            values[IMAGE_FIELD] = cls.image_text(manifest, token, tile_rows, tile_columns)
+            values[IMAGE_FIELD] = cls.image_text(manifest, token, grid_rows, grid_columns)
         fields = re.compile("|".join(map(re.escape, values)))  # in one pass: a text may look like a field
         text = fields.sub(lambda field: values[field[0]], template)
         text_ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -141,12 +141,12 @@ class Florence2(Family):
         tokenizer: Tokenizer,
         manifest: Manifest,
         prompt: str,
-        tile_rows: int = 0,
-        tile_columns: int = 0,
+        grid_rows: int = 0,
+        grid_columns: int = 0,
         system: str | None = None,
     ) -> list[int]:
         """See Family.prompt_ids. Raises PromptTooLong for a prompt above PROMPT_TOKENS."""
-        ids = super().prompt_ids(tokenizer, manifest, prompt, tile_rows, tile_columns, system)
+        ids = super().prompt_ids(tokenizer, manifest, prompt, grid_rows, grid_columns, system)
         if (count := len(ids) - len(manifest.start_ids)) > PROMPT_TOKENS:
             raise PromptTooLong(f"the prompt has {count} tokens; the limit is {PROMPT_TOKENS}")
         return ids

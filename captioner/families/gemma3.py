@@ -6,6 +6,7 @@ window is the whole context.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGenera
 from captioner.artifacts.manifest import IMAGE_FIELD, Manifest
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
-from captioner.decoders.prefix import language_model, load_decoder
+from captioner.decoders.prefix import PrefixDecoder, language_model, load_decoder
 from captioner.errors import ModelUnsupported
 from captioner.families import chat_prompts
 from captioner.families.base import Family, Source
@@ -88,4 +89,4 @@ class Gemma3(Family):
     @classmethod
     def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
         """See Family.decoder."""
-        return load_decoder(folder, manifest, precision, device, bidirectional="image")
+        return load_decoder(folder, manifest, precision, device, partial(PrefixDecoder, bidirectional="image"))

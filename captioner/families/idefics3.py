@@ -76,7 +76,7 @@ class Idefics3(Family):
             model = AutoModelForImageTextToText.from_config(config)
         language_model(model, model.model.text_model)  # raises ModelUnsupported for another kind of attention
         tile_tokens = (image.height // config.vision_config.patch_size) ** 2 // config.scale_factor**2
-        max_image_tokens = (image.max_tiles**2 + 1) * (tile_tokens + 2)
+        max_image_tokens = image.parts(*image.max_grid) * (tile_tokens + 2)
         context_tokens = min(config.text_config.max_position_embeddings, max_image_tokens + TEXT_TOKENS)
         return Outline(image, context_tokens, follows_instructions=True)
 
@@ -122,12 +122,12 @@ class Idefics3(Family):
         return load_decoder(folder, manifest, precision, device)
 
     @classmethod
-    def image_text(cls, manifest: Manifest, image_token: str, tile_rows: int, tile_columns: int) -> str:
+    def image_text(cls, manifest: Manifest, image_token: str, grid_rows: int, grid_columns: int) -> str:
         """See Family.image_text: the tiles row by row, each after its own mark, then the whole image."""
         tokens = image_token * manifest.feature_tokens
         rows = [
-            "".join(f"{FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tile_columns + 1)) + "\n"
-            for row in range(1, tile_rows + 1)
+            "".join(f"{FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, grid_columns + 1)) + "\n"
+            for row in range(1, grid_rows + 1)
         ]
         return "".join(rows) + ("\n" if rows else "") + f"{FAKE_TOKEN}{GLOBAL_TOKEN}{tokens}{FAKE_TOKEN}"
 

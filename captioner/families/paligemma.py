@@ -8,6 +8,7 @@ differences only.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from captioner.artifacts.manifest import IMAGE_FIELD, PROMPT_FIELD, Manifest
 from captioner.artifacts.prompts import PromptTable
 from captioner.decoders.base import Decoder
 from captioner.decoders.load_weights import Precision
-from captioner.decoders.prefix import language_model, load_decoder
+from captioner.decoders.prefix import PrefixDecoder, language_model, load_decoder
 from captioner.errors import ModelUnsupported
 from captioner.families import chat_prompts
 from captioner.families.base import Family, Source
@@ -99,4 +100,4 @@ class PaliGemma(Family):
     @classmethod
     def decoder(cls, folder: Path, manifest: Manifest, precision: Precision, device: torch.device) -> Decoder:
         """See Family.decoder."""
-        return load_decoder(folder, manifest, precision, device, bidirectional="prompt")
+        return load_decoder(folder, manifest, precision, device, partial(PrefixDecoder, bidirectional="prompt"))

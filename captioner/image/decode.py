@@ -21,6 +21,7 @@ from PIL import AvifImagePlugin, Image
 from captioner.errors import ImageBroken, ImageFormatUnknown, ImageRefused, ImageTooLarge
 from captioner.image import side_information, tiles
 from captioner.image.colors import Picture, Transform, to_rgb
+from captioner.image.dynamic_size import fitted
 from captioner.image.formats import NAMES, first_bytes, sniff, unwrap
 from captioner.image.limits import MAX_PIXELS, check_dimensions, check_file_size
 from captioner.image.spec import ImageSpec
@@ -57,13 +58,18 @@ def load_pixels(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], ImageI
     """Return the RGB pixels of `data`, (height, width, 3) uint8, and the properties of the file.
 
     `data`: a file's bytes, base64 text, or a data URL. For a tiled model the pixels are a column of tiles, see
-    `tiles.cut`. Raises a subclass of ImageRefused.
+    `tiles.cut`; for a model of dynamic size they are whole cells. Raises a subclass of ImageRefused.
     """
     image, transform, info = _decode_checked(unwrap(data))
     resample = Image.Resampling[spec.resample.upper()]
     if spec.longest_px is not None:
         pixels, rows, columns = tiles.cut(image, spec.height, spec.longest_px, resample)
-        info = replace(info, tile_rows=rows, tile_columns=columns)
+        info = replace(info, grid_rows=rows, grid_columns=columns)
+    elif spec.max_pixels is not None:
+        rows, columns = fitted(*image.size, spec.height, spec.min_pixels, spec.max_pixels)
+        height, width = spec.pixel_size(rows, columns)
+        pixels = np.asarray(image.resize((width, height), resample), dtype=np.uint8)
+        info = replace(info, grid_rows=rows, grid_columns=columns)
     elif spec.crop:
         pixels = np.asarray(_center_crop(image, spec), dtype=np.uint8)
     else:

@@ -5,6 +5,7 @@ It knows the manifest and the tokenizer, not threads, slots or responses: those 
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 
@@ -139,9 +140,9 @@ class ServedModel:
         manifest, parameters, sequence = self.manifest, request.parameters, request.sequence
         for text in request.own_texts:
             self._control_tokens.check(text)
-        # Assume the most tiles an image may have: the prompt must fit before the image is decoded.
-        tiles = manifest.image.max_tiles
-        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, tiles, tiles, request.system)
+        # Assume the largest grid an image may have: the prompt must fit before the image is decoded.
+        grid = manifest.image.max_grid
+        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, *grid, request.system)
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
             raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
@@ -238,17 +239,17 @@ class ServedModel:
         """
         manifest, sequence, info = self.manifest, request.sequence, encoded.info
         request.info, request.cache_hit, request.image = info, hit, b""
-        tokens = manifest.feature_tokens * (info.tile_rows * info.tile_columns + 1)
-        expected = (tokens, manifest.feature_width)
+        shape = manifest.feature_shape(info.grid_rows, info.grid_columns)
+        expected = (math.prod(shape[:-1]), shape[-1])
         if encoded.features.shape != expected:
             raise ArtefactBroken(f"the image encoder gave features {encoded.features.shape}; expected {expected}")
-        sequence.features = torch.from_numpy(encoded.features)
+        sequence.features = torch.from_numpy(encoded.features).reshape(shape)
         # One row of NaN would fail every caption of the same step. Not by torch: see `load_service`.
         if not np.isfinite(encoded.features).all():
             raise ArtefactBroken("the image encoder gave features that are not finite numbers")
-        if manifest.image.max_tiles:
+        if any(manifest.image.max_grid):
             sequence.prompt_ids = self._family.prompt_ids(
-                self._tokenizer, manifest, request.prompt, info.tile_rows, info.tile_columns, request.system
+                self._tokenizer, manifest, request.prompt, info.grid_rows, info.grid_columns, request.system
             )
         generation, sampling = manifest.generation, sequence.sampling
         if request.candidates > 1:

@@ -54,9 +54,11 @@ class CaptionService:
         self._encode = encode
         self._report = report
         self._features = FeatureCache(settings.feature_cache_mib * 2**20)
-        tiles = model.manifest.image.max_tiles**2 + 1
+        image = model.manifest.image
         self._encoders = EncodePool(
-            max(1, settings.encode_workers // tiles), self._next_to_encode, self._encode_and_submit
+            max(1, settings.encode_workers // image.parts(*image.max_grid)),
+            self._next_to_encode,
+            self._encode_and_submit,
         )
         self._encode_timeout_s = settings.encode_timeout_s
         self._preparers = ThreadPoolExecutor(PREPARE_THREADS, "prepare")

@@ -26,7 +26,7 @@ class Settings:
     kv_cache_mib: int = 0  # for all slots; 0: half of the memory that the weights leave free
     max_waiting: int = 64  # requests encoding or waiting beyond the slots
     feature_cache_mib: int = 256  # 0 turns the cache off
-    encode_workers: int = 16  # images, or tiles of images, that are encoded at the same time
+    encode_workers: int = 16  # images, or cells of their grids, that are encoded at the same time; at least one image
     encode_timeout_s: int = 90  # of one image, in both models of the encoder; longer than the decoder's own limits
     cancel_poll_ms: int = 50
     decode_threads: int = 0  # torch's intra-op threads; 0: every core, or one for a small decoder

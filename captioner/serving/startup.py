@@ -89,9 +89,10 @@ def load_service(
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ArtefactBroken(f"{tokenizer_file} cannot be read: {error}") from error
     runner = Runner(decoder, room.slots)
-    prompt_ids = kind.prompt_ids(tokenizer, manifest, manifest.prompts.render(None, None))
+    grid = manifest.image.min_grid
+    prompt_ids = kind.prompt_ids(tokenizer, manifest, manifest.prompts.render(None, None), *grid)
     try:
-        runner.warm_up(torch.zeros(manifest.feature_tokens, manifest.feature_width), prompt_ids)
+        runner.warm_up(torch.zeros(manifest.feature_shape(*grid)), prompt_ids)
     except Exception as error:  # for example, a quantized layer of a size that its kernel does not support
         raise StartupRefused(f"{manifest.model} cannot run in {precision} on {device}: {error}") from error
     check_decoder(runner, manifest, folder / version, exact=precision == "fp32" and device.type == "cpu")

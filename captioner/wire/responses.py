@@ -21,8 +21,10 @@ class ImageInfo:
     frames: int  # of an animation or a sequence; 2 for any TIFF file of several pages
     rotated: bool  # EXIF orientation was applied
     alpha: bool  # transparency was composited on white, or on black where white would hide the picture
-    tile_rows: int = 0  # for models that split large images into tiles; 0 if the image was not split
-    tile_columns: int = 0
+    # The grid in which the model reads the image: of tiles, if it splits large images, or of image tokens, if the size
+    # is dynamic; 0 if the image was not split.
+    grid_rows: int = 0
+    grid_columns: int = 0
     frame: int = 0  # the frame of an animation that was captioned: the first that is not one flat color
     shrunk_from: str = ""  # the size of the file that the client shrank before it was sent, "20000x1000 px, 0.7 MiB"
 

@@ -11,12 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from captioner.decoders.base import Decoder
 from captioner.decoders.cross_attention import CrossAttentionDecoder
 from captioner.decoders.encoder_decoder import EncoderDecoder
 from captioner.decoders.load_weights import load_weights
+from captioner.decoders.mrope import MRopeDecoder
 from captioner.decoders.prefix import PrefixDecoder
 from captioner.engine.runner import Runner
 from captioner.engine.sampling import Sampling
@@ -57,7 +67,26 @@ def encoder_decoder() -> tuple[Decoder, torch.Tensor, list[int]]:
     return EncoderDecoder(model, 64, 3, 8, 2), torch.zeros(3, 16), [0, 7, 8, 2, 2, 0]
 
 
-@pytest.fixture(params=[cross, prefix, encoder_decoder], ids=["cross-attention", "prefix", "encoder-decoder"])
+def mrope() -> tuple[Decoder, torch.Tensor, list[int]]:
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            hidden_size=16,
+            head_dim=8,
+            intermediate_size=24,
+            vocab_size=50,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        )
+    ).eval()
+    decoder = MRopeDecoder(model, 64, IMAGE, feature_width=32, rotary=Qwen3VLTextRotaryEmbedding)
+    return decoder, torch.zeros(1, 2, 32), [0, IMAGE, IMAGE, 1]
+
+
+@pytest.fixture(
+    params=[cross, prefix, encoder_decoder, mrope], ids=["cross-attention", "prefix", "encoder-decoder", "mrope"]
+)
 def running(request: pytest.FixtureRequest) -> tuple[Runner, list[Sequence]]:
     """A runner whose rows all hold a caption."""
     make: Callable[[], tuple[Decoder, torch.Tensor, list[int]]] = request.param

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.seeded import blip, florence2, gemma3, idefics3, llava, paligemma, vision_encoder_decoder
+from benchmarks.seeded import blip, florence2, gemma3, idefics3, llava, paligemma, qwen_vl, vision_encoder_decoder
 from captioner.families import chat_prompts
 from captioner.families.concept_encoder_decoder import PROMPTS as EMBEDDED_PROMPTS
 from captioner.families.paligemma import PROMPTS as TASKS
@@ -27,6 +27,8 @@ from tests.families.originals import (
     llava_prompt_ids,
     paligemma_prompt_ids,
     plain_prompt_ids,
+    qwen_vl_features,
+    qwen_vl_prompt_ids,
     siglip_features,
     vision_encoder_decoder_features,
 )
@@ -78,6 +80,35 @@ def idefics3_case(model_type: idefics3.ModelType) -> Case:
             ("preprocessor_config.json", {"size": {"longest_edge": 8192}}, "size 8192"),
             ("preprocessor_config.json", {"size": {"longest_edge": 127}}, "size 127"),
             ("preprocessor_config.json", {"max_image_size": None}, "max_image_size None"),
+        ),
+    )
+
+
+def qwen_vl_case(model_type: qwen_vl.ModelType, architecture: str, refused: Refusal) -> Case:
+    return Case(
+        seeded={"qwen3_vl": "qwen3-vl", "qwen2_5_vl": "qwen2.5-vl"}[model_type],
+        source={
+            "image": ImageSpec(8, 8, "bicubic", min_pixels=2 * 64, max_pixels=24 * 64),
+            "image_token_id": qwen_vl.TINY[qwen_vl.IMAGE],
+            "start_ids": (),
+            "stop_ids": (qwen_vl.TINY[qwen_vl.END], qwen_vl.TINY[qwen_vl.TURN]),
+            "context_tokens": 512,
+            "prompts": chat_prompts.PROMPTS,
+        },
+        architecture=architecture,
+        original_prompt_ids=qwen_vl_prompt_ids(model_type),
+        original_features=qwen_vl_features,
+        max_tokens=512,
+        refused=(
+            NO_RESAMPLE,
+            NO_RESIZE,
+            refused,
+            ("config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+            ("preprocessor_config.json", {"patch_size": 8}, "patch_size 8; vision_config has 4"),
+            ("preprocessor_config.json", {"merge_size": 1}, "merge_size 1"),
+            ("preprocessor_config.json", {"size": None}, "min_pixels None"),
+            ("preprocessor_config.json", {"size": {"shortest_edge": 128}}, "max_pixels None"),
+            ("preprocessor_config.json", {"max_pixels": 63}, "max_pixels 63"),
         ),
     )
 
@@ -229,6 +260,20 @@ CASES = {
             ("config.json", {"text_config": {"sliding_window": 271}}, "sliding_window is 271, but image, prompt and"),
             ("config.json", {"image_token_index": 400}, "image_token_index is 400"),
             ("config.json", {"vision_config": {"image_size": 48}}, "image_size is 48"),
+        ),
+    ),
+    "qwen2_5_vl": qwen_vl_case(
+        "qwen2_5_vl",
+        "Qwen2ForCausalLM",
+        ("config.json", {"text_config": {"use_sliding_window": True, "sliding_window": 64}}, "sliding_window is 64"),
+    ),
+    "qwen3_vl": qwen_vl_case(
+        "qwen3_vl",
+        "Qwen3ForCausalLM",
+        (
+            "config.json",
+            {"text_config": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}},
+            "'dynamic'",
         ),
     ),
     "smolvlm": idefics3_case("smolvlm"),

@@ -24,10 +24,13 @@ from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from benchmarks.seeded import blip, florence2, idefics3, llava, paligemma
+from benchmarks.seeded import blip, florence2, idefics3, llava, paligemma, qwen_vl
 from captioner.families.llava import SYSTEM
 
 Features = Callable[[Image.Image], torch.Tensor]  # → (image tokens, width)
@@ -107,6 +110,40 @@ def paligemma_prompt_ids(folder: Path) -> PromptIds:
     image_processor.image_seq_length = 16
     processor = PaliGemmaProcessor(image_processor, AutoTokenizer.from_pretrained(folder))
     return lambda image, text: list(processor(images=image, text=f"{paligemma.IMAGE}{text}")["input_ids"][0])
+
+
+def qwen_vl_prompt_ids(model_type: qwen_vl.ModelType) -> Callable[[Path], PromptIds]:
+    kind = {"qwen3_vl": Qwen3VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[model_type]
+    # Without torchvision there is no class of video processors to check for.
+    kind = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+
+    def open_folder(folder: Path) -> PromptIds:
+        processor: Any = kind(
+            Qwen2VLImageProcessorPil.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+            chat_template=(folder / "chat_template.jinja").read_text(),
+        )
+
+        def prompt_ids(image: Image.Image, text: str) -> list[int]:
+            chat: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+            rendered = processor.apply_chat_template(chat, add_generation_prompt=True)
+            return list(processor(text=[rendered], images=[image])["input_ids"][0])
+
+        return prompt_ids
+
+    return open_folder
+
+
+def qwen_vl_features(folder: Path) -> Features:
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+
+    def features(image: Image.Image) -> torch.Tensor:
+        made = model.get_image_features(**processor(image, return_tensors="pt"))
+        levels = [level for (level,) in getattr(made, "deepstack_features", None) or []]
+        return torch.cat([made.pooler_output[0], *levels], -1)
+
+    return features
 
 
 def blip_features(folder: Path) -> Features:

@@ -117,11 +117,15 @@ def test_a_step_reads_nothing_back_to_the_host(model: TinyModel) -> None:
 def test_the_exported_graph_gives_the_same_features_at_other_batch_sizes(model: TinyModel, tmp_path: Path) -> None:
     path = export_vision_encoder(model.source, tmp_path, {})
     image = model.source.image
-    for images, tiles in [(3, 5), (1, 1), (1, 17), (2, 3)] if image.longest_px else [(5, 1), (1, 1)]:
-        shape = (images, tiles * image.height, image.width, 3)
+    batches = [(5, (0, 0)), (1, (0, 0))]  # images and their grid
+    if any(image.max_grid):
+        batches = [(3, (2, 2)), (1, image.min_grid), (1, (4, 4)), (2, (1, 2)), (2, (5, 3))]
+    for images, grid in batches:
+        shape = (images, *image.pixel_size(*grid), 3)
         pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
         features = model.features(pixels)
-        assert features.shape == (images, tiles * model.manifest.feature_tokens, model.manifest.feature_width)
+        tokens = image.parts(*grid) * model.manifest.feature_tokens
+        assert features.shape == (images, tokens, model.manifest.feature_width)
         assert np.abs(onnx_features(path, pixels.numpy()) - features.numpy()).max() < 1e-4
 
 
@@ -218,6 +222,7 @@ def test_a_prompt_with_the_image_token_is_refused(model: TinyModel) -> None:
 @pytest.mark.parametrize("change", [-1, 1])
 def test_features_that_do_not_match_the_prompt_are_refused(model: TinyModel, change: int) -> None:
     features, prompt_ids, _ = model.requests[0]
-    tokens = len(features)
-    with pytest.raises(ValueError, match=f"{tokens} image tokens, the image {tokens + change} features"):
-        model.decoder(slots=1).prefill(0, torch.zeros(tokens + change, features.shape[1]), prompt_ids)
+    other = torch.zeros(len(features) + change, *features.shape[1:])
+    counts = features.shape[:-1].numel(), other.shape[:-1].numel()
+    with pytest.raises(ValueError, match="{} image tokens, the image {} features".format(*counts)):
+        model.decoder(slots=1).prefill(0, other, prompt_ids)

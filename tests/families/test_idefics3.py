@@ -28,7 +28,8 @@ def test_the_requests_of_the_contract_suite_have_different_numbers_of_tiles(mode
 
 
 def test_the_context_ends_at_the_models_positions(model: TinyModel) -> None:
-    assert (model.source.image.max_tiles**2 + 1) * TILE_TOKENS + TEXT_TOKENS > model.source.context_tokens == 512
+    image = model.source.image
+    assert image.parts(*image.max_grid) * TILE_TOKENS + TEXT_TOKENS > model.source.context_tokens == 512
 
 
 @pytest.mark.parametrize("grid", [(0, 0), (1, 2), (3, 1), (4, 4)])

@@ -95,7 +95,7 @@ def test_a_served_model_writes_the_caption_of_the_original(
     for system, caption in zip(systems, captions, strict=True):
         details = caption.details
         prompt_ids = kind.prompt_ids(
-            tokenizer, manifest, details.prompt, info.tile_rows, info.tile_columns, details.system
+            tokenizer, manifest, details.prompt, info.grid_rows, info.grid_columns, details.system
         )
         with torch.inference_mode():
             written = original.generate(
@@ -107,4 +107,4 @@ def test_a_served_model_writes_the_caption_of_the_original(
         assert caption.text == text.lstrip()
         assert (details.model, details.tokens, details.system) == (name, len(shown), system)
         assert details.prompt_tokens == len(prompt_ids)
-        assert details.image.tile_rows == info.tile_rows
+        assert details.image.grid_rows == info.grid_rows

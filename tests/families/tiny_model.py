@@ -83,7 +83,7 @@ class TinyModel:
     def read(self, image: Image.Image, text: str) -> tuple[torch.Tensor, list[int]]:
         """Return pixels (height, width, 3) and prompt ids, as the server computes them."""
         pixels, info = load_pixels(png(image), self.source.image)
-        ids = self.kind.prompt_ids(self.tokenizer, self.manifest, text, info.tile_rows, info.tile_columns)
+        ids = self.kind.prompt_ids(self.tokenizer, self.manifest, text, info.grid_rows, info.grid_columns)
         return torch.from_numpy(pixels.copy()), ids
 
     @cached_property
@@ -100,7 +100,15 @@ class TinyModel:
     @cached_property
     def requests(self) -> list[Request]:
         """ASKED as requests of a decoder."""
-        return [(self.features(pixels[None])[0], ids, self.case.limit) for pixels, ids in self.inputs]
+        return [(self.decoder_features(pixels), ids, self.case.limit) for pixels, ids in self.inputs]
+
+    def decoder_features(self, pixels_HWC: torch.Tensor) -> torch.Tensor:
+        """Return the features of one image as the decoder reads them."""
+        image, features = self.source.image, self.features(pixels_HWC[None])[0]
+        if image.max_pixels is None:
+            return features
+        grid = pixels_HWC.shape[0] // image.height, pixels_HWC.shape[1] // image.width
+        return features.reshape(self.manifest.feature_shape(*grid))
 
     @cached_property
     def expected(self) -> list[list[int]]:

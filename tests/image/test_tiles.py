@@ -85,7 +85,7 @@ def test_a_file_becomes_stacked_tiles_with_the_whole_image_last() -> None:
     pixels, info = load_pixels(file(NOISE, "PNG"), spec)
     expected, rows, columns = theirs(Idefics3ImageProcessorPil, NOISE, 8, 32)
     assert pixels.dtype == np.uint8
-    assert (info.tile_rows, info.tile_columns) == (rows, columns)
+    assert (info.grid_rows, info.grid_columns) == (rows, columns)
     assert pixels.shape == ((rows * columns + 1) * 8, 8, 3)
     assert np.array_equal(pixels, expected)
     assert (info.width, info.height) == NOISE.size
@@ -94,11 +94,11 @@ def test_a_file_becomes_stacked_tiles_with_the_whole_image_last() -> None:
 def test_an_image_that_fits_in_one_tile_is_not_split() -> None:
     pixels, info = load_pixels(file(NOISE, "PNG"), ImageSpec(32, 32, "lanczos", longest_px=32))
     assert pixels.shape == (32, 32, 3)
-    assert (info.tile_rows, info.tile_columns) == (0, 0)
+    assert (info.grid_rows, info.grid_columns) == (0, 0)
 
 
-def test_max_tiles_limits_the_tiles_along_a_side_and_is_reached() -> None:
+def test_the_largest_grid_limits_the_tiles_along_a_side_and_is_reached() -> None:
     spec = ImageSpec(16, 16, "bilinear", longest_px=60)
     for width, height in [(60, 60), (60, 59), (8, 400), (400, 8), (63, 64)]:
         _, info = load_pixels(file(noise(width, height), "PNG"), spec)
-        assert max(info.tile_rows, info.tile_columns) == spec.max_tiles == 4
+        assert max(info.grid_rows, info.grid_columns) == max(spec.max_grid) == 4
