@@ -113,7 +113,7 @@ def test_a_step_reads_nothing_back_to_the_host(model: TinyModel) -> None:
 
 
 # The fast suite has one family for each encoder class; tests/export exports the others too.
-@families(exhaustive=("blip", "concept-encoder-decoder", "idefics3", "vision-encoder-decoder"))
+@families(exhaustive=("blip", "concept-encoder-decoder", "idefics3", "paligemma", "vision-encoder-decoder"))
 def test_the_exported_graph_gives_the_same_features_at_other_batch_sizes(model: TinyModel, tmp_path: Path) -> None:
     path = export_vision_encoder(model.source, tmp_path, {})
     image = model.source.image
