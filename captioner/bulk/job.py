@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from captioner.bulk.engines.base import BulkEngine, Outcome
@@ -18,6 +19,7 @@ from captioner.bulk.order import InputOrder
 from captioner.bulk.outputs.atomic_write import DISK_FAILURES
 from captioner.bulk.outputs.base import CaptionedImage, Output
 from captioner.bulk.progress import Progress
+from captioner.bulk.prompt_template import PromptTemplate
 from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import FoundImage, Sources
 from captioner.bulk.sources.item import Item, reason
@@ -45,13 +47,15 @@ class Job:
         give_up_s: float,
         in_order: bool = False,
         can_resume: bool = False,
+        prompt: PromptTemplate | None = None,
     ) -> None:
         """`in_order`: write the captions in the order of the images. `can_resume`: a second run continues the job.
 
+        `prompt`: each image fills its fields; the engine's parameters then have no prompt.
         The job ends when for `give_up_s` seconds the server was unavailable for every image.
         """
         self._sources, self._engine, self._output, self._progress = sources, engine, output, progress
-        self._give_up_s, self._can_resume = give_up_s, can_resume
+        self._give_up_s, self._can_resume, self._prompt = give_up_s, can_resume, prompt
         self._report, self._order = report or Report(), InputOrder[CaptionedImage]() if in_order else None
         self._numbers = itertools.count()
         self._in_flight: dict[str, tuple[int, FoundImage]] = {}  # with its number in the input
@@ -121,6 +125,8 @@ class Job:
                 if image.error is not None:
                     raise image.error
                 wanted = self._output.wants(image)
+                if wanted and self._prompt is not None:
+                    image = replace(image, item=replace(image.item, prompt=self._prompt.fill(image)))  # noqa: PLW2901
             except Exception as error:  # one image must not end the others
                 self._fail(image, typed(error))
                 if isinstance(error, OSError) and error.errno in DISK_FAILURES:
@@ -185,8 +191,9 @@ class Job:
         self._progress.add(failed=1)
         _discard(image)
         unavailable = is_transient(error) and time.monotonic() - self._last_caption >= self._give_up_s
-        # A parameter concerns all images; an output that is refused concerns this one.
+        # A parameter concerns all images; an output that is refused, or a prompt of its own, concerns this one.
         wrong = isinstance(error, ParameterRefused) and not isinstance(error, OutputRefused)
+        wrong = wrong and image.item.prompt is None
         if unavailable or wrong:
             self._stop(error)
 

@@ -125,7 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
         asyncio.run(_wait_for_server(arguments.server, arguments.retry_for))
     files = sources.plain_files
     to_stdout = arguments.to == "stdout" or (arguments.to == "jsonl" and arguments.out is None)
-    if to_stdout and files and len(files) <= MAX_STREAMED and arguments.engine == LOCAL and not arguments.report:
+    streams = arguments.engine == LOCAL and not arguments.report and caption_job.prompt_template(arguments) is None
+    if to_stdout and files and len(files) <= MAX_STREAMED and streams:
         return _stream_files(arguments, files, edit)
     return asyncio.run(caption_job.run_job(arguments, sources, edit))
 

@@ -23,6 +23,7 @@ from captioner.bulk.outputs.base import Output
 from captioner.bulk.outputs.caption_edit import CaptionEdit
 from captioner.bulk.outputs.journal import Journal
 from captioner.bulk.progress import Progress
+from captioner.bulk.prompt_template import PromptTemplate
 from captioner.bulk.report import Report
 from captioner.bulk.sources.discover import Sources
 from captioner.bulk.sources.leave_out import LeaveOut
@@ -65,6 +66,7 @@ def sources(arguments: argparse.Namespace) -> Sources:
 
 def check_parameters(arguments: argparse.Namespace) -> None:
     """Raise a ParameterRefused for a value that no model takes."""
+    prompt_template(arguments)
     values = _given_parameters(arguments)
     wire.check_prompt(values.pop("prompt", ""))
     wire.parse_parameters(wire.encode_parameters(values))
@@ -94,12 +96,21 @@ async def run_job(arguments: argparse.Namespace, sources: Sources, edit: Caption
         give_up_s=arguments.retry_for,
         in_order=is_table,
         can_resume=not to_stdout,
+        prompt=prompt_template(arguments),
     )
     return await job.run()
 
 
+def prompt_template(arguments: argparse.Namespace) -> PromptTemplate | None:
+    """Return the prompt if it has fields that each image fills. Raises ParameterInvalid for a missing name."""
+    return PromptTemplate.of(arguments.prompt, arguments.name)
+
+
 def _engine(arguments: argparse.Namespace) -> BulkEngine:
     values, in_flight = _given_parameters(arguments), arguments.in_flight
+    if prompt_template(arguments) is not None:
+        del values["prompt"]
+        values.pop("name", None)
     if arguments.engine == RAY:
         from captioner.bulk.engines import ray
 

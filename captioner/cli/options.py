@@ -102,7 +102,11 @@ def log(text: str) -> None:
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """Add `--prompt` and one option for each request parameter of the wire."""
     group = parser.add_argument_group("caption parameters; the model's defaults apply to those left out")
-    group.add_argument("--prompt", help="exact prompt; replaces style and length")
+    group.add_argument(
+        "--prompt",
+        help="exact prompt; replaces style and length. `captioner caption` fills "
+        "{filename}, {name} and {tags} (from the .txt beside the image) for each image",
+    )
     for parameter in wire.PARAMETERS.values():
         if parameter.name in INTERNAL_PARAMETERS:
             continue

@@ -176,7 +176,10 @@ class ServedModel:
                 "was trained on"
             )
         if not self.manifest.prompts.language:
-            raise ParameterUnsupported(f"language is {language!r}; export this model again to ask it for a language")
+            raise ParameterUnsupported(
+                f"language is {language!r}; this model cannot be asked for one; if it follows "
+                "instructions, export it again"
+            )
         return language_name(language)
 
     def _style(self, request: InFlightRequest) -> str:

@@ -299,7 +299,7 @@ def test_a_language_is_refused_by_a_model_that_cannot_be_asked(
     service: CaptionService, encoder: Encoder, metrics: dict[str, float]
 ) -> None:
     older = instructed(encoder, metrics, "")
-    for each, reason in ((service, "this model follows no instructions"), (older, "export this model again")):
+    for each, reason in ((service, "this model follows no instructions"), (older, "export it again")):
         answer = ask(each, language="German")
         assert answer.code == "PARAMETER_UNSUPPORTED"
         assert reason in str(answer.errors[0]) and "'German'" in str(answer.errors[0])

@@ -20,15 +20,15 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from captioner import wire
-from captioner.errors import ImageBroken, ServerBusy, ServerStopping
+from captioner.errors import ImageBroken, PromptTooLong, ServerBusy, ServerStopping
 from captioner.wire import Details, FinishReason, ImageInfo, Timings
 from tests.support.cards import CARD
 
 # "unavailable", "cancelled": the gRPC status. "stalled": no response. "broken": UNAVAILABLE after BREAK_AFTER pieces.
-Fault = Literal["busy", "stopping", "unavailable", "cancelled", "stalled", "refused", "broken"]
+Fault = Literal["busy", "stopping", "unavailable", "cancelled", "stalled", "refused", "long", "broken"]
 PIECES, BREAK_AFTER = ("a ", "cat ", "on ", "a ", "mat"), 3
 TEXT = "".join(PIECES)
-ERRORS = {"busy": ServerBusy, "stopping": ServerStopping, "refused": ImageBroken}
+ERRORS = {"busy": ServerBusy, "stopping": ServerStopping, "refused": ImageBroken, "long": PromptTooLong}
 DETAILS = Details(
     model="owner/model", revision="0" * 40, version="1", prompt="", seed=0, max_tokens=9, max_characters=None,
     temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0, num_beams=1, finish_reason="stop", tokens=5,
@@ -51,6 +51,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.requests: list[float] = []  # times, in monotonic seconds
         self.seeds: list[int] = []
         self.languages: list[str] = []
+        self.prompts: list[str] = []
         self.card = CARD
         self.ids: list[str] = []  # of requests
         self.cancelled = threading.Event()  # by a client, before the end of its caption
@@ -82,6 +83,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         ended = threading.Event()
         context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
         image = next(iter(images), b"")
+        self.prompts.extend(text.decode() for text in images[1:2])
         self._closed.wait(self.delays_s.get(image, 0))
         details = replace(self.details, finish_reason=self.finish_reasons.get(image, "stop"))
         yield from self._respond(fault, request.parameters["describe"].bool_param, details, context)

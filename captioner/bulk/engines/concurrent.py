@@ -15,7 +15,7 @@ _READERS = 8  # threads
 
 
 async def caption_all(
-    items: Iterable[Item], in_flight: int, caption: Callable[[bytes], Awaitable[Caption]]
+    items: Iterable[Item], in_flight: int, caption: Callable[[bytes, Item], Awaitable[Caption]]
 ) -> AsyncGenerator[Outcome, None]:
     """Yield the outcome of every item; at most `in_flight` images are held in memory.
 
@@ -28,7 +28,7 @@ async def caption_all(
     async def one(item: Item) -> Outcome:
         try:
             data = await loop.run_in_executor(threads, load, item)
-            return Outcome(item, await caption(data), None)
+            return Outcome(item, await caption(data, item), None)
         except Exception as error:  # one image must not end the others
             return Outcome(item, None, typed(error))
 

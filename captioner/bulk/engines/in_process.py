@@ -40,8 +40,8 @@ class InProcessEngine:
             raise StartupRefused(f"--engine in-process needs {error.name}; run: {INSTALL}") from error
         model = await asyncio.to_thread(InProcessModel, self._repository, self._in_flight)
 
-        async def caption(image: bytes) -> Caption:
-            answer = await asyncio.wrap_future(model.submit(image, self._parameters))
+        async def caption(image: bytes, item: Item) -> Caption:
+            answer = await asyncio.wrap_future(model.submit(image, item.parameters(self._parameters)))
             return Caption(answer.text, with_original_size(answer.details, image))
 
         try:

@@ -45,8 +45,9 @@ class Worker:
     async def _answer(self, row: bytes) -> str:
         try:
             async with self._in_flight:
-                image = await asyncio.to_thread(self._work.read, pickle.loads(row))
-                caption = await self._client.caption(image, **self._work.parameters)
+                item: Item = pickle.loads(row)
+                image = await asyncio.to_thread(self._work.read, item)
+                caption = await self._client.caption(image, **item.parameters(self._work.parameters))
         except Exception as error:  # one image must not end the others
             return json.dumps({"error": typed(error).wire()})
         return json.dumps({"text": caption.text, "details": to_json(caption.details)})

@@ -33,8 +33,8 @@ class ServerEngine:
         """Yield the outcome of every item."""
         async with AsyncClient(self._server, retry=self._retry) as client:
 
-            def caption(image: bytes) -> Any:
-                return client.caption(image, **self._parameters)
+            def caption(image: bytes, item: Item) -> Any:
+                return client.caption(image, **item.parameters(self._parameters))
 
             async with aclosing(caption_all(items, self._in_flight, caption)) as outcomes:
                 async for outcome in outcomes:

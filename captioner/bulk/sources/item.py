@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from captioner.bulk.sources import archives
 from captioner.bulk.sources.streams import STDIN, fetch, is_url, read_stdin
@@ -28,6 +30,11 @@ class Item:
     offset: int | None = None  # byte offset of its data in an uncompressed tar
     size: int | None = None  # bytes
     url: str = ""  # of an image on the web; `path` is not used then
+    prompt: str | None = None  # of this image, if the job's prompt has fields
+
+    def parameters(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of this image's request, given those of the job."""
+        return dict(common) if self.prompt is None else {**common, "prompt": self.prompt}
 
 
 @dataclass(frozen=True)
