@@ -32,7 +32,7 @@ TOKENS = 6
 
 
 def strip() -> bytes:
-    """Return a part of a photo, wide and low: 4 tiles, while the whole photo has 12."""
+    """Return a part of a photo, wide and low: SmolVLM makes 4 tiles of it, and 12 of the whole photo."""
     file = io.BytesIO()
     with Image.open(PHOTO) as photo:
         photo.crop((0, 100, 600, 200)).save(file, "PNG")
@@ -47,7 +47,7 @@ def published(name: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("smolvlm", "tiny"), *(published(name) for name in ("vit-gpt2", "blip", "git", "smolvlm"))],
+    [("smolvlm", "tiny"), ("qwen3-vl", "tiny"), *(published(name) for name in ("vit-gpt2", "blip", "git", "smolvlm"))],
 )
 def test_a_served_model_writes_the_caption_of_the_original(
     name: str, size: seeded.Size, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
