@@ -102,8 +102,8 @@ def processor(config: Any, tiny: bool) -> Qwen2VLImageProcessorPil:
     )
 
 
-def published_config(name: str, layers: int | None = None) -> PreTrainedConfig:
-    """Return the published configuration of `name`, one of PUBLISHED, with at most `layers` of each kind of layers."""
+def published_config(name: str) -> PreTrainedConfig:
+    """Return the published configuration of `name`, one of PUBLISHED."""
     model_type, text, vision = PUBLISHED[name]
     special: dict[str, Any] = {"bos_token_id": QWEN[END], "eos_token_id": QWEN[TURN], "rms_norm_eps": 1e-6}
     shared = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 16, "in_channels": 3}
@@ -122,10 +122,8 @@ def published_config(name: str, layers: int | None = None) -> PreTrainedConfig:
         text |= {"sliding_window": 32768, "use_sliding_window": False}
         vision = shared | {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "hidden_act": "silu"}
         vision |= {"fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112, "tokens_per_second": 2}
-    if layers is not None:
-        text |= {"num_hidden_layers": layers}
-        vision |= {"depth": layers}
-    return AutoConfig.for_model(model_type, text_config=text | special, vision_config=vision, **ids)  # type: ignore[no-any-return]
+    made: PreTrainedConfig = AutoConfig.for_model(model_type, text_config=text | special, vision_config=vision, **ids)
+    return made
 
 
 def tiny_config(model_type: ModelType) -> PreTrainedConfig:

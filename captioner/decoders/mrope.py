@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from captioner.decoders.prefix import PrefixDecoder
 from captioner.decoders.rows import RowCopy
@@ -21,8 +21,8 @@ from captioner.decoders.rows import RowCopy
 class MRopeDecoder(PrefixDecoder):
     """A transformers causal language model that reads features (rows, columns, width) of one image.
 
-    `rotary` makes the embedding of positions (3, B, queries): time, row and column. The width is the embedding of the
-    language model and as many DeepStack vectors as fit into `feature_width`.
+    `rotary` makes, from the model's config, the embedding of positions (3, B, queries): time, row and column. The width
+    is the embedding of the language model and as many DeepStack vectors as fit into `feature_width`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class MRopeDecoder(PrefixDecoder):
         image_token_id: int,
         *,
         feature_width: int,
-        rotary: Callable[[PreTrainedConfig], torch.nn.Module],
+        rotary: Callable[[Any], torch.nn.Module],
     ) -> None:
         super().__init__(model, context_tokens, image_token_id)
         language_model: Any = model.base_model

@@ -65,7 +65,8 @@ class Encoder(torch.nn.Module):
         width = tokens_ND.shape[-1]
         tokens = tokens_ND.reshape(images, down, across, self.side, self.side, width).transpose(2, 3)
         tokens_BRCD = tokens.reshape(images, padded_rows, padded_columns, width)
-        return tokens_BRCD[:, :rows, :columns].flatten(1, 2)
+        features: torch.Tensor = tokens_BRCD[:, :rows, :columns].flatten(1, 2)
+        return features
 
 
 class Qwen2_5VL(QwenVL):  # noqa: N801 - the model's own name

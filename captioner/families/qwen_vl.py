@@ -6,7 +6,6 @@ An image is resized to whole cells of merge × merge patches, and each cell beco
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,9 +52,9 @@ class PatchEmbedding(torch.nn.Module):
         super().__init__()
         self.normalise = Normalise(processor)
         video: torch.nn.Conv3d = tower.patch_embed.proj
-        size, stride = video.kernel_size[1:], video.stride[1:]
+        side_px = int(video.kernel_size[-1])
         # A still image is a video of equal frames, so the kernel's sum over the frames does the same work once.
-        self.projection = torch.nn.Conv2d(3, video.out_channels, size, stride, bias=video.bias is not None)
+        self.projection = torch.nn.Conv2d(3, video.out_channels, side_px, side_px, bias=video.bias is not None)
         self.projection.weight = torch.nn.Parameter(video.weight.detach().sum(2))
         self.projection.bias = video.bias
 
@@ -93,9 +92,11 @@ def self_attention(
     query, key, value = projected.unbind(3)
     query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
     # The windows stand beside the heads: the exporter takes attention in four dimensions only.
-    by_head = [part.transpose(2, 3).reshape(images, windows * heads, patches, size) for part in (query, key, value)]
+    query, key, value = (
+        part.transpose(2, 3).reshape(images, windows * heads, patches, size) for part in (query, key, value)
+    )
     mask = None if visible_WP is None else visible_WP[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1)
-    attended = torch.nn.functional.scaled_dot_product_attention(*by_head, mask)
+    attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
     attended = attended.reshape(images, windows, heads, patches, size).transpose(2, 3)
     output: torch.Tensor = module.proj(attended.flatten(3))
     return output
@@ -105,8 +106,8 @@ class QwenVL(Family):
     """A family of this kind; see the module."""
 
     text_type: ClassVar[str]  # model type of the language model without M-RoPE and DeepStack
-    encoder: ClassVar[Callable[[Any, dict[str, Any]], torch.nn.Module]]  # from the tower and the processor
-    rotary: ClassVar[Callable[[PreTrainedConfig], torch.nn.Module]]  # embeds positions (3, B, queries)
+    encoder: ClassVar[type[Any]]  # a module, made from the tower and the processor
+    rotary: ClassVar[type[Any]]  # a module, made from a config; it embeds positions (3, B, queries)
 
     @classmethod
     def load(cls, folder: Path) -> Source:
@@ -174,7 +175,8 @@ class QwenVL(Family):
         """Return the rotary embedding for the config that `text_config` made."""
         config = copy.deepcopy(config)
         config.rope_parameters["mrope_section"] = config.mrope_section
-        return cls.rotary(config)
+        made: torch.nn.Module = cls.rotary(config)
+        return made
 
 
 def dynamic_spec(processor: dict[str, Any], vision_config: Any) -> ImageSpec:

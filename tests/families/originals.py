@@ -113,9 +113,9 @@ def paligemma_prompt_ids(folder: Path) -> PromptIds:
 
 
 def qwen_vl_prompt_ids(model_type: qwen_vl.ModelType) -> Callable[[Path], PromptIds]:
-    kind = {"qwen3_vl": Qwen3VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[model_type]
+    original = {"qwen3_vl": Qwen3VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[model_type]
     # Without torchvision there is no class of video processors to check for.
-    kind = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *_: None})
+    kind: Any = type(original.__name__, (original,), {"check_argument_for_proper_class": lambda *_: None})
 
     def open_folder(folder: Path) -> PromptIds:
         processor: Any = kind(

@@ -32,7 +32,7 @@ TOKENS = 6
 
 
 def strip() -> bytes:
-    """Return a part of a photo, wide and low: 4 tiles, while the whole photo has 12."""
+    """Return a part of a photo, wide and low: SmolVLM makes 4 tiles of it, and 12 of the whole photo."""
     file = io.BytesIO()
     with Image.open(PHOTO) as photo:
         photo.crop((0, 100, 600, 200)).save(file, "PNG")
@@ -49,6 +49,7 @@ def exhaustive(name: str, size: seeded.Size) -> Any:
     ("name", "size"),
     [
         ("smolvlm", "tiny"),
+        ("qwen3-vl", "tiny"),
         *(exhaustive(name, "tiny") for name in ("florence2", "gemma3", "paligemma2")),
         *(exhaustive(name, "published") for name in ("vit-gpt2", "blip", "git", "florence2", "smolvlm")),
     ],
