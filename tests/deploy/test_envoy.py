@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,12 +17,21 @@ from threading import Thread
 import pytest
 
 from captioner.client import Client
-from tests.support.deploy_tools import run, tool
+from tests.support.deploy_tools import one, render, run, tool
 from tests.support.processes import free_port, running
 from tests.support.scripted_server import TEXT, ScriptedServer
-from tests.support.served import ROOT
+from tests.support.served import ROOT, assert_soon
 
 CONFIG = ROOT / "deploy" / "envoy" / "envoy.yaml"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a running Envoy listens."""
+
+    captions: str
+    observability: str
+    admin_port: int
 
 
 class Health:
@@ -71,13 +83,15 @@ def three_servers(text: str, ports: dict[int, int], servers: list[tuple[int, int
 
 
 @contextmanager
-def balanced(servers: list[tuple[int, int]], tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Run Envoy in front of servers, given as gRPC port and HTTP port; give its addresses: captions, observability."""
+def balanced(servers: list[tuple[int, int]], tmp_path: Path) -> Iterator[Addresses]:
+    """Run Envoy in front of servers, given as gRPC port and HTTP port."""
     ports = {8001: free_port(), 9902: free_port(), 9901: free_port()}
     path = tmp_path / "envoy.yaml"
     path.write_text(three_servers(CONFIG.read_text(), ports, servers))
-    options = ["--log-level", "error", "--disable-hot-restart", "--concurrency", "1"]
-    command: list[str | Path] = [tool("envoy"), "--config-path", path, *options]
+    (container,) = one(render(), "Deployment", "balancer")["spec"]["template"]["spec"]["containers"]
+    shipped = container["args"]
+    assert shipped[0] == "-c"
+    command: list[str | Path] = [tool("envoy"), "-c", path, *shipped[2:], "--concurrency", "1"]
     with running(command, seconds=100):
         ready = f"http://127.0.0.1:{ports[9902]}/ready"
         end = time.monotonic() + 60
@@ -88,7 +102,7 @@ def balanced(servers: list[tuple[int, int]], tmp_path: Path) -> Iterator[tuple[s
             except OSError:
                 assert time.monotonic() < end, "Envoy does not start"
                 time.sleep(0.2)
-        yield f"127.0.0.1:{ports[8001]}", f"127.0.0.1:{ports[9902]}"
+        yield Addresses(f"127.0.0.1:{ports[8001]}", f"127.0.0.1:{ports[9902]}", ports[9901])
 
 
 @pytest.mark.slow
@@ -102,18 +116,15 @@ def test_captions_of_one_client_spread_over_all_servers_and_avoid_one_that_stops
             healths.append(Health(free_port()))
         http = [health._server.server_address[1] for health in healths]
         addresses = [(each.port, port) for each, port in zip(servers, http, strict=True)]
-        address, observability = stack.enter_context(balanced(addresses, tmp_path))
-        client = stack.enter_context(Client(address, shrink=False))
+        envoy = stack.enter_context(balanced(addresses, tmp_path))
+        client = stack.enter_context(Client(envoy.captions, shrink=False))
 
         def captions(count: int) -> None:
             with ThreadPoolExecutor(12) as pool:
                 texts = list(pool.map(lambda _: client.caption(b"image").text, range(count)))
             assert texts == [TEXT] * count
 
-        captions(1)  # Envoy has checked every server's health by then
-        time.sleep(2)
-        for each in servers:
-            each.requests.clear()
+        assert_soon(lambda: all(len(health.asked) > 1 for health in healths), 30)
         captions(120)
         spread = sorted(len(each.requests) for each in servers)
         assert sum(spread) == 120 and spread[0] >= 25, spread
@@ -128,10 +139,35 @@ def test_captions_of_one_client_spread_over_all_servers_and_avoid_one_that_stops
         captions(30)
         assert set(healths[1].asked) == {"/v2/models/captioner/ready"}
 
-        with urllib.request.urlopen(f"http://{observability}/stats/prometheus", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{envoy.observability}/stats/prometheus", timeout=10) as answer:
             assert b'envoy_cluster_upstream_rq_total{envoy_cluster_name="grpc"}' in answer.read()
         for path in ("/quitquitquit", "/config_dump"):
             with pytest.raises(OSError, match="404"):
-                urllib.request.urlopen(f"http://{observability}{path}", timeout=10)
+                urllib.request.urlopen(f"http://{envoy.observability}{path}", timeout=10)
         for health in (healths[1], healths[2]):
             health.close()
+
+
+@pytest.mark.slow
+def test_before_a_balancer_stops_its_captions_end_and_new_ones_go_elsewhere(tmp_path: Path) -> None:
+    (container,) = one(render(), "Deployment", "balancer")["spec"]["template"]["spec"]["containers"]
+    command = list(container["lifecycle"]["preStop"]["exec"]["command"])
+    with ExitStack() as stack:
+        server, health = ScriptedServer(), Health(free_port())
+        stack.callback(server.close)
+        stack.callback(health.close)
+        http = health._server.server_address[1]
+        envoy = stack.enter_context(balanced([(server.port, http)] * 3, tmp_path))
+        client = stack.enter_context(Client(envoy.captions, shrink=False))
+        assert_soon(lambda: len(health.asked) > 3, 30)
+        server.piece_s = 2.0  # ten seconds for a caption
+        with ThreadPoolExecutor(1) as pool:
+            caption = pool.submit(client.caption, b"image")
+            assert_soon(lambda: bool(server.requests), 30)
+            script = command[-1].replace("/9901", f"/{envoy.admin_port}").replace(command[-1].split()[-1], "6")
+            done = subprocess.run([*command[:-1], script], check=True, capture_output=True, text=True, timeout=60)
+            assert done.stdout.startswith("HTTP/1.1 200 OK")
+            host, _, port = envoy.captions.partition(":")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, int(port)), 5).close()
+            assert caption.result(60).text == TEXT

@@ -38,7 +38,7 @@ def variables(tmp_path: Path) -> dict[str, str]:
 
 
 def serve(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["sh", SERVE, *arguments]
+    command = ["sh", str(SERVE), *arguments]
     return subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=60)
 
 
