@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Run pytest with options and ARGS; that nothing was selected (5) is no failure.
 pytest = $(BIN)/python -m pytest $(1) $(ARGS) || test $$? -eq 5
 
-.PHONY: run test test-all check export bench train sbom audit environment clean
+.PHONY: run test test-all check export bench train sbom audit deploy-tools environment clean
 
 run: environment  ## server and page; options: make run ARGS="--page-port 7861"
 	@$(BIN)/captioner up $(ARGS)
@@ -41,6 +41,9 @@ sbom: environment  ## what is installed, as CycloneDX JSON
 
 audit: environment  ## known vulnerabilities of the pinned packages, where PyPI's data can be reached
 	@$(BIN)/python scripts/audit.py
+
+deploy-tools:  ## the programs that check deploy/, without which those tests are skipped: helm, envoy, docker-compose, promtool
+	@$(PYTHON) scripts/deploy_tools.py
 
 environment:
 	@$(PYTHON) scripts/environment.py --venv $(VENV)
