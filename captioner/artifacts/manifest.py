@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from captioner.artifacts.confidence import Calibration
@@ -35,7 +35,6 @@ class Generation:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
-    candidates: dict[str, int] = field(default_factory=dict)  # by length; 1 for the others
     no_repeat_ngram_size: int = 0
 
 

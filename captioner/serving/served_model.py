@@ -131,7 +131,7 @@ class ServedModel:
             own_texts=own_texts if system is None else (*own_texts, system),
             streaming=request.streaming if parameters.stream is None else parameters.stream,
             num_beams=self._num_beams(parameters),
-            candidates=self._candidates(parameters, written=bool(given.strip())),
+            candidates=self._candidates(parameters),
             arrived=arrived,
         )
 
@@ -206,10 +206,10 @@ class ServedModel:
         )
 
     def _num_beams(self, parameters: CaptionParameters) -> int:
-        """Return the beams asked for, or the model's default; 1 by default when sampling."""
+        """Return the beams asked for, or the model's default; 1 by default for sampled captions."""
         beams, temperature, slots = parameters.num_beams, parameters.temperature, self._slots
         if beams is None:
-            return 1 if temperature else self.manifest.generation.num_beams
+            return 1 if temperature or parameters.candidates > 1 else self.manifest.generation.num_beams
         if beams > 1 and temperature:
             raise ParameterInvalid(
                 f"num_beams is {beams} and temperature {temperature:g}; beam search does not sample: use one of the two"
@@ -218,17 +218,9 @@ class ServedModel:
             raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
         return beams
 
-    def _candidates(self, parameters: CaptionParameters, written: bool) -> int:
-        """Return the candidates asked for, or the model's default for the length of a greedy caption.
-
-        `written`: the client wrote the prompt.
-        """
+    def _candidates(self, parameters: CaptionParameters) -> int:
+        """Return the candidates asked for; 1 by default."""
         candidates, beams = parameters.candidates, parameters.num_beams
-        if candidates is None:
-            if written or beams is not None or parameters.temperature:
-                return 1
-            length = parameters.length or self.manifest.prompts.default_length
-            return min(self.manifest.generation.candidates.get(length, 1), self._slots)
         if candidates > 1 and (beams or 1) > 1:
             raise ParameterInvalid(f"candidates is {candidates} and num_beams {beams}; use one of the two")
         if candidates > self._slots:

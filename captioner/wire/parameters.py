@@ -111,7 +111,7 @@ PARAMETERS = {
             "candidates",
             int,
             "above 1, sample this many captions and return the one that the others support most",
-            None,
+            1,
             1,
             16,
             "captions",
@@ -160,7 +160,7 @@ class CaptionParameters:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     num_beams: int | None = None
-    candidates: int | None = None
+    candidates: int = 1
     stop: tuple[str, ...] = ()
     repetition_guard: bool = True
     seed: int | None = None

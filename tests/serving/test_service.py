@@ -605,26 +605,6 @@ def test_a_caption_of_candidates_is_the_same_for_any_seed_and_beside_others(serv
     assert len(sampled) > 1
 
 
-def test_a_model_s_default_candidates_are_for_greedy_captions_of_that_length(
-    encoder: Encoder, metrics: dict[str, float]
-) -> None:
-    manifest = Manifest.load(tiny.published())
-    manifest = replace(manifest, generation=replace(manifest.generation, candidates={"short": 9}))
-    engine = Engine(tiny.runner(4), manifest.stop_ids, max_waiting=4)
-    service = CaptionService(served(manifest, engine), engine, encoder, named(metrics), Settings())
-    cases: list[tuple[dict[str, Any], int]] = [
-        ({"length": "short"}, 4),  # as many as there are slots
-        ({"length": "short", "candidates": 1}, 1),
-        ({"length": "short", "temperature": 0.5}, 1),
-        ({"length": "short", "num_beams": 2}, 1),
-        ({"length": "long"}, 1),
-        ({"prompt": b"a"}, 1),
-    ]
-    for parameters, expected in cases:
-        assert details(ask(service, b"1", **parameters)).candidates == expected, parameters
-    service.close()
-
-
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
