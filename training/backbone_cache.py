@@ -1,6 +1,6 @@
 """Cache the output of the backbone's frozen lower blocks on disk, because computing it is most of the training time.
 
-One file for each split and view, float16 (photos, 208, 9, 9). View 0 is the photo as it is served, view 1 its mirror
+One file for each split and view, float16 (photos, 220, 9, 9). View 0 is the photo as it is served, view 1 its mirror
 image; views from 2 on are seeded random crops with other brightness, contrast and color.
 """
 
@@ -73,7 +73,7 @@ class BackboneCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def features(self, files: list[str], view: int) -> NDArray[np.float16]:
-        """Return one view of the photos `files`, memory-mapped, (photos, 208, 9, 9)."""
+        """Return one view of the photos `files`, memory-mapped, (photos, 220, 9, 9)."""
         key = hashlib.sha256("\n".join(files).encode()).hexdigest()[:12]
         path = self.folder / f"lower-{LOWER_SHAPE[0]}-{key}-view{view}.npy"
         if not path.is_file():

@@ -20,7 +20,7 @@ HIDDEN_GRID = 0.5  # share of the photos with a swapped noun whose tokens are hi
 
 
 class LowerFeatures(Protocol):
-    """One view of the photos after the backbone's lower blocks, (photos, 208, 9, 9), indexed like a numpy array."""
+    """One view of the photos after the backbone's lower blocks, (photos, 220, 9, 9), indexed like a numpy array."""
 
     def __getitem__(self, index: Any) -> Any: ...
 

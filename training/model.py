@@ -36,7 +36,7 @@ class Regularisation:
 class ImageBatch:
     """The visual half of a training batch."""
 
-    lower_BCHW: torch.Tensor  # output of the backbone's lower blocks, float32 (B, 208, 9, 9)
+    lower_BCHW: torch.Tensor  # output of the encoder's `lower`, float32 (B, 220, 9, 9)
     noun_targets_BN: torch.Tensor  # 1 where the photo's captions name that word of the noun head
     swapped_B2: torch.Tensor  # indices of the old and the new word; −1, −1 for none
     grid_hidden_B: torch.Tensor  # True where all tokens but the concepts are hidden

@@ -38,7 +38,7 @@ def validation_loss(
 
 @torch.inference_mode()
 def grids(captioner: Captioner, view: LowerFeatures, count: int) -> Iterator[torch.Tensor]:
-    """Yield the backbone's last feature maps of the first `count` photos in batches, float32 (B, 81, 1280)."""
+    """Yield the backbone's last feature maps of the first `count` photos in batches, float32 (B, 81, 1292)."""
     captioner.eval()
     for start in range(0, count, BATCH):
         lower = torch.from_numpy(np.array(view[start : min(start + BATCH, count)])).float()

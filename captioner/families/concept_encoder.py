@@ -2,7 +2,8 @@
 
 The backbone is an EfficientNet-Lite2; its last blocks and the small layers after it are trained. A photo becomes 81
 grid features (9 × 9), one pooled feature, the likeliest everyday words by the backbone's own ImageNet head, and the
-likeliest caption words by a second head. It knows no decoders.
+likeliest caption words by a second head. Beside the backbone's channels, a grid cell has the mean colors of its
+quarters: a backbone that tells things apart by their shape forgets colors. It knows no decoders.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from captioner.embedded import weights
 from captioner.errors import ModelUnsupported
 
 CLASSES = 1000  # of ImageNet, in its own order
-GRID_CHANNELS = 1280
+BACKBONE_CHANNELS = 1280
+COLOR_CHANNELS = 12  # red, green and blue of a cell's four quarters
+GRID_CHANNELS = BACKBONE_CHANNELS + COLOR_CHANNELS
 GRID_TOKENS = 81
 IMAGE_PX = 260  # height and width
+QUARTER_PX = 14  # height and width of a quarter of a grid cell; 4 px at each edge belong to none
+EDGE_PX = 4
 LOWER_BLOCKS = 16  # of 21 are frozen: training caches their output
-LOWER_SHAPE = (208, 9, 9)  # channels, rows, columns of their output
+LOWER_CHANNELS = 208
+LOWER_SHAPE = (LOWER_CHANNELS + COLOR_CHANNELS, 9, 9)  # channels, rows, columns of their output and the colors
 PREFIX = "encoder."  # of the weights in model.safetensors
 BACKBONE = "backbone."
 
@@ -111,25 +117,27 @@ class ConceptEncoder(nn.Module):
         return self.project(self.grid(self.lower(pixels_BHWC)))
 
     def lower(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """Return the output of the frozen blocks: float32 (B, 208, 9, 9)."""
+        """Return the output of the frozen blocks and the colors, from −1 to 1: float32 (B, 220, 9, 9)."""
         pixels_BCHW = (pixels_BHWC.float().permute(0, 3, 1, 2) - 127) / 128
         backbone = self.backbone
         hidden: torch.Tensor = backbone._swish(backbone._bn0(backbone._conv_stem(pixels_BCHW)))
         for block in backbone._blocks[:LOWER_BLOCKS]:
             hidden = block(hidden)
-        return hidden
+        inner = pixels_BCHW[:, :, EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
+        colors = F.pixel_unshuffle(F.avg_pool2d(inner, QUARTER_PX), 2)  # (B, 12, 9, 9)
+        return torch.cat([hidden, colors], 1)
 
     def grid(self, lower_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the backbone's last feature map, row by row: float32 (B, 81, 1280), from 0 to 6 (ReLU6)."""
-        backbone, hidden = self.backbone, lower_BCHW
+        """Return the backbone's last feature map, from 0 to 6 (ReLU6), and the colors, row by row: (B, 81, 1292)."""
+        backbone = self.backbone
+        hidden, colors = lower_BCHW.split([LOWER_CHANNELS, COLOR_CHANNELS], 1)
         for block in backbone._blocks[LOWER_BLOCKS:]:
             hidden = block(hidden)
-        grid_BCHW = backbone._swish(backbone._bn1(backbone._conv_head(hidden)))  # (B, 1280, 9, 9)
-        grid: torch.Tensor = grid_BCHW.flatten(2).transpose(1, 2)  # (B, 81, 1280)
-        return grid
+        hidden = backbone._swish(backbone._bn1(backbone._conv_head(hidden)))  # (B, 1280, 9, 9)
+        return torch.cat([hidden, colors.to(hidden)], 1).flatten(2).transpose(1, 2)
 
     def project(self, grid_BGC: torch.Tensor) -> torch.Tensor:
-        """Return the features (B, tokens, width) of a grid (B, 81, 1280)."""
+        """Return the features (B, tokens, width) of a grid (B, 81, 1292)."""
         return self.features(grid_BGC, *self.concepts(grid_BGC.mean(1)))
 
     def features(self, grid_BGC: torch.Tensor, log_probability_BK: torch.Tensor, word_BK: torch.Tensor) -> torch.Tensor:
@@ -141,7 +149,7 @@ class ConceptEncoder(nn.Module):
         return torch.cat([grid, pooled, words], 1)  # (B, tokens, width)
 
     def concepts(self, pooled_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the likeliest words of a pooled grid (B, 1280): log-probabilities and indices into `words`.
+        """Return the likeliest words of a pooled grid (B, 1292): log-probabilities and indices into `words`.
 
         Both are (B, 2 × concepts): the words of the ImageNet head, best first, then those of the caption head.
         """
@@ -153,7 +161,7 @@ class ConceptEncoder(nn.Module):
 
     def class_logits(self, pooled_BC: torch.Tensor) -> torch.Tensor:
         """Return the logits of the backbone's own ImageNet head, (B, 1000)."""
-        logits: torch.Tensor = self.backbone._fc(pooled_BC)
+        logits: torch.Tensor = self.backbone._fc(pooled_BC[:, :BACKBONE_CHANNELS])
         return logits
 
     def trained_state(self) -> dict[str, torch.Tensor]:
