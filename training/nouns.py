@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 NOUNS = frozenset((Path(__file__).parent / "nouns.txt").read_text().split())
@@ -42,6 +43,7 @@ COLOR_OF = {word: color for color, words in COLORS.items() for word in words}
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 
 
+@cache
 def singular(word: str) -> str | None:
     """Return the singular of a lower-case noun of the list, or None for any other word."""
     if word in IRREGULAR:
