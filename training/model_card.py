@@ -22,8 +22,12 @@ METRICS = {
     "kind": "the caption says that the picture is a drawing if a reference does, and not otherwise",
     "wrong color": "the caption has a color that no reference supports",
     "wrong count": "the caption has a number that no reference supports",
-    "word precision": "the share of the caption's content words that any reference has",
     "doubled word": "the caption has a content word twice",
+    "wrong gender": "the caption names only men where the references name only women, or the reverse",
+    "wrong article": "the caption has *a* before a vowel, or *an* before a consonant",
+    "unsupported words": "how many content words of the caption no reference has, endings aside",
+    "acceptable": "none of these faults, the subject is right, and at most one word is unsupported; it agreed with a "
+    "strict reader on 75 of 100 captions",
 }
 
 
@@ -60,13 +64,18 @@ def render(results: Results) -> str:
 
 
 def table(scores: Table) -> str:
-    """Return each metric of each set and form, with its 95 % interval in brackets, as a Markdown table."""
-    names = list(next(iter(scores.values())))
-    lines = [f"| set | form | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for (part, form), values in scores.items():
-        cells = (f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in (values[name] for name in names))
-        lines.append(f"| {part} | {form} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return one Markdown table for each set: forms in columns, metrics in rows, with 95 % intervals in brackets."""
+    parts = []
+    for part in dict.fromkeys(part for part, _ in scores):
+        forms = {form: found for (each, form), found in scores.items() if each == part}
+        lines = [f"| {part} | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+        for name in next(iter(forms.values())):
+            cells = (
+                f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in (each[name] for each in forms.values())
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def summary(results: Results) -> str:

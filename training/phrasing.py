@@ -1,4 +1,4 @@
-"""Whether a caption is worded like the training captions: the share of its trigrams that one of them has."""
+"""Whether a caption is worded like the training captions: how many of its trigrams no training caption has."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ class Phrasing:
     def __init__(self, texts: Iterable[str]) -> None:
         self._known = {trigram for text in texts for trigram in _trigrams(text)}
 
-    def unknown(self, text: str) -> float:
-        """Return the share of the text's trigrams that no caption has."""
-        trigrams = _trigrams(text)
-        return sum(trigram not in self._known for trigram in trigrams) / len(trigrams)
+    def unknown(self, text: str) -> int:
+        """Return how many of the text's trigrams no caption has."""
+        return sum(trigram not in self._known for trigram in _trigrams(text))
 
 
 def _trigrams(text: str) -> list[tuple[str, ...]]:

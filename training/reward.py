@@ -18,18 +18,21 @@ from training.dataset import Photo, references
 from training.phrasing import Phrasing
 
 WEIGHTS = {
-    "subject": 1.0,
+    "acceptable": 0.8,
+    "subject": 0.7,
+    "kind": 0.7,
     "object precision": 0.5,
-    "word precision": 0.5,
+    "unsupported words": -0.25,  # each
     "invented person": -0.5,
     "invented animal": -0.5,
-    "kind": 1.0,
-    "wrong color": -0.7,
-    "wrong count": -0.3,
+    "wrong color": -0.6,
+    "wrong count": -0.8,
+    "wrong gender": -0.6,
+    "wrong article": -0.8,
     "doubled word": -0.7,
 }
-CIDER_WEIGHT = 0.5
-UNKNOWN_PHRASE_WEIGHT = -0.7  # times the share of trigrams that no training caption has
+CIDER_WEIGHT = 0.3
+UNKNOWN_PHRASE_WEIGHT = -0.25  # for each trigram that no training caption has
 
 
 class Reward:

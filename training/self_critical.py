@@ -44,8 +44,8 @@ from training.validation import encode
 
 SAMPLES = 5  # captions per photo
 CROSS_ENTROPY_WEIGHT = 0.3
-VALIDATION_MINUTES = 2.5
-FORMS: dict[Form, float] = {"short": 0.4, "medium": 0.35, "plain": 0.1, "tags": 0.15}  # probability of each form
+VALIDATION_MINUTES = 4.0
+FORMS: dict[Form, float] = {"short": 0.45, "medium": 0.3, "plain": 0.15, "tags": 0.1}  # probability of each form
 ADAM_BETAS = (0.9, 0.98)
 
 
