@@ -17,9 +17,7 @@ from captioner.families.concept_encoder import PREFIX, load_concept_encoder
 from training.model import MAX_TOKENS, Captioner
 from training.tokenizer import CaptionTokenizer
 
-REPETITION_PENALTY = 1.25  # the best of those measured, see README.md
-CANDIDATES = {"short": 16}  # captions that are sampled, by length; see captioner/engine/consensus.py
-GENERATION = {"max_tokens": MAX_TOKENS, "repetition_penalty": REPETITION_PENALTY, "candidates": CANDIDATES}
+GENERATION = {"max_tokens": MAX_TOKENS, "repetition_penalty": 1.25}  # the best of those measured, see README.md
 MODEL_TYPE = "concept-encoder-decoder"
 DECODER_PREFIX = "decoder."
 TIED = "lm_head.weight"  # the same tensor as the decoder's token embeddings
