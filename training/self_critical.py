@@ -4,7 +4,8 @@
 
 Several captions of each photo are sampled. A caption becomes more likely by as much as its reward (reward.py) exceeds
 the mean reward of the photo's other captions. Cross entropy stays in the loss, so that the other forms are not
-forgotten. The weights with the best mean reward of the validation photos' greedy captions are kept.
+forgotten. The weights with the best mean reward of the validation photos' greedy captions are kept, and averaged with
+those of the start (`--share`): the reward alone ends in captions of two words.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def main() -> None:
     reward = Reward(photos)
     decoder = captioner.decoder
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=options.learning_rate, betas=ADAM_BETAS, weight_decay=0.01)
-    best_reward, best = -math.inf, copy.deepcopy(decoder.state_dict())
+    start = copy.deepcopy(decoder.state_dict())
+    best_reward, best = -math.inf, start
     started, validated, rewards = time.monotonic(), -math.inf, list[float]()
     for step, rows in enumerate(index_batches(photos, options.batch, options.seed)):
         minutes = (time.monotonic() - started) / 60
@@ -94,7 +96,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
         rewards.append(mean_reward)
-    decoder.load_state_dict(best)
+    decoder.load_state_dict({name: torch.lerp(start[name], best[name], options.share) for name in best})
     checkpoint.save(options.out, captioner.eval(), tokenizer)
     calibrate(options.out, val_photos, val_view)
 
@@ -163,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path("build/training"), help="folder of the backbone cache")
     parser.add_argument("--minutes", type=float, default=16, help="duration of the training (default %(default)s)")
     parser.add_argument("--views", type=int, default=4, help="augmented views per photo (default %(default)s)")
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="of the best weights in their average with the start (%(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=16, help="photos per step (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="peak (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
