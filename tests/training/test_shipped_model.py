@@ -21,9 +21,9 @@ from training.tokenizer import CaptionTokenizer
 MIB = 2**20
 
 
-def test_the_shipped_files_stay_under_twelve_megabytes() -> None:
+def test_the_shipped_files_stay_under_twenty_megabytes() -> None:
     size = sum(file.stat().st_size for file in EMBEDDED_FOLDER.iterdir() if file.is_file())
-    assert size < 12e6, f"captioner/embedded holds {size / MIB:.1f} MiB"
+    assert size < 20e6, f"captioner/embedded holds {size / MIB:.1f} MiB"
 
 
 def test_the_shipped_weights_fit_their_own_config(shipped: tuple[Captioner, CaptionTokenizer]) -> None:
@@ -40,7 +40,7 @@ def test_the_encoder_turns_pixels_of_any_batch_size_into_float32_features(
     with torch.inference_mode():
         features = encoder(pixels)
         alone = encoder(pixels[:1])
-    assert features.shape == (3, encoder.config.tokens, 256)
+    assert features.shape == (3, encoder.config.tokens, encoder.config.width)
     assert features.dtype == torch.float32
     torch.testing.assert_close(alone, features[:1], atol=1e-4, rtol=1e-3)
 
