@@ -31,7 +31,9 @@ from captioner.wire import ImageInfo
 _START_SECONDS = 60
 _BUSY_MACHINE = 3  # seconds that may pass for a second of processor time
 _PR_SET_PDEATHSIG = 1
-_STACK_BYTES = 2**23
+# Give the decoder's threads small stacks: those of the server's would use up the memory limit. A shell does it before
+# the program starts, since a preexec_fn may deadlock between fork and exec in a process with threads.
+_WITH_SMALL_STACKS = ("/bin/sh", "-c", 'ulimit -S -s 8192; exec "$@"', "sh")  # KiB
 _ATTEMPTS = 2
 
 
@@ -107,27 +109,17 @@ class DecoderProcess:
         self._connection, theirs = Pipe()
         numbers = (theirs.fileno(), os.getpid(), self._seconds, self._max_bytes)
         # sys.executable is wrong in Triton's stub, which runs in the environment of the first python3 on its PATH.
-        command = [str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *map(str, numbers)]
+        command = [*_WITH_SMALL_STACKS, str(Path(sys.prefix) / "bin" / "python3"), "-m", __name__, *map(str, numbers)]
         command.append(json.dumps(asdict(self._spec)))
         try:
             with theirs:
-                self._process = subprocess.Popen(
-                    command,
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                    preexec_fn=_usual_stack,  # noqa: PLW1509 - one system call, no lock
-                )
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/")
             if not self._connection.poll(_START_SECONDS):
                 raise TimeoutError(f"not ready after {_START_SECONDS} s")
             self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             self._connection.close()
             raise StartupRefused(f"the process that decodes images does not start: {error!r}: {command}") from None
-
-
-def _usual_stack() -> None:
-    """Give the decoder's threads small stacks: those of the server's would use up the memory limit."""
-    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 
 
 def main(fd: int, parent: int, seconds: int, max_bytes: int, spec: ImageSpec) -> None:

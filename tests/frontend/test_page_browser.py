@@ -123,7 +123,10 @@ def press_stop_while_writing(page: Page) -> None:
         """async () => {
             const of = (selector) => document.querySelector(selector);
             of("#start").click();
-            while (of("#stop").disabled || !of("#caption textarea").value) await new Promise(requestAnimationFrame);
+            for (let frame = 0; frame < 600; frame += 1) {  // a sampled caption may be empty
+                if (!of("#stop").disabled && of("#caption textarea").value) break;
+                await new Promise(requestAnimationFrame);
+            }
             of("#stop").click();
         }"""
     )

@@ -21,8 +21,11 @@ BLOCKS = [(path.name, *found) for path in (README, *GUIDES) for found in BLOCK.f
 COMMANDS = [pytest.param(text, id=name) for name, language, text in BLOCKS if language == "sh"]
 PROGRAMS = [pytest.param(text, id=name) for name, language, text in BLOCKS if language == "python"]
 # Shown elsewhere: `make run` and `captioner up` by tests/launcher, the wheel by test_wheel.py, the stack by
-# test_compose.py, another model by tests/publish, settings by tests/serving.
-ELSEWHERE = ("make run", "python3 -m venv", "docker compose", ".venv/bin/captioner publish", "CAPTIONER_PRECISION")
+# test_compose.py, another model by tests/publish and tests/export, settings by tests/serving.
+ELSEWHERE = (
+    "make run", "python3 -m venv", "docker compose", ".venv/bin/captioner publish", ".venv/bin/captioner check",
+    "CAPTIONER_PRECISION",
+)  # fmt: skip
 PATH = re.compile(r"`((?:captioner|export|frontend|tests|docs|deploy|training|benchmarks|model_repository)/[\w./-]*)")
 
 

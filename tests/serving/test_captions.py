@@ -111,17 +111,19 @@ def test_every_endpoint_gives_the_same_greedy_caption(served: Served, client: Cl
     status, body = generate(served, "generate_stream", {"image": encoded, "stream": True})
     events = [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line]
     assert "".join(event["caption"] for event in events) == greedy
-    assert len(events) > 2, "generate_stream sent the caption in one piece"
+    longer = {"image": encoded, "stream": True, "length": "long"}
+    pieces = [line for line in generate(served, "generate_stream", longer)[1].splitlines() if line]
+    assert len(pieces) > 2, "generate_stream sent the caption in one piece"
 
 
 def test_a_grpc_stream_sends_text_while_it_is_written_and_details_at_the_end(served: Served) -> None:
-    results = [result for result, error in raw_stream(served, PHOTO.read_bytes())]
+    results = [result for result, error in raw_stream(served, PHOTO.read_bytes(), length="long")]
     assert len(results) > 3
     assert all(text(result, "details") == "" for result in results[:-1])
     details = json.loads(text(results[-1], "details"))
     assert details["finish_reason"] == "stop"
     assert details["image"]["format"] == "JPEG"
-    assert details["prompt"] == "<|short|>"
+    assert details["prompt"] == "<|long|>"
     assert details["timings_ms"]["first_token"] <= details["timings_ms"]["total"]
 
 
