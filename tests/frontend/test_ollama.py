@@ -47,7 +47,7 @@ def test_chat_and_generate_answer_whole_and_streamed_with_the_caption(client: ol
     assert (whole.eval_count, whole.prompt_eval_count) == (expected.details.tokens, expected.details.prompt_tokens)
     assert whole.total_duration and whole.eval_duration and whole.total_duration >= whole.eval_duration
     chunks = list(client.chat("captioner:latest", [message], stream=True))
-    assert "".join(chunk.message.content or "" for chunk in chunks) == expected.text and len(chunks) > 4
+    assert "".join(chunk.message.content or "" for chunk in chunks) == expected.text and len(chunks) > 2
     assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert client.generate("captioner", "Describe it.", images=[FILE]).response == expected.text
     pieces = client.generate("captioner", "Describe it.", images=[FILE], stream=True)

@@ -71,7 +71,7 @@ def test_a_stream_has_the_events_of_one_message(client: openai.OpenAI, served: S
     ]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(deltas) == expected == final.output_text and len(deltas) > 3
+    assert "".join(deltas) == expected == final.output_text and len(deltas) > 1
 
 
 @pytest.mark.triton
