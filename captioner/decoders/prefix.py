@@ -60,26 +60,28 @@ class PrefixDecoder(Decoder):
         ids_1N = upload(prompt_ids[:count], self.device)[None]
         embeddings_1ND = self.model.get_input_embeddings()(ids_1N).to(self.dtype)
         embeddings_1ND[0, upload(image_positions, self.device)] = self.upload_features(features)
-        last_keys_1N = upload(self._last_keys(prompt_ids, image_positions)[:count], self.device)[None]
+        positions_1N = torch.arange(count, device=self.device)[None]
+        last_keys_1N = self._last_keys(prompt_ids, image_positions, positions_1N)
         # A fused kernel of CUDA does not keep the scores: one pass costs half of two. Tokens that attend to later ones
         # need the keys of those in the same pass.
         most = count if self.device.type == "cuda" or self.bidirectional else PREFILL_QUERIES
         for start in range(0, count, most):
             queries_1QD = embeddings_1ND[:, start : start + most]
             end = start + queries_1QD.shape[1]
-            positions_1Q = torch.arange(start, end, device=self.device)[None]
-            self._forward(slice(row, row + 1), queries_1QD, positions_1Q, end, last_keys_1N[:, start:end])
+            self._forward(slice(row, row + 1), queries_1QD, positions_1N[:, start:end], end, last_keys_1N[:, start:end])
 
-    def _last_keys(self, prompt_ids: list[int], image_positions: list[int]) -> list[int]:
-        """Return, for each prompt id, the last position that it attends to."""
+    def _last_keys(self, prompt_ids: list[int], image_positions: list[int], positions_1N: torch.Tensor) -> torch.Tensor:
+        """Return the last position that each of the first N prompt ids attends to, (1, N)."""
+        if self.bidirectional is None:
+            return positions_1N
+        count = positions_1N.shape[1]
         if self.bidirectional == "prompt":
-            return [len(prompt_ids) - 1] * len(prompt_ids)
-        last_keys = list(range(len(prompt_ids)))
-        if self.bidirectional == "image":
-            for position in reversed(image_positions):
-                if prompt_ids[position + 1] == self.image_token_id:
-                    last_keys[position] = last_keys[position + 1]
-        return last_keys
+            return torch.full_like(positions_1N, count - 1)
+        last_keys = list(range(count))
+        for position in reversed(image_positions):
+            if prompt_ids[position + 1] == self.image_token_id:
+                last_keys[position] = last_keys[position + 1]
+        return upload(last_keys, self.device)[None]
 
     @torch.inference_mode()
     def decode(self, ids_B: torch.Tensor, positions_B: torch.Tensor, span: int) -> torch.Tensor:

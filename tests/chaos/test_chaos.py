@@ -51,7 +51,7 @@ def test_every_request_gets_one_right_caption_or_a_refusal_after_its_deadline(
         with capsys.disabled():
             print(f"\n{report(clients, kills, time.monotonic() - began)}")
         stack.stop()
-        deadline = time.monotonic() + 20  # a killed stack is cleaned up by its reaper, late on a busy machine
+        deadline = time.monotonic() + 5  # a process notices within a quarter of a second that its parent was killed
         while (remains := stack.remains()) and time.monotonic() < deadline:
             time.sleep(0.1)
     outcomes = [each for client in clients for each in client.outcomes]

@@ -133,4 +133,4 @@ def test_a_prefill_reads_nothing(running: tuple[Runner, list[Sequence]]) -> None
     sequences[5].rows = [5]
     with Operations() as operations:
         runner.join(sequences[5])
-    assert_no_wait(operations.counts, host_data=5)
+    assert_no_wait(operations.counts, host_data=4)

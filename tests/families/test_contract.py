@@ -78,7 +78,7 @@ def test_rows_of_different_ages_equal_generate(model: TinyModel) -> None:
     assert greedy_rows(model.decoder(), model.requests, model.source.stop_ids) == model.expected
     stopped = [ids[-1] in model.source.stop_ids for ids in model.expected]
     assert any(stopped) and not all(stopped), "some captions must end with a stop id, some at the limit"
-    assert len({tuple(ids) for ids in model.expected}) > 3, "images and prompts must change the caption"
+    assert len({tuple(ids) for ids in model.expected}) > 4, "images and prompts must change the caption"
 
 
 @all_families

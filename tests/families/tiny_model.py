@@ -33,6 +33,8 @@ ASKED = (
     ((90, 70), "|  and a name: é 猫"),
     ((200, 30), "wide"),
     ((30, 200), "tall"),
+    ((70, 70), "two dogs"),  # what a trained model continues: of noise, it says little
+    ((80, 60), "a plate of"),
 )
 
 

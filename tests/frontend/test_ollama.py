@@ -46,8 +46,12 @@ def test_chat_and_generate_answer_whole_and_streamed_with_the_caption(client: ol
     assert (whole.message.content, whole.done, whole.done_reason) == (expected.text, True, "stop")
     assert (whole.eval_count, whole.prompt_eval_count) == (expected.details.tokens, expected.details.prompt_tokens)
     assert whole.total_duration and whole.eval_duration and whole.total_duration >= whole.eval_duration
-    chunks = list(client.chat("captioner:latest", [message], stream=True))
-    assert "".join(chunk.message.content or "" for chunk in chunks) == expected.text and len(chunks) > 2
+    # Sampled text is longer: a short caption may leave in two pieces.
+    options = {"temperature": 2.0, "seed": 3, "num_predict": 40}
+    with Client(served.grpc) as captioner:
+        sampled = captioner.caption(PHOTO, temperature=2.0, seed=3, max_tokens=40, fit_max_tokens=True)
+    chunks = list(client.chat("captioner:latest", [message], stream=True, options=options))
+    assert "".join(chunk.message.content or "" for chunk in chunks) == sampled.text and len(chunks) > 4
     assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert client.generate("captioner", "Describe it.", images=[FILE]).response == expected.text
     pieces = client.generate("captioner", "Describe it.", images=[FILE], stream=True)

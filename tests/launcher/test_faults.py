@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from captioner.artifacts.repository_templates import templates
 from captioner.errors import StartupRefused
 from captioner.launcher import supervisor
+from captioner.launcher.reaper import remove_files
 from captioner.launcher.stubs import Stubs, children
 from captioner.launcher.supervisor import TritonServer
 from captioner.publish.model_control import ModelControl
@@ -236,9 +238,13 @@ with TritonServer(Path({str(repository)!r}), http_port=0, grpc_port=0, metrics_p
         stubs = children(server)
         reaper = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
         assert len(stubs) >= 5
+        reaper_command = Path(f"/proc/{reaper}/cmdline").read_text().split("\0")
         process.kill()
         os.kill(reaper, signal.SIGKILL)
         wait_until(lambda: not any(map(runs, {server, *stubs})), 20)
+    # Nobody was left to remove the files, so a later server on the same port would be blamed for them.
+    (prefix,) = (word.partition("=")[2] for word in reaper_command if word.startswith("--shm-prefix="))
+    remove_files(prefix, Path(tempfile.gettempdir()) / prefix)
 
 
 def test_a_hanging_stub_fails_two_probes_and_the_server_is_restarted(tmp_path: Path, start_triton: Start) -> None:

@@ -111,9 +111,9 @@ def test_every_endpoint_gives_the_same_greedy_caption(served: Served, client: Cl
     status, body = generate(served, "generate_stream", {"image": encoded, "stream": True})
     events = [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line]
     assert "".join(event["caption"] for event in events) == greedy
-    longer = {"image": encoded, "stream": True, "length": "long"}
-    pieces = [line for line in generate(served, "generate_stream", longer)[1].splitlines() if line]
-    assert len(pieces) > 2, "generate_stream sent the caption in one piece"
+    longer = {"image": encoded, "stream": True, "length": "long"}  # a short caption may leave in two pieces
+    events = [line for line in generate(served, "generate_stream", longer)[1].splitlines() if line]
+    assert len(events) > 2, "generate_stream sent the caption in one piece"
 
 
 def test_a_grpc_stream_sends_text_while_it_is_written_and_details_at_the_end(served: Served) -> None:
@@ -173,7 +173,7 @@ def test_cancelling_ends_decoding_within_a_step_and_100_ms(served: Served, clien
         while metric(served, "captioner_running") > 0:
             assert time.perf_counter() - began < 5, "the caption is still being decoded"
         steps.append(time.perf_counter() - began)
-    time.sleep(0.5)  # the metrics of one poll are reported one after the other, late on a busy machine
+    time.sleep(0.1)  # the metrics of one poll are reported one after the other
     before = metric(served, "captioner_tokens_total")
     time.sleep(0.3)
     assert metric(served, "captioner_tokens_total") == before
