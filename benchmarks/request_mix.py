@@ -100,7 +100,7 @@ def beam_searches(
                 length_penalty=manifest.generation.length_penalty,
                 early_stopping=manifest.generation.early_stopping,
             )
-            sequence = Sequence(ids, Sampling(), limit, search=beams, features=request.image.features)
+            sequence = Sequence(ids, Sampling(), limit, beams=beams, features=request.image.features)
             searches.append(ScheduledRequest(request.number, request.image, len(searches), None, sequence))
     return searches
 

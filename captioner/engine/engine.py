@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from captioner.engine.beam_search import BeamSearch
-from captioner.engine.consensus import ConsensusSearch
+from captioner.engine.consensus import Candidates
 from captioner.engine.repetition_guard import is_repeating
 from captioner.engine.runner import Runner, Step
 from captioner.engine.scheduler import Scheduler
@@ -25,7 +25,6 @@ from captioner.engine.sequence import FinishReason, Sequence
 from captioner.errors import CaptionerError, ServerBusy, ServerStopping
 
 log = logging.getLogger(__name__)
-Search = BeamSearch | ConsensusSearch
 MAX_PREFILLS = 2  # between two steps: running captions wait for them
 _EXIT_CODE = 70  # of a process whose decode thread cannot go on
 
@@ -184,8 +183,8 @@ class Engine:
     def _advance(self) -> None:
         """Launch a step and read its tokens; with async scheduling, read the tokens of the previous step instead."""
         running = self._scheduler.running
-        # A search chooses its tokens on the host, so its next step must wait for them.
-        is_async = self._runner.async_scheduling and all(sequence.search is None for sequence in running)
+        # A beam search chooses its beams on the host, so its next step must wait for them.
+        is_async = self._runner.async_scheduling and all(sequence.beams is None for sequence in running)
         if not is_async:
             self._read_launched()
         previous = self._launched
@@ -206,10 +205,13 @@ class Engine:
         for sequence, rows in step.rows_of:
             if not sequence.rows:
                 continue  # it left while this step ran
-            if sequence.search is None:
-                self._append(sequence, tokens[rows[0]], logprobs[rows[0]])
+            if sequence.beams is not None:
+                self._advance_beams(sequence, sequence.beams, step.logits_NV[rows])
+            elif sequence.candidates is not None:
+                drawn = [tokens[row] for row in rows], [logprobs[row] for row in rows]
+                self._append_candidates(sequence, sequence.candidates, *drawn)
             else:
-                self._advance_search(sequence, sequence.search, step.logits_NV[rows])
+                self._append(sequence, tokens[rows[0]], logprobs[rows[0]])
 
     def _append(self, sequence: Sequence, token: int, logprob: float) -> None:
         if math.isnan(logprob):
@@ -230,15 +232,29 @@ class Engine:
         elif len(sequence.token_ids) >= sequence.max_tokens:
             self._leave(sequence, "length")
 
-    def _advance_search(self, sequence: Sequence, search: Search, logits_KV: torch.Tensor) -> None:
+    def _advance_beams(self, sequence: Sequence, beams: BeamSearch, logits_KV: torch.Tensor) -> None:
         if logits_KV.isnan().any():
             self._fail_nan(sequence)
             return
         self._tokens += 1
-        chosen = search.advance(logits_KV)
+        chosen = beams.advance(logits_KV)
         if chosen is not None:
             self._runner.reorder_beams(sequence.rows, *chosen)
             return
+        self._finish_search(sequence, beams)
+
+    def _append_candidates(
+        self, sequence: Sequence, candidates: Candidates, tokens: list[int], logprobs: list[float]
+    ) -> None:
+        if any(map(math.isnan, logprobs)):
+            self._fail_nan(sequence)
+            return
+        self._tokens += 1
+        if candidates.append(tokens, logprobs):
+            self._finish_search(sequence, candidates)
+
+    def _finish_search(self, sequence: Sequence, search: BeamSearch | Candidates) -> None:
+        """End a caption that was chosen among several: its text comes whole."""
         sequence.logprob_sum, sequence.num_sampled_tokens = search.logprob_sum, search.num_sampled_tokens
         reason: FinishReason = "stop" if search.stopped else "length"
         for token in search.best:

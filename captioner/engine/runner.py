@@ -103,7 +103,9 @@ class Runner:
         sampled_rows = [row for row, sequence in by_row.items() if sequence.sampling.temperature]
         penalised = any(sequence.sampling.penalises for sequence in running)
         if sampled_rows:
-            uniform = torch.tensor([sequence.uniform() for sequence in by_row.values()], dtype=torch.float64)
+            # Drawn in the order of a sequence's own rows, which move: a draw must not depend on other requests.
+            drawn = {row: sequence.uniform() for sequence, rows in rows_of for row in rows}
+            uniform = torch.tensor([drawn[row] for row in range(count)], dtype=torch.float64)
             self._uniform[:count].copy_(uniform, non_blocking=True)
         span = min(max(self._lengths[:count]) + 1, self.decoder.context_tokens)
         for row in range(count):

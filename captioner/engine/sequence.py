@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from captioner.engine.beam_search import BeamSearch
-from captioner.engine.consensus import ConsensusSearch
+from captioner.engine.consensus import Candidates
 from captioner.engine.sampling import Sampling
 
 FinishReason = Literal["stop", "length", "repetition", "deadline", "cancelled", "failed"]
@@ -40,7 +40,8 @@ class Sequence:
     on_finish: Callable[[FinishReason], None] = _no_callback
     is_stop: Callable[[list[int]], bool] = _never_stop
     repetition_guard: bool = False
-    search: BeamSearch | ConsensusSearch | None = None
+    beams: BeamSearch | None = None
+    candidates: Candidates | None = None
     deadline: float = float("inf")
     priority_level: int = 2
     client_id: str = ""  # requests of one client share its turns
@@ -66,7 +67,8 @@ class Sequence:
     @property
     def width(self) -> int:
         """Number of slots it needs."""
-        return 1 if self.search is None else self.search.width
+        search = self.beams or self.candidates
+        return 1 if search is None else search.width
 
     def uniform(self) -> float:
         """Return the next step's random number in [0, 1). It depends on the seed alone, not on other requests."""

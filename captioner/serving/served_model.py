@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from captioner.artifacts.languages import language_name
 from captioner.artifacts.manifest import Manifest
 from captioner.engine.beam_search import BeamSearch
-from captioner.engine.consensus import TEMPERATURE, ConsensusSearch
+from captioner.engine.consensus import TEMPERATURE, Candidates
 from captioner.engine.sampling import Sampling
 from captioner.engine.sequence import Sequence
 from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
@@ -195,14 +195,16 @@ class ServedModel:
 
     def _sampling(self, parameters: CaptionParameters) -> Sampling:
         penalty, ngram = parameters.repetition_penalty, parameters.no_repeat_ngram_size
-        published = self.manifest.generation
+        published, temperature, seed = self.manifest.generation, parameters.temperature, parameters.seed
+        if parameters.candidates > 1 and not temperature:
+            temperature, seed = TEMPERATURE, 0  # equal requests of temperature 0 give equal captions
         return Sampling(
-            temperature=parameters.temperature,
+            temperature=temperature,
             top_p=parameters.top_p,
             top_k=parameters.top_k,
             repetition_penalty=published.repetition_penalty if penalty is None else penalty,
             no_repeat_ngram_size=published.no_repeat_ngram_size if ngram is None else ngram,
-            seed=secrets.randbits(32) if parameters.seed is None else parameters.seed,
+            seed=secrets.randbits(32) if seed is None else seed,
         )
 
     def _num_beams(self, parameters: CaptionParameters) -> int:
@@ -246,20 +248,13 @@ class ServedModel:
             sequence.prompt_ids = self._family.prompt_ids(
                 self._tokenizer, manifest, request.prompt, info.grid_rows, info.grid_columns, request.system
             )
-        generation, sampling = manifest.generation, sequence.sampling
         if request.candidates > 1:
-            sequence.search = ConsensusSearch(
-                sequence.text_ids,
-                width=request.candidates,
-                max_tokens=sequence.max_tokens,
-                stop_ids=manifest.stop_ids,
-                temperature=sampling.temperature or TEMPERATURE,
-                repetition_penalty=sampling.repetition_penalty,
-                # With temperature 0, equal requests give equal captions, whatever their seeds are.
-                seed=sampling.seed if sampling.temperature else 0,
+            sequence.candidates = Candidates(
+                request.candidates, max_tokens=sequence.max_tokens, stop_ids=manifest.stop_ids
             )
         elif request.num_beams > 1:
-            sequence.search = BeamSearch(
+            generation, sampling = manifest.generation, sequence.sampling
+            sequence.beams = BeamSearch(
                 sequence.text_ids,
                 width=request.num_beams,
                 max_tokens=sequence.max_tokens,

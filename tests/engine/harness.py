@@ -46,8 +46,8 @@ class RecordedSequence(Sequence):
 
     def alone(self, stop: int = tiny.STOP) -> list[int]:
         """Return its tokens without an engine and without a cache."""
-        if self.search is not None:
-            options = {"num_beams": self.search.width, "max_new_tokens": self.max_tokens}
+        if self.beams is not None:
+            options = {"num_beams": self.beams.width, "max_new_tokens": self.max_tokens}
             return tiny.generate(self.image, self.prompt_ids, **options)
         return tiny.greedy(tiny.features(self.image), self.prompt_ids, self.max_tokens, stop)
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.engine.consensus import MISSING_WEIGHT, ConsensusSearch, consensus
+from captioner.engine.consensus import MISSING_WEIGHT, Candidates, consensus
+from captioner.engine.sampling import Sampling
 from tests.engine.harness import RecordedSequence, make_engine, run, submit
 from tests.support import tiny
 
-STOP, VOCABULARY = 0, 12
-
-
-def finish(search: ConsensusSearch, logits_KV: torch.Tensor) -> list[int]:
-    """Advance with the same logits in every step, and return the chosen caption."""
-    for _ in range(100):
-        if search.advance(logits_KV) is None:
-            return search.best
-    raise AssertionError("the search did not end")
+STOP = 0
 
 
 def test_a_token_of_one_caption_alone_loses_against_none() -> None:
@@ -51,70 +45,80 @@ def test_no_caption_has_a_smaller_expected_error(captions: list[list[int]]) -> N
     assert error(captions[consensus(captions)]) == pytest.approx(min(map(error, written)))
 
 
-def search(width: int, *, seed: int = 0, max_tokens: int = 8, penalty: float = 1.0) -> ConsensusSearch:
-    return ConsensusSearch(
-        [1], width=width, max_tokens=max_tokens, stop_ids=[STOP], repetition_penalty=penalty, seed=seed
-    )
+def test_the_chosen_caption_has_its_own_probability_and_end() -> None:
+    three = Candidates(3, max_tokens=3, stop_ids=[STOP])
+    assert not three.append([5, 5, STOP], [-1.0, -2.0, -0.5])
+    assert not three.append([6, STOP, 9], [-1.0, -0.25, -9.0])
+    assert three.append([7, 9, 9], [-1.0, -9.0, -9.0])
+    assert (three.best, three.stopped, three.logprob_sum, three.num_sampled_tokens) == ([5], True, -2.25, 2)
 
 
-def test_one_candidate_is_greedy() -> None:
-    logits = torch.zeros(1, VOCABULARY)
-    logits[0, 7] = 1.0
-    one = search(1, max_tokens=3)
-    assert finish(one, logits) == [7, 7, 7]
-    assert not one.stopped and one.num_sampled_tokens == 3
-    assert one.logprob_sum == pytest.approx(3 * float(logits.log_softmax(-1)[0, 7]), abs=1e-5)
+def test_a_caption_that_ends_at_the_limit_has_not_stopped() -> None:
+    one = Candidates(1, max_tokens=2, stop_ids=[STOP])
+    assert not one.append([5], [-1.0])
+    assert one.append([6], [-1.0])
+    assert (one.best, one.stopped, one.num_sampled_tokens) == ([5, 6], False, 2)
 
 
-def test_the_same_seed_gives_the_same_caption_and_others_differ() -> None:
-    logits = torch.randn(8, VOCABULARY, generator=torch.Generator().manual_seed(0))
-    found = [tuple(finish(search(8, seed=seed), logits)) for seed in (0, 0, *range(1, 12))]
-    assert found[0] == found[1]
-    assert len(set(found)) > 3
+@pytest.mark.parametrize(("width", "max_tokens"), [(0, 3), (2, 0)])
+def test_no_width_and_no_tokens_are_refused(width: int, max_tokens: int) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Candidates(width, max_tokens=max_tokens, stop_ids=[STOP])
 
 
-def test_candidates_follow_the_model_s_own_distribution() -> None:
-    logits = torch.log(torch.tensor([0.001, 0.6, 0.3, 0.099])).repeat(16, 1)
-    drawn: Counter[int] = Counter()
-    for seed in range(40):
-        many = search(16, seed=seed, max_tokens=2)
-        step = many.advance(logits)
-        assert step is not None
-        drawn.update(step[1][1:])  # the first is greedy
-    assert [drawn[token] / drawn.total() for token in (1, 2, 3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.06)
+class Draws(random.Random):
+    """Random numbers that a test has chosen."""
+
+    def __init__(self, numbers: Iterable[float]) -> None:
+        super().__init__()
+        self._numbers = iter(numbers)
+
+    def random(self) -> float:
+        return next(self._numbers)
 
 
-def test_a_row_that_has_ended_reads_the_stop_id_and_stays_as_it_is() -> None:
-    one = search(2, max_tokens=3)
-    stop, go = torch.full((VOCABULARY,), -1e9), torch.full((VOCABULARY,), -1e9)
-    stop[STOP], go[5] = 0.0, 0.0
-    assert one.advance(torch.stack([go, stop])) == ([0, 1], [5, STOP])
-    assert one.advance(torch.stack([go, go])) == ([0, 1], [5, STOP])
-    assert one.advance(torch.stack([stop, go])) is None
+def wide(image: int, seed: int = 0, width: int = 3, **sampling: Any) -> RecordedSequence:
+    """Return a request of several candidates."""
+    sequence = RecordedSequence(image, max_tokens=12, sampling=Sampling(**{"temperature": 1.0} | sampling, seed=seed))
+    sequence.candidates = Candidates(width, max_tokens=12, stop_ids=(1, tiny.STOP))
+    return sequence
 
 
-def test_the_penalty_counts_what_the_row_itself_has_written() -> None:
-    logits = torch.zeros(1, VOCABULARY)
-    logits[0, 7], logits[0, 8] = 1.0, 0.9
-    assert finish(search(1, max_tokens=2, penalty=2.0), logits) == [7, 8]
+def alone(sequence: RecordedSequence, *, async_scheduling: bool = False) -> list[int]:
+    engine = make_engine(slots=sequence.width, async_scheduling=async_scheduling)
+    submit(engine, sequence)
+    run(engine)
+    assert sequence.received == sequence.token_ids
+    return sequence.received
 
 
-def test_a_caption_is_the_same_beside_others() -> None:
-    def wide(image: int) -> RecordedSequence:
-        sequence = RecordedSequence(image, max_tokens=12)
-        sequence.search = ConsensusSearch(sequence.prompt_ids, width=3, max_tokens=12, stop_ids=(1, tiny.STOP))
-        return sequence
+def test_the_caption_is_the_consensus_of_captions_sampled_one_by_one() -> None:
+    """Candidate n of a step takes draw n, so with two candidates a single caption takes every second draw."""
+    sampling = Sampling(temperature=1.0, seed=5)
+    draws = random.Random(5)
+    numbers = [[draws.random() for _ in range(2)] for _ in range(12)]
+    single = []
+    for candidate in range(2):
+        mine = RecordedSequence(3, max_tokens=12, sampling=sampling)
+        mine._random = Draws(pair[candidate] for pair in numbers)
+        single.append(alone(mine))
+    assert single[0] != single[1]
+    assert alone(wide(3, seed=5, width=2)) == single[consensus(single)]
 
-    alone = []
-    for image in range(4):
-        engine, sequence = make_engine(slots=3), wide(image)
-        submit(engine, sequence)
-        run(engine)
-        alone.append(sequence.received)
-    engine, together = make_engine(slots=8), [wide(image) for image in range(4)]
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_caption_depends_on_its_seed_and_not_on_others(async_scheduling: bool) -> None:
+    expected = [alone(wide(image)) for image in range(4)]
+    engine, together = make_engine(slots=8, async_scheduling=async_scheduling), [wide(image) for image in range(4)]
     for sequence in together:
         submit(engine, sequence, RecordedSequence(9, max_tokens=5))
         engine.step()
     run(engine)
-    assert [sequence.received for sequence in together] == alone
-    assert all(alone) and [sequence.error for sequence in together] == [None] * 4
+    assert [sequence.received for sequence in together] == expected
+    assert all(expected) and [sequence.error for sequence in together] == [None] * 4
+    assert len({tuple(alone(wide(0, seed=seed))) for seed in range(8)}) > 3
+
+
+def test_all_rules_of_sampling_hold_for_candidates() -> None:
+    greedy = RecordedSequence(2, max_tokens=12)
+    assert alone(wide(2, top_k=1)) == alone(greedy) != alone(wide(2))

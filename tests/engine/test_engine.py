@@ -44,7 +44,7 @@ def test_beam_searches_among_other_captions_equal_each_caption_alone(async_sched
     engine, sequences = make_engine(slots=6, async_scheduling=async_scheduling), crowd(rng, 24)
     for number, sequence in enumerate(sequences):
         if number % 3 == 0:
-            sequence.search = BeamSearch(
+            sequence.beams = BeamSearch(
                 sequence.prompt_ids, width=2 + number % 4, max_tokens=sequence.max_tokens, stop_ids=(1, tiny.STOP)
             )
     for sequence in sequences:

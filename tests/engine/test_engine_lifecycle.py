@@ -276,7 +276,7 @@ def test_logits_that_are_nan_fail_their_own_caption(width: int) -> None:
     engine = make_engine(slots=4)
     bad, good = RecordedSequence(1, max_tokens=20), RecordedSequence(2, max_tokens=20)
     if width > 1:
-        bad.search = BeamSearch(bad.prompt_ids, width=width, max_tokens=20, stop_ids=(1, tiny.STOP))
+        bad.beams = BeamSearch(bad.prompt_ids, width=width, max_tokens=20, stop_ids=(1, tiny.STOP))
     forward = engine._runner._forward
 
     def nan_in_first_rows(*arguments: Any) -> Any:

@@ -78,7 +78,7 @@ def test_repeated_ngrams_are_left_out_as_in_generate(model: TinyModel, width: in
         sequence = Sequence(prompt_ids, Sampling(**rule), limit, features=features, encoded_ids=len(prompt_ids) - 2)
         if width > 1:
             stops: dict[str, Any] = {"stop_ids": model.source.stop_ids, "early_stopping": True}
-            sequence.search = BeamSearch(sequence.text_ids, width=width, max_tokens=limit, **stops, **rule)
+            sequence.beams = BeamSearch(sequence.text_ids, width=width, max_tokens=limit, **stops, **rule)
         sequences.append(sequence)
     engine = Engine(Runner(model.decoder(), len(ASKED)), model.source.stop_ids, max_waiting=len(sequences))
     for sequence in sequences:
