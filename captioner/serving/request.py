@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from captioner.engine.sequence import Sequence
+from captioner.serving.decoding_options import DecodingOptions
 from captioner.serving.detokenizer import Detokenizer
+from captioner.serving.prompt_text import RequestedPrompt
 from captioner.serving.response_sender import ResponseQueue
 from captioner.wire import CaptionParameters, ImageInfo
 
@@ -29,13 +31,9 @@ class InFlightRequest:
     sequence: Sequence
     parameters: CaptionParameters
     image: bytes  # emptied once its features are known
-    prompt: str
-    system: str | None
-    language: str | None  # its name
-    own_texts: tuple[str, ...]  # the texts of the client in the prompt
+    prompt: RequestedPrompt
+    decoding: DecodingOptions
     streaming: bool
-    num_beams: int
-    candidates: int
     arrived: float
     text_limits: Detokenizer | None = None  # on the decode thread; None without stop texts and max_characters
     image_key: bytes = b""  # SHA-256 of the image

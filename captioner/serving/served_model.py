@@ -6,7 +6,6 @@ It knows the manifest and the tokenizer, not threads, slots or responses: those 
 from __future__ import annotations
 
 import math
-import secrets
 import time
 
 import numpy as np
@@ -16,15 +15,15 @@ from tokenizers import Tokenizer
 from captioner.artifacts.languages import language_name
 from captioner.artifacts.manifest import Manifest
 from captioner.engine.beam_search import BeamSearch
-from captioner.engine.consensus import TEMPERATURE, Candidates
-from captioner.engine.sampling import Sampling
+from captioner.engine.consensus import Candidates
 from captioner.engine.sequence import Sequence
-from captioner.errors import ArtefactBroken, ParameterInvalid, ParameterUnsupported, PromptTooLong
+from captioner.errors import ArtefactBroken, ParameterInvalid, PromptTooLong
 from captioner.families import family
 from captioner.families.regions import BOX
+from captioner.serving.decoding_options import resolve_decoding
 from captioner.serving.detokenizer import Detokenizer
 from captioner.serving.feature_cache import Encoded
-from captioner.serving.prompt_text import ControlTokens
+from captioner.serving.prompt_text import ControlTokens, resolve_prompt
 from captioner.serving.request import CaptionRequest, InFlightRequest
 from captioner.serving.response_sender import ResponseQueue
 from captioner.wire import (
@@ -86,34 +85,11 @@ class ServedModel:
     def accept(self, request: CaptionRequest, parameters: CaptionParameters, queue: ResponseQueue) -> InFlightRequest:
         """Resolve everything that takes no time. Raises a subclass of ParameterRefused."""
         arrived = time.monotonic()
-        given = decode_prompt(request.prompt or b"")
-        if not given.strip():
-            prompt = self.manifest.prompts.render(
-                parameters.style, parameters.length, parameters.extras, parameters.name
-            )
-            own_texts = () if parameters.name is None else (parameters.name,)
-        else:
-            for name in ("style", "length", "extras", "name"):
-                if getattr(parameters, name):
-                    raise ParameterInvalid(
-                        f"{name} is given together with a prompt; both set the prompt, so send only one"
-                    )
-            prompt = given
-            if self.manifest.continues_prompt:
-                prompt = prompt.rstrip()  # most tokens begin with a blank: after another blank come parts of words
-            own_texts = (prompt,)
-        language = self._language(parameters)
-        if language is not None:
-            prompt = self.manifest.prompts.in_language(prompt, language)
-            own_texts = (*own_texts, language)
-        system = parameters.system if (parameters.system or "").strip() else None
-        if system is not None and not self.manifest.system_template:
-            raise ParameterUnsupported(
-                "system is given; this model has no system turn, so put its text into the prompt"
-            )
+        prompt = resolve_prompt(self.manifest, parameters, decode_prompt(request.prompt or b""))
+        decoding = resolve_decoding(parameters, self.manifest.generation, self._slots)
         sequence = Sequence(
             prompt_ids=[],
-            sampling=self._sampling(parameters),
+            sampling=decoding.sampling,
             max_tokens=0,
             repetition_guard=parameters.repetition_guard,
             deadline=arrived + (parameters.deadline_ms or float("inf")) / 1000,
@@ -126,23 +102,19 @@ class ServedModel:
             parameters=parameters,
             image=request.image or b"",
             prompt=prompt,
-            system=system,
-            language=language,
-            own_texts=own_texts if system is None else (*own_texts, system),
+            decoding=decoding,
             streaming=request.streaming if parameters.stream is None else parameters.stream,
-            num_beams=self._num_beams(parameters),
-            candidates=self._candidates(parameters),
             arrived=arrived,
         )
 
     def prepare(self, request: InFlightRequest) -> None:
         """Tokenize the prompt and open the response queue. Raises a subclass of ParameterRefused."""
         manifest, parameters, sequence = self.manifest, request.parameters, request.sequence
-        for text in request.own_texts:
+        for text in request.prompt.own_texts:
             self._control_tokens.check(text)
         # Assume the largest grid an image may have: the prompt must fit before the image is decoded.
         grid = manifest.image.max_grid
-        prompt_ids = self._family.prompt_ids(self._tokenizer, manifest, request.prompt, *grid, request.system)
+        prompt_ids = self._prompt_ids(request, *grid)
         room = manifest.context_tokens - len(prompt_ids)
         if room < 1:
             raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens; the limit is {manifest.context_tokens - 1}")
@@ -165,26 +137,15 @@ class ServedModel:
             request.text_limits = Detokenizer(*text_rules)  # the queue's runs behind, on the sender's thread
             sequence.is_stop = request.text_limits.is_stop
 
-    def _language(self, parameters: CaptionParameters) -> str | None:
-        """Return the name of the language asked for. Raises ParameterUnsupported if the model cannot be asked."""
-        language = parameters.language
-        if language is None:
-            return None
-        if self.manifest.continues_prompt:
-            raise ParameterUnsupported(
-                f"language is {language!r}; this model follows no instructions, so it only writes the language that it "
-                "was trained on"
-            )
-        if not self.manifest.prompts.language:
-            raise ParameterUnsupported(
-                f"language is {language!r}; this model cannot be asked for one; if it follows "
-                "instructions, export it again"
-            )
-        return language_name(language)
+    def _prompt_ids(self, request: InFlightRequest, grid_rows: int, grid_columns: int) -> list[int]:
+        prompt = request.prompt
+        return self._family.prompt_ids(
+            self._tokenizer, self.manifest, prompt.text, grid_rows, grid_columns, prompt.system
+        )
 
     def _style(self, request: InFlightRequest) -> str:
         """Return the style that the request's prompt belongs to; "" for a prompt of the client's own."""
-        return self.manifest.prompts.style_of(request.prompt) or ""
+        return self.manifest.prompts.style_of(request.prompt.text) or ""
 
     def _regions(self, request: InFlightRequest, info: ImageInfo) -> tuple[Region, ...] | None:
         """Return the places that a finished caption names; None if the model cannot name places."""
@@ -192,42 +153,6 @@ class ServedModel:
             return None
         per_region = self._family.region_styles.get(self._style(request), BOX)
         return self._locations.regions(request.sequence.token_ids, info.width, info.height, per_region)
-
-    def _sampling(self, parameters: CaptionParameters) -> Sampling:
-        penalty, ngram = parameters.repetition_penalty, parameters.no_repeat_ngram_size
-        published, temperature, seed = self.manifest.generation, parameters.temperature, parameters.seed
-        if parameters.candidates > 1 and not temperature:
-            temperature, seed = TEMPERATURE, 0  # equal requests of temperature 0 give equal captions
-        return Sampling(
-            temperature=temperature,
-            top_p=parameters.top_p,
-            top_k=parameters.top_k,
-            repetition_penalty=published.repetition_penalty if penalty is None else penalty,
-            no_repeat_ngram_size=published.no_repeat_ngram_size if ngram is None else ngram,
-            seed=secrets.randbits(32) if seed is None else seed,
-        )
-
-    def _num_beams(self, parameters: CaptionParameters) -> int:
-        """Return the beams asked for, or the model's default; 1 by default for sampled captions."""
-        beams, temperature, slots = parameters.num_beams, parameters.temperature, self._slots
-        if beams is None:
-            return 1 if temperature or parameters.candidates > 1 else self.manifest.generation.num_beams
-        if beams > 1 and temperature:
-            raise ParameterInvalid(
-                f"num_beams is {beams} and temperature {temperature:g}; beam search does not sample: use one of the two"
-            )
-        if beams > slots:
-            raise ParameterInvalid(f"num_beams is {beams}; this server has {slots} slots")
-        return beams
-
-    def _candidates(self, parameters: CaptionParameters) -> int:
-        """Return the candidates asked for; 1 by default."""
-        candidates, beams = parameters.candidates, parameters.num_beams
-        if candidates > 1 and (beams or 1) > 1:
-            raise ParameterInvalid(f"candidates is {candidates} and num_beams {beams}; use one of the two")
-        if candidates > self._slots:
-            raise ParameterInvalid(f"candidates is {candidates}; this server has {self._slots} slots")
-        return candidates
 
     def set_features(self, request: InFlightRequest, encoded: Encoded, hit: bool) -> None:
         """Give the sequence what depends on the image; `hit` means that the features came from the cache.
@@ -245,18 +170,16 @@ class ServedModel:
         if not np.isfinite(encoded.features).all():
             raise ArtefactBroken("the image encoder gave features that are not finite numbers")
         if any(manifest.image.max_grid):
-            sequence.prompt_ids = self._family.prompt_ids(
-                self._tokenizer, manifest, request.prompt, info.grid_rows, info.grid_columns, request.system
-            )
-        if request.candidates > 1:
+            sequence.prompt_ids = self._prompt_ids(request, info.grid_rows, info.grid_columns)
+        if request.decoding.candidates > 1:
             sequence.candidates = Candidates(
-                request.candidates, max_tokens=sequence.max_tokens, stop_ids=manifest.stop_ids
+                request.decoding.candidates, max_tokens=sequence.max_tokens, stop_ids=manifest.stop_ids
             )
-        elif request.num_beams > 1:
+        elif request.decoding.num_beams > 1:
             generation, sampling = manifest.generation, sequence.sampling
             sequence.beams = BeamSearch(
                 sequence.text_ids,
-                width=request.num_beams,
+                width=request.decoding.num_beams,
                 max_tokens=sequence.max_tokens,
                 stop_ids=manifest.stop_ids,
                 length_penalty=generation.length_penalty,
@@ -282,7 +205,7 @@ class ServedModel:
             model=self.manifest.model,
             revision=self.manifest.revision,
             version=self._version,
-            prompt=request.prompt,
+            prompt=request.prompt.text,
             seed=sequence.sampling.seed,
             max_tokens=sequence.max_tokens,
             max_characters=request.parameters.max_characters,
@@ -290,8 +213,8 @@ class ServedModel:
             top_p=sequence.sampling.top_p,
             top_k=sequence.sampling.top_k,
             repetition_penalty=sequence.sampling.repetition_penalty,
-            num_beams=request.num_beams,
-            candidates=request.candidates,
+            num_beams=request.decoding.num_beams,
+            candidates=request.decoding.candidates,
             finish_reason=reason,
             tokens=len(sequence.token_ids),
             prompt_tokens=len(sequence.prompt_ids),
@@ -303,8 +226,8 @@ class ServedModel:
                 *(round(s * 1000, 2) for s in (queue_s, encode_s, first_token - request.arrived, now - request.arrived))
             ),
             cache_hit=request.cache_hit,
-            system=request.system,
-            language=request.language,
+            system=request.prompt.system,
+            language=request.prompt.language,
             no_repeat_ngram_size=sequence.sampling.no_repeat_ngram_size,
             regions=self._regions(request, request.info),
         )
